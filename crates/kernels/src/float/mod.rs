@@ -1,0 +1,1 @@
+//! Float kernels (f32, NHWC).

@@ -1,0 +1,1 @@
+//! Integer kernels (u8 activations, i8 weights, i32 sums).

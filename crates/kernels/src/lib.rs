@@ -1,0 +1,11 @@
+//! Pure functions on slices: convolution, matrix product, pooling, elementwise maths and quantization.
+//!
+//! What enters: slices of `f32` / `u8` / `i32` in NHWC order and plain numbers. What leaves: filled slices.
+//! This room knows no graph, no tensor type and no file. It is the only room with `unsafe`. Every fast kernel has a plain
+//! `reference` twin and a test that holds the two together.
+
+pub mod float;
+pub mod int;
+pub mod threads;
+
+pub use threads::Threads;

@@ -1,0 +1,1 @@
+//! fewbits-report
