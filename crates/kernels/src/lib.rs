@@ -4,8 +4,15 @@
 //! This room knows no graph, no tensor type and no file. It is the only room with `unsafe`. Every fast kernel has a plain
 //! `reference` twin and a test that holds the two together.
 
+pub mod broadcast;
+pub mod chunks;
 pub mod float;
+pub mod geometry;
 pub mod int;
+pub mod movement;
+pub mod pool;
+pub mod simd;
 pub mod threads;
 
+pub use geometry::ConvGeometry;
 pub use threads::Threads;

@@ -1,1 +1,30 @@
 //! Float kernels (f32, NHWC).
+//!
+//! What enters: slices, their sizes, a [`crate::Threads`]. What leaves: filled slices, with the same bits for any number of
+//! threads. Every kernel has a twin in [`mod@reference`].
+
+pub mod activation;
+pub mod conv;
+mod depthwise;
+mod direct;
+pub mod reference;
+mod tile;
+
+pub use activation::Activation;
+pub use conv::{Epilogue, PackedConv};
+
+/// A pointer into an output slice whose tasks write disjoint parts.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: a plain address; whoever writes through it in a task shows that no other task touches those numbers.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// The address. A method, so that closures capture the `Sync` wrapper and not the pointer inside.
+    fn get(self) -> *mut f32 {
+        self.0
+    }
+}

@@ -1,0 +1,456 @@
+//! From decoded pixels to the tensor a network eats: an RGB image enters, a prepared `[C, H, W]` tensor leaves.
+//! It must not know where images come from.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DataError, Image, resize::resize_bilinear};
+
+/// Metadata key under which exported models carry a [`Preprocess`] as JSON.
+pub const METADATA_KEY: &str = "fewbits.preprocess";
+
+/// How an image is brought to size, before the crop. All resizing is Pillow's antialiased bilinear.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Resize {
+    /// As it is.
+    Keep,
+    /// The shorter side to this length, the longer one in proportion (rounded down).
+    Shorter(usize),
+    /// The shorter side to this length, unless it already lies between the crop and this length: images prepared on
+    /// disk are not resampled again.
+    ShorterUnlessFitting(usize),
+    /// To exactly this size; proportions change.
+    Exact {
+        /// Height in pixels.
+        height: usize,
+        /// Width in pixels.
+        width: usize,
+    },
+    /// As large as fits into this size at the image's own proportions, in the top left corner; the rest is `fill`.
+    Letterbox {
+        /// Height in pixels.
+        height: usize,
+        /// Width in pixels.
+        width: usize,
+        /// Value of the padding in every channel.
+        fill: u8,
+    },
+}
+
+/// Which channels, in which order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Channels {
+    /// Red, green, blue.
+    Rgb,
+    /// Blue, green, red.
+    Bgr,
+    /// One channel of luma, `(19595·R + 38470·G + 7471·B + 2¹⁵) >> 16` (ITU-R 601, as Pillow's `L`).
+    Gray,
+}
+
+impl Channels {
+    /// Number of channels.
+    pub fn count(self) -> usize {
+        if self == Self::Gray { 1 } else { 3 }
+    }
+}
+
+/// Everything done to an image before the network sees it: resize, centre crop, channel order, `(x/scale − mean)/std`.
+///
+/// `Display` prints it in one line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preprocess {
+    /// Resizing, first.
+    pub resize: Resize,
+    /// Side of the centre crop in pixels; `None`: no crop.
+    pub crop: Option<usize>,
+    /// Channel order.
+    pub channels: Channels,
+    /// Divisor of the pixel values 0…255.
+    pub scale: f32,
+    /// Subtracted after the division: one value for each channel, or one for all.
+    pub mean: Vec<f32>,
+    /// Divisor after that: one value for each channel, or one for all.
+    pub std: Vec<f32>,
+}
+
+/// A prepared image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prepared {
+    /// `[C, H, W]`.
+    pub shape: [usize; 3],
+    /// Elements in that order.
+    pub data: Vec<f32>,
+}
+
+impl Default for Preprocess {
+    /// Pixels as they are: RGB, 0…255.
+    fn default() -> Self {
+        Self { resize: Resize::Keep, crop: None, channels: Channels::Rgb, scale: 1.0, mean: vec![0.0], std: vec![1.0] }
+    }
+}
+
+impl Preprocess {
+    /// The names that [`Preprocess::preset`] knows.
+    pub const PRESETS: [&str; 5] = ["imagenet", "tf", "cifar10", "yolox", "none"];
+
+    /// A preset by name; `input` is the network's `(height, width)` where its graph fixes it.
+    ///
+    /// - `imagenet`: shorter side 256 ([`Resize::ShorterUnlessFitting`]), crop 224, /255, torchvision's mean and deviation.
+    /// - `tf`: the same geometry, x/127.5 − 1.
+    /// - `cifar10`: no resizing, /255, mean and deviation of CIFAR-10.
+    /// - `yolox`: letterbox with 114 to the input (416 if unknown), BGR, 0…255.
+    /// - `none`: RGB, 0…255.
+    ///
+    /// A square input other than 224 scales 256 and 224 in proportion.
+    pub fn preset(name: &str, input: Option<(usize, usize)>) -> Option<Self> {
+        Some(match name {
+            "imagenet" => Self::torchvision(input),
+            "tf" => Self { scale: 127.5, mean: vec![1.0], std: vec![1.0], ..Self::torchvision(input) },
+            "cifar10" => Self {
+                scale: 255.0,
+                mean: vec![0.4914, 0.4822, 0.4465],
+                std: vec![0.2470, 0.2435, 0.2616],
+                ..Self::default()
+            },
+            "yolox" => {
+                let (height, width) = input.unwrap_or((416, 416));
+                let resize = Resize::Letterbox { height, width, fill: 114 };
+                Self { resize, channels: Channels::Bgr, ..Self::default() }
+            }
+            "none" => Self::default(),
+            _ => return None,
+        })
+    }
+
+    fn torchvision(input: Option<(usize, usize)>) -> Self {
+        let (resize, crop) = match input {
+            Some((height, width)) if height != width => (Resize::Exact { height, width }, None),
+            Some((side, _)) => (Resize::ShorterUnlessFitting((side * 256 + 112) / 224), Some(side)),
+            None => (Resize::ShorterUnlessFitting(256), Some(224)),
+        };
+        Self {
+            resize,
+            crop,
+            channels: Channels::Rgb,
+            scale: 255.0,
+            mean: vec![0.485, 0.456, 0.406],
+            std: vec![0.229, 0.224, 0.225],
+        }
+    }
+
+    /// What a model's metadata say, or `None` if they say nothing.
+    ///
+    /// Read are [`METADATA_KEY`] (JSON, as exported models carry it), else `preprocess`: the name of a preset, `torchvision`,
+    /// or a text such as `rgb/127.5-1`, `bgr`, `rgb/255, resize to 320x320`, `rgb/255, crop 224`, `bgr, letterbox 114`. The input size
+    /// comes from the graph (`input`) or from the metadata key `input` (`224` or `320x320`). A text that is there but
+    /// not understood is an error: guessing would cost accuracy silently. `model` serves for messages.
+    pub fn from_metadata(
+        metadata: &BTreeMap<String, String>,
+        input: Option<(usize, usize)>,
+        model: &Path,
+    ) -> Result<Option<Self>, DataError> {
+        let unclear = |text: &str| DataError::PreprocessText { path: model.to_path_buf(), text: text.to_owned() };
+        if let Some(text) = metadata.get(METADATA_KEY) {
+            let parsed: Self = serde_json::from_str(text).map_err(|_| unclear(text))?;
+            return if parsed.is_valid() { Ok(Some(parsed)) } else { Err(unclear(text)) };
+        }
+        let Some(text) = metadata.get("preprocess") else { return Ok(None) };
+        let input = input.or_else(|| parse_size(metadata.get("input")?));
+        Self::parse(text, input).map(Some).ok_or_else(|| unclear(text))
+    }
+
+    fn parse(text: &str, input: Option<(usize, usize)>) -> Option<Self> {
+        let text = text.trim().to_ascii_lowercase();
+        if text == "torchvision" {
+            return Some(Self::torchvision(input));
+        }
+        if let Some(preset) = Self::preset(&text, input) {
+            return Some(preset);
+        }
+        let mut parts = text.split(',').map(str::trim);
+        let mut parsed = Self::torchvision(input);
+        let colour = parts.next()?;
+        let (name, range) = colour.split_at(colour.find(['/', '-']).unwrap_or(colour.len()));
+        parsed.channels = match name.trim() {
+            "rgb" => Channels::Rgb,
+            "bgr" => Channels::Bgr,
+            "gray" | "grey" => Channels::Gray,
+            _ => return None,
+        };
+        let (scale, mean) = range.split_once('-').unwrap_or((range, "0"));
+        parsed.scale = match scale.trim().strip_prefix('/') {
+            Some(number) => number.trim().parse().ok()?,
+            None => scale.trim().is_empty().then_some(1.0)?,
+        };
+        parsed.mean = vec![mean.trim().parse().ok()?];
+        parsed.std = vec![1.0];
+        for part in parts {
+            if let Some(size) = part.strip_prefix("resize to ") {
+                let (height, width) = parse_size(size)?;
+                (parsed.resize, parsed.crop) = (Resize::Exact { height, width }, None);
+            } else if let Some(side) = part.strip_prefix("crop ") {
+                (parsed.resize, parsed.crop) = (Resize::Keep, Some(side.parse().ok()?));
+            } else if let Some(fill) = part.strip_prefix("letterbox ") {
+                let (height, width) = input?;
+                (parsed.resize, parsed.crop) = (Resize::Letterbox { height, width, fill: fill.parse().ok()? }, None);
+            } else {
+                return None;
+            }
+        }
+        parsed.is_valid().then_some(parsed)
+    }
+
+    /// Whether the numbers make sense: one or `C` means and deviations, finite, no division by zero, no empty size.
+    pub fn is_valid(&self) -> bool {
+        let per_channel = |v: &[f32]| v.len() == 1 || v.len() == self.channels.count();
+        let divides = |x: f32| x.is_finite() && x != 0.0;
+        let sized = match self.resize {
+            Resize::Keep => true,
+            Resize::Shorter(side) | Resize::ShorterUnlessFitting(side) => side > 0,
+            Resize::Exact { height, width } | Resize::Letterbox { height, width, .. } => height > 0 && width > 0,
+        };
+        per_channel(&self.mean)
+            && per_channel(&self.std)
+            && self.mean.iter().all(|m| m.is_finite())
+            && self.std.iter().all(|&s| divides(s))
+            && divides(self.scale)
+            && self.crop != Some(0)
+            && sized
+    }
+
+    /// The `(height, width)` that every prepared image has; `None` if it depends on the image.
+    pub fn output_size(&self) -> Option<(usize, usize)> {
+        match (self.crop, self.resize) {
+            (Some(side), _) => Some((side, side)),
+            (None, Resize::Exact { height, width } | Resize::Letterbox { height, width, .. }) => Some((height, width)),
+            _ => None,
+        }
+    }
+
+    /// Prepares one image. `path` serves for messages.
+    ///
+    /// The arithmetic is f32: `(x / scale − mean) / std` for each of the 256 values, as numpy does it on arrays.
+    pub fn apply(&self, image: &Image, path: &Path) -> Result<Prepared, DataError> {
+        let resized = self.resized(image);
+        let mut image = resized.as_ref().unwrap_or(image);
+        let letterboxed;
+        if let Resize::Letterbox { height, width, fill } = self.resize {
+            letterboxed = letterbox(image, height, width, fill);
+            image = &letterboxed;
+        }
+        let (width, height) = (image.width, image.height);
+        let (left, top, out_w, out_h) = match self.crop {
+            None => (0, 0, width, height),
+            Some(crop) if crop <= width && crop <= height => {
+                (half_to_even(width - crop), half_to_even(height - crop), crop, crop)
+            }
+            Some(crop) => {
+                return Err(DataError::SmallerThanCrop { path: path.to_path_buf(), width, height, crop });
+            }
+        };
+        let mut data = Vec::with_capacity(self.channels.count() * out_h * out_w);
+        for channel in 0..self.channels.count() {
+            let table = self.table(channel);
+            let pick: fn(&[u8; 3]) -> u8 = match (self.channels, channel) {
+                (Channels::Gray, _) => luma,
+                (Channels::Rgb, 0) | (Channels::Bgr, 2) => |p| p[0],
+                (_, 1) => |p| p[1],
+                _ => |p| p[2],
+            };
+            for row in image.rgb.chunks_exact(width * 3).skip(top).take(out_h) {
+                let pixels = row[left * 3..(left + out_w) * 3].as_chunks::<3>().0;
+                data.extend(pixels.iter().map(|p| table[usize::from(pick(p))]));
+            }
+        }
+        Ok(Prepared { shape: [self.channels.count(), out_h, out_w], data })
+    }
+
+    /// The image in its new size; `None` if it keeps its size.
+    fn resized(&self, image: &Image) -> Option<Image> {
+        let (w, h) = (image.width, image.height);
+        let shorter = |side: usize| if w < h { (side, side * h / w) } else { (side * w / h, side) };
+        let (width, height) = match self.resize {
+            Resize::Keep => return None,
+            Resize::ShorterUnlessFitting(side) if (self.crop.unwrap_or(side)..=side).contains(&w.min(h)) => {
+                return None;
+            }
+            Resize::Shorter(side) | Resize::ShorterUnlessFitting(side) => shorter(side),
+            Resize::Exact { height, width } => (width, height),
+            Resize::Letterbox { height, width, .. } => {
+                let ratio = letterbox_ratio((w, h), (width, height));
+                ((w as f64 * ratio) as usize, (h as f64 * ratio) as usize)
+            }
+        };
+        ((width, height) != (w, h)).then(|| resize_bilinear(image, width, height))
+    }
+
+    /// What each of the 256 pixel values becomes in a channel.
+    fn table(&self, channel: usize) -> [f32; 256] {
+        let of = |v: &[f32], default| v.get(channel).or(v.first()).copied().unwrap_or(default);
+        let (mean, std) = (of(&self.mean, 0.0), of(&self.std, 1.0));
+        std::array::from_fn(|x| (x as f32 / self.scale - mean) / std)
+    }
+}
+
+/// Factor by which a letterboxed image of `(width, height)` was scaled: `min(W/w, H/h)`, in f64.
+pub fn letterbox_ratio(image: (usize, usize), target: (usize, usize)) -> f64 {
+    (target.0 as f64 / image.0 as f64).min(target.1 as f64 / image.1 as f64)
+}
+
+/// Pastes `image` into the top left corner; the conversions of a degenerate image (a side of 0 counts as 1) stay inside.
+fn letterbox(image: &Image, height: usize, width: usize, fill: u8) -> Image {
+    let mut rgb = vec![fill; height * width * 3];
+    let columns = image.width.min(width) * 3;
+    for (to, from) in rgb.chunks_exact_mut(width * 3).zip(image.rgb.chunks_exact(image.width * 3)) {
+        to[..columns].copy_from_slice(&from[..columns]);
+    }
+    Image { width, height, rgb }
+}
+
+/// `n / 2` rounded half to even, as Python's `round`.
+fn half_to_even(n: usize) -> usize {
+    n / 2 + usize::from(n % 4 == 3)
+}
+
+fn luma(p: &[u8; 3]) -> u8 {
+    ((19595 * u32::from(p[0]) + 38470 * u32::from(p[1]) + 7471 * u32::from(p[2]) + 0x8000) >> 16) as u8
+}
+
+/// `320` or `320x240` (height x width).
+fn parse_size(text: impl AsRef<str>) -> Option<(usize, usize)> {
+    let text = text.as_ref().trim();
+    let (height, width) = text.split_once('x').unwrap_or((text, text));
+    Some((height.trim().parse().ok()?, width.trim().parse().ok()?))
+}
+
+impl fmt::Display for Preprocess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.resize {
+            Resize::Keep => write!(f, "no resize")?,
+            Resize::Shorter(side) => write!(f, "shorter side to {side}")?,
+            Resize::ShorterUnlessFitting(side) => match self.crop {
+                Some(crop) => write!(f, "shorter side to {side} (left alone from {crop} to {side})")?,
+                None => write!(f, "shorter side to {side}")?,
+            },
+            Resize::Exact { height, width } => write!(f, "resize to {height}x{width}")?,
+            Resize::Letterbox { height, width, fill } => write!(f, "letterbox to {height}x{width} with {fill}")?,
+        }
+        if let Some(crop) = self.crop {
+            write!(f, ", centre crop {crop}")?;
+        }
+        let name = match self.channels {
+            Channels::Rgb => "rgb",
+            Channels::Bgr => "bgr",
+            Channels::Gray => "gray",
+        };
+        write!(f, ", {name}")?;
+        let list = |v: &[f32]| match v {
+            [one] => one.to_string(),
+            many => format!("[{}]", many.iter().map(f32::to_string).collect::<Vec<_>>().join(", ")),
+        };
+        let mut value = "x".to_owned();
+        if self.scale != 1.0 {
+            value = format!("{value}/{}", self.scale);
+        }
+        if self.mean.iter().any(|&m| m != 0.0) {
+            value = format!("{value} - {}", list(&self.mean));
+        }
+        if self.std.iter().any(|&s| s != 1.0) {
+            value = if value == "x" { value } else { format!("({value})") };
+            value = format!("{value} / {}", list(&self.std));
+        }
+        if value == "x" { write!(f, ", 0..255") } else { write!(f, ", {value}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect()
+    }
+
+    fn from(pairs: &[(&str, &str)], input: Option<(usize, usize)>) -> Result<Option<Preprocess>, DataError> {
+        Preprocess::from_metadata(&metadata(pairs), input, Path::new("m.onnx"))
+    }
+
+    #[test]
+    fn metadata_of_known_models() {
+        let cases = [
+            (
+                &[("preprocess", "torchvision"), ("input", "224")][..],
+                "shorter side to 256 (left alone from 224 to 256), \
+              centre crop 224, rgb, (x/255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]",
+            ),
+            (
+                &[("preprocess", "torchvision"), ("input", "32")],
+                "shorter side to 37 (left alone from 32 to 37), \
+              centre crop 32, rgb, (x/255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]",
+            ),
+            (
+                &[("preprocess", "rgb/127.5-1"), ("input", "224")],
+                "shorter side to 256 (left alone from 224 to 256), \
+              centre crop 224, rgb, x/127.5 - 1",
+            ),
+            (&[("preprocess", "rgb/255, resize to 320x320"), ("input", "320")], "resize to 320x320, rgb, x/255"),
+            (&[("preprocess", "bgr, letterbox 114"), ("input", "416")], "letterbox to 416x416 with 114, bgr, 0..255"),
+            (&[("preprocess", "yolox"), ("input", "416")], "letterbox to 416x416 with 114, bgr, 0..255"),
+            (&[("preprocess", "none")], "no resize, rgb, 0..255"),
+        ];
+        for (pairs, expected) in cases {
+            let preprocess = from(pairs, None).unwrap().unwrap();
+            assert_eq!(preprocess.to_string(), expected);
+            let json = serde_json::to_string(&preprocess).unwrap();
+            assert_eq!(from(&[(METADATA_KEY, &json)], None).unwrap(), Some(preprocess));
+        }
+        assert_eq!(from(&[("source", "x")], Some((224, 224))).unwrap(), None);
+        for text in ["rgb/0", "rgb/x", "lab/255", "rgb/255, mirror", "", "rgb/255, resize to 0x5", "bgr, letterbox 114"]
+        {
+            assert!(from(&[("preprocess", text)], None).is_err(), "`{text}`");
+        }
+        assert!(from(&[(METADATA_KEY, "{}")], None).is_err());
+    }
+
+    #[test]
+    fn crop_rounds_half_to_even() {
+        // Python: [int(round(n / 2.)) for n in range(8)]
+        assert_eq!((0..8).map(half_to_even).collect::<Vec<_>>(), [0, 0, 1, 2, 2, 2, 3, 4]);
+    }
+
+    #[test]
+    fn crop_channels_and_arithmetic() {
+        let image = Image { width: 3, height: 3, rgb: (0..27).collect() };
+        let path = Path::new("a.png");
+        let preprocess = Preprocess {
+            crop: Some(1),
+            channels: Channels::Bgr,
+            scale: 2.0,
+            mean: vec![1.0, 2.0, 3.0],
+            std: vec![0.5],
+            ..Default::default()
+        };
+        let prepared = preprocess.apply(&image, path).unwrap();
+        // The middle pixel is (12, 13, 14); blue first.
+        assert_eq!(prepared, Prepared { shape: [3, 1, 1], data: vec![12.0, 9.0, 6.0] });
+        let error = Preprocess { crop: Some(4), ..Default::default() }.apply(&image, path).unwrap_err();
+        assert!(error.to_string().contains("a.png is 3x3") && error.hint().is_some(), "{error}");
+    }
+
+    #[test]
+    fn letterbox_keeps_proportions_and_fills() {
+        let image = Image { width: 4, height: 2, rgb: vec![200; 24] };
+        let preprocess =
+            Preprocess { resize: Resize::Letterbox { height: 2, width: 2, fill: 114 }, ..Default::default() };
+        let prepared = preprocess.apply(&image, Path::new("a")).unwrap();
+        assert_eq!(prepared.data[..4], [200.0, 200.0, 114.0, 114.0]);
+        let sliver = Image { width: 1000, height: 1, rgb: vec![9; 3000] };
+        assert_eq!(preprocess.apply(&sliver, Path::new("a")).unwrap().shape, [3, 2, 2]);
+    }
+}

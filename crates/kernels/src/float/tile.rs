@@ -1,0 +1,274 @@
+//! The register tile of the direct convolution: a few vectors of output channels for a few neighbouring positions.
+//!
+//! What enters: raw places of input, packed weights and output. What leaves: finished outputs. It knows no border and no
+//! image: every position it is given can be read in full.
+
+use super::activation::{Clamp, Function};
+use crate::simd::{Kernel, Simd};
+
+/// Vectors of output channels in a tile.
+pub(super) const VECTORS: usize = 2;
+/// Most neighbouring positions in one of a tile's (one or two) segments.
+pub(super) const SEGMENT: usize = 7;
+
+/// Numbers in a cache line.
+pub(super) const CACHE_LINE: usize = 16;
+
+/// Steps of a sum that are written out in the inner loop.
+const UNROLL: usize = 4;
+
+/// Longest segment for which the sums of two segments stay in `registers`.
+pub(super) const fn segment(registers: usize) -> usize {
+    match registers {
+        32.. => SEGMENT,
+        16.. => 3,
+        _ => 1,
+    }
+}
+
+/// How the input of one output position is laid out, the same for all positions of a band.
+#[derive(Clone, Copy)]
+pub(super) struct Window<'a> {
+    /// Offsets of the contiguous runs of input that a position reads, in the order of the weights.
+    pub runs: &'a [usize],
+    /// Numbers in a run.
+    pub run_len: usize,
+    /// Input numbers between neighbouring positions.
+    pub x_pitch: usize,
+    /// Output numbers between neighbouring positions.
+    pub y_pitch: usize,
+}
+
+/// Weights and end of one block of output channels.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    /// Packed `[run][number in the run][vector][lane]`.
+    pub weights: *const f32,
+    /// One number per channel, or null.
+    pub bias: *const f32,
+    /// Real channels: the rest of the last vector is padding.
+    pub channels: usize,
+    pub clamp: Clamp,
+    /// What will be needed soon: one cache line from here is asked for at each step of the sum.
+    pub ahead: *const f32,
+}
+
+/// `M` segments of `Q` positions each, with their inputs, outputs, and what is added to the outputs (or null).
+#[derive(Clone, Copy)]
+pub(super) struct Segments<const M: usize> {
+    pub x: [*const f32; M],
+    pub y: [*mut f32; M],
+    pub residual: [*const f32; M],
+}
+
+/// A [`tile`] as a function of its own.
+struct Tile<'a, const V: usize, const M: usize, const Q: usize> {
+    window: Window<'a>,
+    block: Block,
+    at: Segments<M>,
+}
+
+impl<const V: usize, const M: usize, const Q: usize> Kernel for Tile<'_, V, M, Q> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: made only by `tile_of`, whose caller promised this.
+        unsafe { tile::<S, V, M, Q>(s, self.window, self.block, self.at) }
+    }
+}
+
+/// Computes one tile of `V` vectors by `M * Q` positions. Each output is `bias + Σ x·w` by fused steps in the order of the
+/// weights, then `+ residual`, then clamped.
+///
+/// # Safety
+/// All runs of all positions are readable, the block's weights hold `V` vectors for each of them, and the outputs are
+/// writable by nobody else.
+#[inline(always)]
+unsafe fn tile<S: Simd, const V: usize, const M: usize, const Q: usize>(
+    s: S,
+    window: Window,
+    block: Block,
+    at: Segments<M>,
+) {
+    // SAFETY: the caller's promise covers every access; channel tails are read and written with heads.
+    unsafe {
+        let tail = block.channels - (V - 1) * S::LANES;
+        let mut bias = [s.splat(0.0); V];
+        if !block.bias.is_null() {
+            for v in 0..V {
+                bias[v] = load(s, block.bias.add(v * S::LANES), tail == S::LANES || v + 1 < V, tail);
+            }
+        }
+        let mut sums = [[bias; Q]; M];
+        for m in 0..M {
+            for q in 0..Q {
+                for v in 0..V {
+                    s.prefetch_write(at.y[m].wrapping_add(q * window.y_pitch + v * S::LANES));
+                }
+            }
+        }
+        let pitches = Pitches::new(window.x_pitch);
+        let mut at_weights = block.weights;
+        let mut ahead = block.ahead;
+        for &run in window.runs {
+            let mut x = at.x;
+            for m in 0..M {
+                x[m] = at.x[m].add(run);
+            }
+            for _ in 0..window.run_len / UNROLL {
+                for k in 0..UNROLL {
+                    step(s, pitches, x, k, at_weights, &mut sums);
+                    s.prefetch(ahead.wrapping_add(k * CACHE_LINE));
+                    at_weights = at_weights.add(V * S::LANES);
+                }
+                ahead = ahead.wrapping_add(UNROLL * CACHE_LINE);
+                for x in &mut x {
+                    *x = x.add(UNROLL);
+                }
+            }
+            for k in 0..window.run_len % UNROLL {
+                step(s, pitches, x, k, at_weights, &mut sums);
+                at_weights = at_weights.add(V * S::LANES);
+            }
+        }
+        // A copy, and one loop without tests for each case: sums indexed at run time would not stay in registers above.
+        let sums = sums;
+        for m in 0..M {
+            let (y, residual) = (at.y[m], at.residual[m]);
+            match (residual.is_null(), tail == S::LANES) {
+                (true, true) => finish::<S, V, Q, true, true>(s, window, block, &sums[m], y, residual),
+                (true, false) => finish::<S, V, Q, true, false>(s, window, block, &sums[m], y, residual),
+                (false, true) => finish::<S, V, Q, false, true>(s, window, block, &sums[m], y, residual),
+                (false, false) => finish::<S, V, Q, false, false>(s, window, block, &sums[m], y, residual),
+            }
+        }
+    }
+}
+
+/// Adds one number of input times its weights, for every position.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn step<S: Simd, const V: usize, const M: usize, const Q: usize>(
+    s: S,
+    pitches: Pitches,
+    x: [*const f32; M],
+    k: usize,
+    weights: *const f32,
+    sums: &mut [[[S::F32; V]; Q]; M],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut w = sums[0][0];
+        for v in 0..V {
+            w[v] = s.load(weights.add(v * S::LANES));
+        }
+        for m in 0..M {
+            for q in 0..Q {
+                let value = s.splat(*x[m].byte_add(pitches.bytes(q)).add(k));
+                for v in 0..V {
+                    sums[m][q][v] = s.fma(value, w[v], sums[m][q][v]);
+                }
+            }
+        }
+    }
+}
+
+/// Multiples of the distance between neighbouring positions, kept so that each of a segment's seven positions is one base
+/// register, one index register and a scale: the inner loop is left without address arithmetic.
+#[derive(Clone, Copy)]
+struct Pitches {
+    one: usize,
+    three: usize,
+    five: usize,
+}
+
+impl Pitches {
+    #[inline(always)]
+    fn new(numbers: usize) -> Self {
+        // Opaque, or the compiler would derive one from the other inside the loop.
+        let times = |n| std::hint::black_box(n * numbers * size_of::<f32>());
+        Pitches { one: times(1), three: times(3), five: times(5) }
+    }
+
+    /// The distance of position `q` in bytes.
+    #[inline(always)]
+    fn bytes(self, q: usize) -> usize {
+        match q {
+            0 => 0,
+            1 => self.one,
+            2 => 2 * self.one,
+            3 => self.three,
+            4 => 4 * self.one,
+            5 => self.five,
+            _ => 2 * self.three,
+        }
+    }
+}
+
+/// Adds the residual, clamps and stores one segment.
+///
+/// # Safety
+/// As for [`tile`]; `residual` is `BARE` of any, or readable; `WHOLE` if the last vector is full of channels.
+#[inline(always)]
+unsafe fn finish<S: Simd, const V: usize, const Q: usize, const BARE: bool, const WHOLE: bool>(
+    s: S,
+    window: Window,
+    block: Block,
+    sums: &[[S::F32; V]; Q],
+    y: *mut f32,
+    residual: *const f32,
+) {
+    let tail = block.channels - (V - 1) * S::LANES;
+    for q in 0..Q {
+        for v in 0..V {
+            let offset = q * window.y_pitch + v * S::LANES;
+            let whole = WHOLE || v + 1 < V;
+            let mut sum = sums[q][v];
+            // SAFETY: the caller's promise.
+            unsafe {
+                if !BARE {
+                    sum = s.add(sum, load(s, residual.add(offset), whole, tail));
+                }
+                let sum = block.clamp.at(s, sum);
+                if whole { s.store(y.add(offset), sum) } else { s.store_head(y.add(offset), tail, sum) }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `from` is readable for a whole vector, or for `head` numbers if not `whole`.
+#[inline(always)]
+unsafe fn load<S: Simd>(s: S, from: *const f32, whole: bool, head: usize) -> S::F32 {
+    // SAFETY: the caller's promise.
+    unsafe { if whole { s.load(from) } else { s.load_head(from, head) } }
+}
+
+/// [`tile`] for a number of vectors and positions known only at run time.
+///
+/// # Safety
+/// As for [`tile`]; `positions` is at most [`segment`] of the instruction set.
+#[inline(always)]
+pub(super) unsafe fn tile_of<S: Simd, const M: usize>(
+    s: S,
+    positions: usize,
+    window: Window,
+    block: Block,
+    at: Segments<M>,
+) {
+    macro_rules! by_positions {
+        ($v:literal, $($q:literal)*) => {
+            match positions {
+                $($q if $q <= segment(S::REGISTERS) => s.call(Tile::<$v, M, $q> { window, block, at }),)*
+                _ => debug_assert!(false, "a segment has 1 to {} positions", segment(S::REGISTERS)),
+            }
+        };
+    }
+    if block.channels > S::LANES {
+        by_positions!(2, 1 2 3 4 5 6 7)
+    } else {
+        by_positions!(1, 1 2 3 4 5 6 7)
+    }
+}
