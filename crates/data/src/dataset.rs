@@ -46,6 +46,7 @@ pub struct Dataset {
 
 #[derive(Debug)]
 enum Store {
+    Images(Vec<Image>),
     Files(Vec<PathBuf>),
     Array(array::Images),
     Cifar(cifar::Batches),
@@ -105,6 +106,18 @@ impl Dataset {
         }
     }
 
+    /// Labelled images that are in memory already. `labels` are as many as `images`.
+    pub fn from_images(images: Vec<Image>, labels: Vec<usize>, class_names: Vec<String>) -> Self {
+        assert_eq!(images.len(), labels.len(), "every image has a label");
+        Self {
+            path: PathBuf::from("images in memory"),
+            store: Store::Images(images),
+            labels: Some(labels),
+            class_names,
+            coco: None,
+        }
+    }
+
     fn open_cifar(&mut self, paths: &[PathBuf]) -> Result<(), DataError> {
         let (batches, labels) = cifar::Batches::open(paths)?;
         self.store = Store::Cifar(batches);
@@ -159,7 +172,7 @@ impl Dataset {
         let within = |path: &Path, index| PathBuf::from(format!("{}[{index}]", path.display()));
         match &self.store {
             Store::Files(files) => files.get(index).cloned().unwrap_or_default(),
-            Store::Array(_) => within(&self.path, index),
+            Store::Array(_) | Store::Images(_) => within(&self.path, index),
             Store::Cifar(batches) => {
                 let (path, index) = batches.locate(index);
                 within(path, index)
@@ -176,6 +189,7 @@ impl Dataset {
                 let bytes = std::fs::read(path).map_err(|e| DataError::io(path, "read", e))?;
                 Ok(Sample::Image(decode(&bytes, path)?))
             }
+            Store::Images(images) => Ok(Sample::Image(images[index].clone())),
             Store::Array(images) => images.read(index),
             Store::Cifar(batches) => Ok(Sample::Image(batches.read(index)?)),
         }
@@ -196,6 +210,7 @@ impl Dataset {
 impl Store {
     fn len(&self) -> usize {
         match self {
+            Self::Images(images) => images.len(),
             Self::Files(files) => files.len(),
             Self::Array(images) => images.len(),
             Self::Cifar(batches) => batches.len(),

@@ -18,7 +18,7 @@ pub mod metrics;
 
 pub mod npy;
 pub mod npz;
-mod preprocess;
+pub mod preprocess;
 mod resize;
 mod source;
 

@@ -183,7 +183,8 @@ impl NpyFile {
 
     /// Elements of one row.
     pub fn row_len(&self) -> usize {
-        self.shape.iter().skip(1).product()
+        // Beside a dimension of 0 the others may be of any size.
+        self.shape.iter().skip(1).fold(1, |n, &d| n.saturating_mul(d))
     }
 
     /// The bytes of `count` rows from row `first`.
@@ -314,6 +315,7 @@ mod tests {
             ("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", "header"),
             ("{'descr': '<f4', 'fortran_order': False, 'shape': (2000,), }", "too early"),
             ("{'shape': 3}", "header"),
+            ("", "header"),
         ];
         for (text, part) in cases {
             let message = with_header(text);

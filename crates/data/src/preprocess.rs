@@ -10,6 +10,9 @@ use crate::{DataError, Image, resize::resize_bilinear};
 /// Metadata key under which exported models carry a [`Preprocess`] as JSON.
 pub const METADATA_KEY: &str = "fewbits.preprocess";
 
+/// No side may be longer, in pixels.
+const MAX_SIDE: usize = 1 << 16;
+
 /// How an image is brought to size, before the crop. All resizing is Pillow's antialiased bilinear.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -210,17 +213,18 @@ impl Preprocess {
     pub fn is_valid(&self) -> bool {
         let per_channel = |v: &[f32]| v.len() == 1 || v.len() == self.channels.count();
         let divides = |x: f32| x.is_finite() && x != 0.0;
+        let side = |n: usize| (1..=MAX_SIDE).contains(&n);
         let sized = match self.resize {
             Resize::Keep => true,
-            Resize::Shorter(side) | Resize::ShorterUnlessFitting(side) => side > 0,
-            Resize::Exact { height, width } | Resize::Letterbox { height, width, .. } => height > 0 && width > 0,
+            Resize::Shorter(n) | Resize::ShorterUnlessFitting(n) => side(n),
+            Resize::Exact { height, width } | Resize::Letterbox { height, width, .. } => side(height) && side(width),
         };
         per_channel(&self.mean)
             && per_channel(&self.std)
             && self.mean.iter().all(|m| m.is_finite())
             && self.std.iter().all(|&s| divides(s))
             && divides(self.scale)
-            && self.crop != Some(0)
+            && self.crop.is_none_or(side)
             && sized
     }
 

@@ -70,8 +70,8 @@ fn decoding_equals_numpy() {
 
 #[test]
 fn unknown_outputs_are_errors() {
+    let guess = |shapes: &[&[usize]], metadata: &BTreeMap<_, _>| Decoder::guess(shapes, metadata, (32, 32));
     let none = BTreeMap::new();
-    let guess = |shapes: &[&[usize]], metadata| Decoder::guess(shapes, metadata, (32, 32));
     assert!(matches!(guess(&[&[1, 1000]], &none), Err(DetectError::UnknownOutputs { .. })));
     assert!(matches!(guess(&[&[1, 20, 85]], &none), Err(DetectError::UnknownOutputs { .. })));
     for text in ["", "[]", "[[[1, 2]]]", "[[[1]]]"] {

@@ -1,1 +1,24 @@
-//! fewbits
+//! Fewbits turns a trained float convolutional network into one that runs in few bits, and keeps its accuracy: ONNX in, ONNX out.
+//!
+//! This crate is the facade over the rooms below it, and the only stable API. Libraries here never print: progress is an argument,
+//! results are values.
+
+pub mod bench;
+pub mod compare;
+pub mod demo;
+pub mod error;
+pub mod evaluate;
+pub mod export;
+pub mod inspect;
+pub mod model;
+pub mod observe;
+pub mod plan;
+pub mod progress;
+pub mod quantize;
+pub mod report;
+pub mod sqnr;
+pub mod summary;
+pub mod stream;
+
+pub use error::Error;
+pub use model::Model;

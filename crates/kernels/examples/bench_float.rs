@@ -147,5 +147,10 @@ fn main() {
         best_sum += best;
         median_sum += median;
     }
-    println!("sum of best {:.2} ms, of medians {:.2} ms; best round {:.2} ms", best_sum * 1e3, median_sum * 1e3, whole * 1e3);
+    println!(
+        "sum of best {:.2} ms, of medians {:.2} ms; best round {:.2} ms",
+        best_sum * 1e3,
+        median_sum * 1e3,
+        whole * 1e3
+    );
 }

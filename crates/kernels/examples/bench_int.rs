@@ -1,4 +1,4 @@
-//! Speed of the integer kernels on the layers of MobileNetV2 at 224 × 224, batch 1.
+//! Speed of the integer kernels on the layers of MobileNetV2 at 224 × 224, batch 1, and on the 3×3 layers of ResNet-18.
 //!
 //! `cargo run --release -p fewbits-kernels --example bench_int [rounds]` prints, for 1 and 2 threads, the time of each kind of
 //! layer and the sum, the best of the rounds.
@@ -82,9 +82,22 @@ fn mobilenet_v2() -> Vec<Layer> {
     layers
 }
 
+/// One 3×3 convolution of each stage of ResNet-18.
+fn resnet_18() -> Vec<Layer> {
+    let layer = |(channels, size)| {
+        let pointwise = ConvGeometry::pointwise(channels, channels);
+        Layer::new("3x3", size, ConvGeometry { kernel: [3, 3], pads: [1; 4], ..pointwise })
+    };
+    [(64, 56), (128, 28), (256, 14), (512, 7)].map(layer).into()
+}
+
 fn main() {
     let rounds = std::env::args().nth(1).and_then(|a| a.parse().ok()).unwrap_or(50);
-    let mut layers = mobilenet_v2();
+    bench("MobileNetV2", mobilenet_v2(), rounds);
+    bench("ResNet-18, one layer of each stage", resnet_18(), rounds);
+}
+
+fn bench(network: &str, mut layers: Vec<Layer>, rounds: usize) {
     for count in [1, 2] {
         let threads = Threads::new(count);
         let mut best = vec![Duration::MAX; layers.len()];
@@ -95,7 +108,7 @@ fn main() {
             best = best.iter().zip(&times).map(|(&a, &b)| a.min(b)).collect();
         }
         println!(
-            "{count} thread(s): best round {:.2} ms, sum of best {:.2} ms",
+            "{network}, {count} thread(s): best round {:.2} ms, sum of best {:.2} ms",
             millis(best_total),
             millis(best.iter().sum())
         );

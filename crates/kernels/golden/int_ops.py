@@ -6,6 +6,7 @@ Every graph is Q/DQ around one operator, opened in a default session, and must c
 file. A record is: name, then arrays; `u32 len, utf-8`, `u32 count`, then per array `u32 kind (0 u8, 1 i8, 2 i32, 3 f32), u32 len, bytes`.
 """
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ class Graph:
         return self.nodes[-1].output[0]
 
     def dq(self, x, scale, zero, axis=None):
-        return self.op("DequantizeLinear", x, self.const(F(scale) if axis is None else scale), self.const(zero), **({} if axis is None else {"axis": axis}))
+        attributes = {} if axis is None else {"axis": axis}
+        return self.op("DequantizeLinear", x, self.const(np.asarray(scale, F)), self.const(zero), **attributes)
 
     def input(self, q, scale, zero):
         """A float input whose values quantize to `q`, behind Q and DQ."""
@@ -57,7 +59,7 @@ class Graph:
         graph = H.make_graph(self.nodes, "g", self.inputs, [H.make_tensor_value_info(y, kind, None)], self.inits)
         model = H.make_model(graph, opset_imports=[H.make_opsetid("", 13)], ir_version=8)
         options = ort.SessionOptions()
-        options.optimized_model_filepath = "/tmp/int_ops_optimized.onnx"
+        options.optimized_model_filepath = str(Path(tempfile.gettempdir()) / "int_ops_optimized.onnx")
         options.log_severity_level = 3
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         kernels = [n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node]

@@ -51,7 +51,9 @@ impl Broadcast {
         F: Fn(T, T) -> O + Copy + Sync + Send,
     {
         let isa = Isa::best();
-        self.for_each_row(threads, out, |[i, j], steps, out| isa.dispatch(Row { a: &a[i..], b: &b[j..], steps, out, f }));
+        self.for_each_row(threads, out, |[i, j], steps, out| {
+            isa.dispatch(Row { a: &a[i..], b: &b[j..], steps, out, f })
+        });
     }
 
     /// Calls `task(first element of each operand, step in each operand, row)` for runs of the output in which both operands are

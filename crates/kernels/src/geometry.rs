@@ -92,8 +92,7 @@ impl ConvGeometry {
 
     /// Multiply-accumulates for `n` images of `h` × `w` (0 if the kernel does not fit), padding included.
     pub fn macs(&self, n: usize, h: usize, w: usize) -> u64 {
-        self.output_size(h, w)
-            .map_or(0, |[oh, ow]| (n * oh * ow) as u64 * self.weight_len() as u64)
+        self.output_size(h, w).map_or(0, |[oh, ow]| (n * oh * ow) as u64 * self.weight_len() as u64)
     }
 }
 

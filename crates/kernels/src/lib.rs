@@ -6,11 +6,14 @@
 
 pub mod broadcast;
 pub mod chunks;
+pub mod conv_transpose;
 pub mod float;
 pub mod geometry;
 pub mod int;
+pub mod interpolate;
+pub mod max_indices;
 pub mod movement;
-pub mod pool;
+pub mod reduce;
 pub mod simd;
 pub mod threads;
 

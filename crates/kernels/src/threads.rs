@@ -121,7 +121,7 @@ impl Threads {
         shared.take_tasks(0, task, tasks);
         shared.gate.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0;
-        while shared.gate.load(Ordering::Acquire) % OPEN != 0 {
+        while shared.gate.load(Ordering::Acquire) & (OPEN - 1) != 0 {
             looks += 1;
             if looks < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { thread::yield_now() }
         }

@@ -21,14 +21,15 @@ pub(super) fn assemble(frame: Frame, is_rgb: bool) -> Image {
     let (width, height) = (frame.width, frame.height);
     let planes: Vec<Plane> =
         frame.components.iter().map(|c| upsample(c, frame.max_h / c.h, frame.max_v / c.v, height)).collect();
-    let mut rgb = Vec::with_capacity(width * height * 3);
-    for row in 0..height {
+    let mut rgb = vec![0; width * height * 3];
+    for (row, line) in rgb.chunks_exact_mut(width * 3).enumerate() {
+        let pixels = line.as_chunks_mut::<3>().0.iter_mut();
         match planes.as_slice() {
-            [grey] => rgb.extend(grey.row(row)[..width].iter().flat_map(|&y| [y; 3])),
+            [grey] => pixels.zip(grey.row(row)).for_each(|(pixel, &y)| *pixel = [y; 3]),
             [a, b, c, ..] => {
-                let pixels = a.row(row)[..width].iter().zip(b.row(row)).zip(c.row(row));
-                let pixels = pixels.map(|((&a, &b), &c)| [a, b, c]);
-                if is_rgb { rgb.extend(pixels.flatten()) } else { rgb.extend(pixels.flat_map(to_rgb)) }
+                for (pixel, ((&a, &b), &c)) in pixels.zip(a.row(row).iter().zip(b.row(row)).zip(c.row(row))) {
+                    *pixel = if is_rgb { [a, b, c] } else { to_rgb([a, b, c]) };
+                }
             }
             _ => {}
         }

@@ -3,6 +3,8 @@
 //! What enters: numbers. What leaves: as many numbers. The rational approximations are those of ONNX Runtime's CPU kernels,
 //! operation by operation.
 
+#![expect(clippy::excessive_precision, reason = "coefficients are written as in their source")]
+
 use crate::simd::{Isa, Kernel, Simd};
 
 /// An elementwise function.
@@ -280,5 +282,66 @@ impl Function for Exp {
         let r = s.fma(n, s.splat(-6.931_457_5e-1), x);
         let r = s.fma(n, s.splat(-1.428_606_8e-6), r);
         s.mul_pow2(polynomial(s, EXP, r), n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FUNCTIONS: [Activation; 7] = [
+        Activation::Sigmoid,
+        Activation::Tanh,
+        Activation::Exp,
+        Activation::HardSigmoid { alpha: 0.2, beta: 0.5 },
+        Activation::HardSwish,
+        Activation::LeakyRelu { alpha: 0.1 },
+        Activation::Silu,
+    ];
+
+    /// Inputs and the outputs of ONNX Runtime for each function, made by `golden/activations.py`.
+    fn golden() -> Vec<Vec<f32>> {
+        let number = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let all: Vec<f32> = include_bytes!("golden/activations.bin").chunks_exact(4).map(number).collect();
+        all.chunks_exact(all.len() / (FUNCTIONS.len() + 1)).map(<[f32]>::to_vec).collect()
+    }
+
+    #[test]
+    fn functions_have_the_bits_of_onnx_runtime() {
+        let golden = golden();
+        assert_eq!(golden[0].len(), 256);
+        for (function, expected) in FUNCTIONS.into_iter().zip(&golden[1..]) {
+            for isa in Isa::available() {
+                let mut y = vec![0.0; golden[0].len()];
+                function.map(isa, &golden[0], &mut y);
+                for (x, (y, expected)) in golden[0].iter().zip(y.iter().zip(expected)) {
+                    let same = y.to_bits() == expected.to_bits() || y.is_nan() && expected.is_nan();
+                    assert!(same, "{function:?} of {x:e} on {isa:?}: {y:e} instead of {expected:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn functions_are_close_to_their_definitions() {
+        let definitions: [fn(f64) -> f64; 3] = [|x| 1.0 / (1.0 + (-x).exp()), f64::tanh, |x| x.exp()];
+        let x: Vec<f32> = (-800..=800).map(|i| i as f32 * 0.01).collect();
+        for (function, definition) in FUNCTIONS.into_iter().zip(definitions) {
+            let mut y = vec![0.0; x.len()];
+            function.map(Isa::best(), &x, &mut y);
+            for (&x, &y) in x.iter().zip(&y) {
+                let exact = definition(f64::from(x));
+                assert!((f64::from(y) - exact).abs() < 3e-7 * exact.abs().max(1.0), "{function:?} of {x}");
+            }
+        }
+    }
+
+    #[test]
+    fn clamps_keep_nan() {
+        for isa in Isa::available() {
+            let mut x = [f32::NAN; 17];
+            Activation::Clamp { min: 0.0, max: 6.0 }.apply(isa, &mut x);
+            assert!(x.iter().all(|v| v.is_nan()));
+        }
     }
 }

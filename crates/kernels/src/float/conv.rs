@@ -237,7 +237,9 @@ mod tests {
             let expected: Vec<f32> = (0..m * n)
                 .map(|i| (0..k).fold(0.0, |sum, j| x[i / n * k + j].mul_add(matrix[j * n + i % n], sum)))
                 .collect();
-            for conv in [PackedConv::from_matrix(k, n, &matrix, false), PackedConv::from_matrix(k, n, &transposed, true)] {
+            for conv in
+                [PackedConv::from_matrix(k, n, &matrix, false), PackedConv::from_matrix(k, n, &transposed, true)]
+            {
                 let mut y = vec![0.0; m * n];
                 conv.run(&Threads::new(2), [1, 1, m], &x, &Epilogue::NONE, &mut y, &mut []);
                 assert_eq!(y, expected);

@@ -13,9 +13,9 @@ use crate::simd::{Isa, Kernel, Simd};
 use crate::{ConvGeometry, Threads};
 
 /// Multiply-accumulates that are worth a task of their own.
-const TASK_MACS: u64 = 100_000;
+const TASK_MACS: u64 = 250_000;
 /// Most tasks that one image is cut into.
-const IMAGE_TASKS: u64 = 32;
+const IMAGE_TASKS: u64 = 16;
 /// Numbers of input rows that should stay in the first-level cache from one output row to the next.
 const CACHED_LEN: usize = 6 * 1024;
 
@@ -175,6 +175,10 @@ impl Band<'_> {
         unsafe {
             let bias = if self.bias.is_null() { s.splat(0.0) } else { s.load(self.bias.add(c)) };
             let mut sums = [bias; P];
+            let out = (row * self.width + col) * pitch + c;
+            for p in 0..P {
+                s.prefetch_write(self.y.add(out + p * pitch));
+            }
             let top = ((self.row + row) * g.stride[0]) as isize - g.pads[0] as isize;
             for r in 0..taps.height(g) {
                 let iy = top + (r * g.dilation[0]) as isize;
@@ -186,7 +190,6 @@ impl Band<'_> {
                 let valid = |i: usize| !EDGE || ((left + i as isize) as usize) < w;
                 taps.row(s, g, x, weights, &mut sums, valid);
             }
-            let out = (row * self.width + col) * pitch + c;
             for (p, &sum) in sums.iter().enumerate() {
                 let mut sum = sum;
                 if !self.residual.is_null() {

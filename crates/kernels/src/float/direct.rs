@@ -16,6 +16,8 @@ use crate::{ConvGeometry, Threads};
 const TASK_MACS: u64 = 400_000;
 /// Most tasks that one image is cut into: enough to balance 16 threads.
 const IMAGE_TASKS: usize = 32;
+/// A band of a product over positions is a multiple of these, so that few tiles are cut short.
+const TILE_POSITIONS: usize = 42;
 /// With so many parts of the weights, tasks are not cut further: every band would read its part once more.
 const ENOUGH_PARTS: usize = 8;
 /// Weights that stay in the second-level cache while the positions of a band go by.
@@ -30,6 +32,8 @@ const BAND_LEN: usize = 96 * 1024;
 pub(super) struct Direct {
     geometry: ConvGeometry,
     isa: Isa,
+    /// Vectors of output channels in a block, but for the last.
+    vectors: usize,
     blocks: Vec<PackedBlock>,
     weights: Vec<f32>,
 }
@@ -50,10 +54,11 @@ impl Direct {
     pub fn new(geometry: &ConvGeometry, isa: Isa, weight: impl Fn(usize, usize, usize) -> f32) -> Self {
         let g = *geometry;
         let (lanes, taps, group_in) = (isa.lanes(), g.kernel[0] * g.kernel[1], g.group_in());
+        let vectors = tile::vectors(isa, g.group_out().div_ceil(lanes), taps * group_in);
         let (mut blocks, mut weights) = (Vec::new(), Vec::new());
         for group in 0..g.groups {
-            for start in (0..g.group_out()).step_by(tile::VECTORS * lanes) {
-                let channels = (g.group_out() - start).min(tile::VECTORS * lanes);
+            for start in (0..g.group_out()).step_by(vectors * lanes) {
+                let channels = (g.group_out() - start).min(vectors * lanes);
                 let first = group * g.group_out() + start;
                 blocks.push(PackedBlock { first, channels, input: group * group_in, weights: weights.len() });
                 let width = channels.next_multiple_of(lanes);
@@ -66,7 +71,7 @@ impl Direct {
                 }
             }
         }
-        Direct { geometry: g, isa, blocks, weights }
+        Direct { geometry: g, isa, vectors, blocks, weights }
     }
 
     /// The rows that the work is cut into: `(images, rows per image, positions per row)`. A product over positions has rows
@@ -75,7 +80,7 @@ impl Direct {
         let g = &self.geometry;
         let [oh, ow] = g.output_size(h, w).unwrap_or([0, 0]);
         if g.is_pointwise() {
-            return Rows { images: 1, height: 1, width: n * h * w, cuts: n * h * w / (2 * tile::SEGMENT) };
+            return Rows { images: 1, height: 1, width: n * h * w, cuts: n * h * w / (TILE_POSITIONS) };
         }
         Rows { images: n, height: oh, width: ow, cuts: oh }
     }
@@ -102,7 +107,8 @@ impl Direct {
         let rows = self.rows(shape);
         let macs = (rows.images * rows.height * rows.width) as u64 * self.geometry.weight_len() as u64;
         let image_macs = macs / shape[0].max(1) as u64;
-        let want = (image_macs / TASK_MACS).clamp(1, IMAGE_TASKS as u64) as usize * if rows.images == 1 { shape[0].max(1) } else { 1 };
+        let want = (image_macs / TASK_MACS).clamp(1, IMAGE_TASKS as u64) as usize
+            * if rows.images == 1 { shape[0].max(1) } else { 1 };
         // Many weights for few positions: each task takes part of the weights. Else each takes part of the positions.
         let heavy = self.weights.len() > rows.height * rows.width * self.geometry.in_channels;
         let (bands, parts) = if heavy {
@@ -115,7 +121,7 @@ impl Direct {
         let length = if rows.height == 1 && self.geometry.is_pointwise() { rows.width } else { rows.height };
         let mut band = length.div_ceil(bands).max(1);
         if self.geometry.is_pointwise() {
-            band = band.next_multiple_of(2 * tile::SEGMENT);
+            band = band.next_multiple_of(TILE_POSITIONS);
         }
         while self.copies() && band > 1 && self.band_input(shape, band).0 > BAND_LEN {
             band = band.div_ceil(2);
@@ -304,12 +310,12 @@ impl Kernel for Band<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // A row is `long` segments of `q` positions, then `short` ones of one less.
-        let longest = tile::segment(S::REGISTERS);
+        let longest = tile::segment(S::REGISTERS, self.conv.vectors);
         let count = self.width.div_ceil(longest);
         let q = self.width.div_ceil(count);
         let short = count * q - self.width;
         let long = count - short;
-        let block_len = self.window.runs.len() * self.window.run_len * tile::VECTORS * S::LANES;
+        let block_len = self.window.runs.len() * self.window.run_len * self.conv.vectors * S::LANES;
         let tiles = self.height * count.div_ceil(2);
         let together = if tiles <= FEW_TILES { 1 } else { (CACHED_WEIGHTS / block_len).max(1) };
         for start in self.blocks.clone().step_by(together) {

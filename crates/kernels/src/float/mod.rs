@@ -7,11 +7,19 @@ pub mod activation;
 pub mod conv;
 mod depthwise;
 mod direct;
+pub mod elementwise;
+pub mod pool;
 pub mod reference;
+pub mod resize;
+pub mod softmax;
 mod tile;
 
 pub use activation::Activation;
 pub use conv::{Epilogue, PackedConv};
+pub use elementwise::{Binary, binary, binary_in_place, map, map_in_place, prelu, scale_shift};
+pub use pool::{PoolGeometry, Pooling, pool};
+pub use resize::{ResizeAxis, resize};
+pub use softmax::softmax;
 
 /// A pointer into an output slice whose tasks write disjoint parts.
 #[derive(Clone, Copy)]

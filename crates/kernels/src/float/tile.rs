@@ -3,25 +3,31 @@
 //! What enters: raw places of input, packed weights and output. What leaves: finished outputs. It knows no border and no
 //! image: every position it is given can be read in full.
 
-use super::activation::{Clamp, Function};
-use crate::simd::{Kernel, Simd};
+#![expect(clippy::needless_range_loop, reason = "loops over constant counts, which the compiler unrolls")]
 
-/// Vectors of output channels in a tile.
-pub(super) const VECTORS: usize = 2;
-/// Most neighbouring positions in one of a tile's (one or two) segments.
-pub(super) const SEGMENT: usize = 7;
+use super::activation::{Clamp, Function};
+use crate::simd::{Isa, Kernel, Simd};
 
 /// Numbers in a cache line.
 pub(super) const CACHE_LINE: usize = 16;
 
-/// Steps of a sum that are written out in the inner loop.
-const UNROLL: usize = 4;
+/// Longest sum whose weights stay in the first-level cache with four vectors of output channels.
+const SHORT_SUM: usize = 128;
 
-/// Longest segment for which the sums of two segments stay in `registers`.
-pub(super) const fn segment(registers: usize) -> usize {
-    match registers {
-        32.. => SEGMENT,
-        16.. => 3,
+/// Vectors of output channels in a tile, for a convolution with `vectors` of them and sums of `sum_len` terms. More vectors
+/// read less input, fewer read less weights.
+pub(super) fn vectors(isa: Isa, vectors: usize, sum_len: usize) -> usize {
+    let wide = isa.registers() >= 32 && sum_len <= SHORT_SUM;
+    [4, 3].into_iter().find(|v| wide && vectors.is_multiple_of(*v)).unwrap_or(2)
+}
+
+/// Most neighbouring positions in one of a tile's two segments: as many as leave room for weights in the registers.
+pub(super) const fn segment(registers: usize, vectors: usize) -> usize {
+    match (registers, vectors) {
+        (32.., 4) => 3,
+        (32.., 3) => 4,
+        (32.., _) => 7,
+        (16.., _) => 3,
         _ => 1,
     }
 }
@@ -107,28 +113,29 @@ unsafe fn tile<S: Simd, const V: usize, const M: usize, const Q: usize>(
                 }
             }
         }
-        let pitches = Pitches::new(window.x_pitch);
-        let mut at_weights = block.weights;
+        let mut weights = block.weights;
         let mut ahead = block.ahead;
         for &run in window.runs {
-            let mut x = at.x;
+            let mut x = [at.x[0]; M];
             for m in 0..M {
                 x[m] = at.x[m].add(run);
             }
-            for _ in 0..window.run_len / UNROLL {
-                for k in 0..UNROLL {
-                    step(s, pitches, x, k, at_weights, &mut sums);
-                    s.prefetch(ahead.wrapping_add(k * CACHE_LINE));
-                    at_weights = at_weights.add(V * S::LANES);
+            for k in 0..window.run_len {
+                let mut w = bias;
+                for v in 0..V {
+                    w[v] = s.load(weights.add(v * S::LANES));
                 }
-                ahead = ahead.wrapping_add(UNROLL * CACHE_LINE);
-                for x in &mut x {
-                    *x = x.add(UNROLL);
+                for m in 0..M {
+                    for q in 0..Q {
+                        let value = s.splat(*x[m].add(q * window.x_pitch + k));
+                        for v in 0..V {
+                            sums[m][q][v] = s.fma(value, w[v], sums[m][q][v]);
+                        }
+                    }
                 }
-            }
-            for k in 0..window.run_len % UNROLL {
-                step(s, pitches, x, k, at_weights, &mut sums);
-                at_weights = at_weights.add(V * S::LANES);
+                weights = weights.add(V * S::LANES);
+                s.prefetch(ahead);
+                ahead = ahead.wrapping_add(CACHE_LINE);
             }
         }
         // A copy, and one loop without tests for each case: sums indexed at run time would not stay in registers above.
@@ -141,68 +148,6 @@ unsafe fn tile<S: Simd, const V: usize, const M: usize, const Q: usize>(
                 (false, true) => finish::<S, V, Q, false, true>(s, window, block, &sums[m], y, residual),
                 (false, false) => finish::<S, V, Q, false, false>(s, window, block, &sums[m], y, residual),
             }
-        }
-    }
-}
-
-/// Adds one number of input times its weights, for every position.
-///
-/// # Safety
-/// As for [`tile`].
-#[inline(always)]
-unsafe fn step<S: Simd, const V: usize, const M: usize, const Q: usize>(
-    s: S,
-    pitches: Pitches,
-    x: [*const f32; M],
-    k: usize,
-    weights: *const f32,
-    sums: &mut [[[S::F32; V]; Q]; M],
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut w = sums[0][0];
-        for v in 0..V {
-            w[v] = s.load(weights.add(v * S::LANES));
-        }
-        for m in 0..M {
-            for q in 0..Q {
-                let value = s.splat(*x[m].byte_add(pitches.bytes(q)).add(k));
-                for v in 0..V {
-                    sums[m][q][v] = s.fma(value, w[v], sums[m][q][v]);
-                }
-            }
-        }
-    }
-}
-
-/// Multiples of the distance between neighbouring positions, kept so that each of a segment's seven positions is one base
-/// register, one index register and a scale: the inner loop is left without address arithmetic.
-#[derive(Clone, Copy)]
-struct Pitches {
-    one: usize,
-    three: usize,
-    five: usize,
-}
-
-impl Pitches {
-    #[inline(always)]
-    fn new(numbers: usize) -> Self {
-        // Opaque, or the compiler would derive one from the other inside the loop.
-        let times = |n| std::hint::black_box(n * numbers * size_of::<f32>());
-        Pitches { one: times(1), three: times(3), five: times(5) }
-    }
-
-    /// The distance of position `q` in bytes.
-    #[inline(always)]
-    fn bytes(self, q: usize) -> usize {
-        match q {
-            0 => 0,
-            1 => self.one,
-            2 => 2 * self.one,
-            3 => self.three,
-            4 => 4 * self.one,
-            5 => self.five,
-            _ => 2 * self.three,
         }
     }
 }
@@ -261,14 +206,17 @@ pub(super) unsafe fn tile_of<S: Simd, const M: usize>(
     macro_rules! by_positions {
         ($v:literal, $($q:literal)*) => {
             match positions {
-                $($q if $q <= segment(S::REGISTERS) => s.call(Tile::<$v, M, $q> { window, block, at }),)*
-                _ => debug_assert!(false, "a segment has 1 to {} positions", segment(S::REGISTERS)),
+                // SAFETY of the call within: the caller's promise.
+                $($q if $q <= segment(S::REGISTERS, $v) => s.call(Tile::<$v, M, $q> { window, block, at }),)*
+                _ => debug_assert!(false, "a segment has 1 to {} positions", segment(S::REGISTERS, $v)),
             }
         };
     }
-    if block.channels > S::LANES {
-        by_positions!(2, 1 2 3 4 5 6 7)
-    } else {
-        by_positions!(1, 1 2 3 4 5 6 7)
+    match block.channels.div_ceil(S::LANES) {
+        4 if S::REGISTERS >= 32 => by_positions!(4, 1 2 3),
+        3 if S::REGISTERS >= 32 => by_positions!(3, 1 2 3 4),
+        2 => by_positions!(2, 1 2 3 4 5 6 7),
+        1 => by_positions!(1, 1 2 3 4 5 6 7),
+        n => debug_assert!(false, "a block has 1 to 4 vectors, not {n}"),
     }
 }

@@ -144,7 +144,7 @@ pub(super) unsafe fn store_scalar(acc: &[i32], multipliers: *const f32, output: 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{LANES, STEP, Tile};
-    use crate::int::x86::{store16, store64};
+    use crate::int::x86::{store16, store512};
     use std::arch::x86_64::*;
 
     macro_rules! by_count {
@@ -192,9 +192,7 @@ mod x86 {
             let multipliers = std::array::from_fn(|v| _mm512_loadu_ps(t.multipliers.add(v * LANES)));
             // A copy, so that the sums above live in registers: what follows may index memory.
             let sums = acc;
-            for (p, sums) in sums.iter().enumerate() {
-                store64(sums, &multipliers, t.output.at(p * t.y_step), t.channels);
-            }
+            store512(&sums, &multipliers, t.output, t.y_step, t.channels);
         }
     }
 

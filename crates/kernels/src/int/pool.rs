@@ -37,18 +37,17 @@ impl PoolShape {
     /// pixels under the window that lie inside the image.
     fn for_row(&self, window: &Window, row: usize, mut position: impl FnMut(usize, &[usize])) {
         let (image, row_of_image) = (row / self.output[0], row % self.output[0]);
-        let reach = |axis: usize, at: usize| -> Vec<usize> {
-            let first = at * window.stride[axis];
-            let tap = |k: usize| (first + k * window.dilation[axis]).checked_sub(window.pads[axis]);
-            (0..window.kernel[axis]).filter_map(tap).filter(|&i| i < self.input[axis]).collect()
+        // The pixel of the image under tap `k` of the window at `at`, along one axis.
+        let pixel = |axis: usize, at: usize, k: usize| {
+            let i = (at * window.stride[axis] + k * window.dilation[axis]).wrapping_sub(window.pads[axis]);
+            (i < self.input[axis]).then_some(i)
         };
-        let rows = reach(0, row_of_image);
         let mut taps = Vec::with_capacity(window.kernel[0] * window.kernel[1]);
         for col in 0..self.output[1] {
-            let cols = reach(1, col);
             taps.clear();
-            for &r in &rows {
-                taps.extend(cols.iter().map(|&c| (image * self.input[0] + r) * self.input[1] + c));
+            for r in (0..window.kernel[0]).filter_map(|k| pixel(0, row_of_image, k)) {
+                let first = (image * self.input[0] + r) * self.input[1];
+                taps.extend((0..window.kernel[1]).filter_map(|k| pixel(1, col, k)).map(|c| first + c));
             }
             position(row * self.output[1] + col, &taps);
         }

@@ -9,38 +9,42 @@ use std::arch::x86_64::*;
 /// Sums above this saturate anyway; conversion to i32 would turn values of 2^31 and more into negative ones.
 const SATURATED: f32 = 65536.0;
 
-/// Finishes `V` vectors of 16 consecutive channels, of which the first `channels` exist.
+/// Finishes `V` vectors of 16 consecutive channels at `P` positions `step` apart; the first `channels` channels exist.
 ///
 /// # Safety
-/// `output` holds `min(channels, V * 16)` elements.
+/// `output` holds `min(channels, V * 16)` elements at each position.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) unsafe fn store64<const V: usize>(
-    acc: &[__m512i; V],
+pub(super) unsafe fn store512<const V: usize, const P: usize>(
+    sums: &[[__m512i; V]; P],
     multipliers: &[__m512; V],
     output: Output,
+    step: usize,
     channels: usize,
 ) {
-    let channels = channels.min(V * LANES);
     match output {
         Output::U8 { y, zero, qmin, qmax } => {
-            let mut q = [_mm512_setzero_si512(); 4];
-            for v in 0..V {
-                q[v] = requantize512(acc[v], multipliers[v]);
-            }
-            let bytes = pack512(&q, zero, qmin, qmax);
-            // Lane l of the packed vector holds channels 4l..4l+4 of each of the four vectors.
+            // Lane l of a packed vector holds channels 4l..4l+4 of each of the four vectors.
             let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-            let bytes = _mm512_permutexvar_epi32(order, bytes);
-            // SAFETY: only the first `channels` bytes are written.
-            unsafe { _mm512_mask_storeu_epi8(y.cast(), first(channels), bytes) }
+            let mask = first(channels.min(V * LANES));
+            for (p, sums) in sums.iter().enumerate() {
+                let mut q = [_mm512_setzero_si512(); 4];
+                for v in 0..V {
+                    q[v] = requantize512(sums[v], multipliers[v]);
+                }
+                let bytes = _mm512_permutexvar_epi32(order, pack512(&q, zero, qmin, qmax));
+                // SAFETY: only bytes of existing channels are written.
+                unsafe { _mm512_mask_storeu_epi8(y.add(p * step).cast(), mask, bytes) }
+            }
         }
         Output::F32 { y } => {
-            for v in 0..V {
-                let values = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[v]), multipliers[v]);
-                let mask = first(channels.saturating_sub(v * LANES)) as u16;
-                // SAFETY: only elements below `channels` are written.
-                unsafe { _mm512_mask_storeu_ps(y.add(v * LANES), mask, values) }
+            for (p, sums) in sums.iter().enumerate() {
+                for v in 0..V {
+                    let values = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), multipliers[v]);
+                    let mask = first(channels.saturating_sub(v * LANES)) as u16;
+                    // SAFETY: only elements of existing channels are written.
+                    unsafe { _mm512_mask_storeu_ps(y.add(p * step + v * LANES), mask, values) }
+                }
             }
         }
     }

@@ -6,6 +6,8 @@ use crate::{Threads, chunks};
 
 /// Side of the squares that are transposed in registers.
 const TILE: usize = 8;
+/// Neighbours in the input that are moved before the next column: some cache lines, which are then read once. A multiple of [`TILE`].
+const BLOCK: usize = 32;
 
 /// `out[i] = x[j]` where `i[k] = j[perm[k]]` for every axis `k`.
 #[derive(Clone, Debug)]
@@ -40,8 +42,10 @@ impl Transpose {
     /// Fills `out` from `x`.
     pub fn run<T: Copy + Default + Send + Sync>(&self, threads: &Threads, x: &[T], out: &mut [T]) {
         let row: usize = self.axes[1..].iter().map(|&(len, _)| len).product();
-        let (_, stride) = self.axes[0];
-        chunks::for_each_chunk(threads, out, row, 1, |first, chunk| {
+        let (len, stride) = self.axes[0];
+        // Chunks of whole lines of the input where its neighbours are rows here.
+        let unit = if stride == 1 && len >= 2 * BLOCK { BLOCK * row } else { row };
+        chunks::for_each_chunk(threads, out, unit, 1, |first, chunk| {
             let mut axes = self.axes.clone();
             axes[0].0 = chunk.len() / row;
             permute(&x[first / row * stride..], &axes, chunk);
@@ -94,15 +98,17 @@ fn squares<T: Copy + Default>(
 /// `out[i * out_stride + j] = x[i + j * stride]` for `i < rows`, `j < columns`.
 fn plane<T: Copy + Default>(x: &[T], rows: usize, columns: usize, stride: usize, out_stride: usize, out: &mut [T]) {
     let (full_rows, full_columns) = (rows / TILE * TILE, columns / TILE * TILE);
-    for i in (0..full_rows).step_by(TILE) {
+    for block in (0..full_rows).step_by(BLOCK) {
         for j in (0..full_columns).step_by(TILE) {
-            let mut tile = [[T::default(); TILE]; TILE];
-            for (k, line) in tile.iter_mut().enumerate() {
-                line.copy_from_slice(&x[i + (j + k) * stride..][..TILE]);
-            }
-            for k in 0..TILE {
-                let line: [T; TILE] = std::array::from_fn(|l| tile[l][k]);
-                out[(i + k) * out_stride + j..][..TILE].copy_from_slice(&line);
+            for i in (block..full_rows.min(block + BLOCK)).step_by(TILE) {
+                let mut tile = [[T::default(); TILE]; TILE];
+                for (k, line) in tile.iter_mut().enumerate() {
+                    line.copy_from_slice(&x[i + (j + k) * stride..][..TILE]);
+                }
+                for k in 0..TILE {
+                    let line: [T; TILE] = std::array::from_fn(|l| tile[l][k]);
+                    out[(i + k) * out_stride + j..][..TILE].copy_from_slice(&line);
+                }
             }
         }
     }
@@ -144,16 +150,25 @@ mod tests {
         if rank == 0 {
             return vec![vec![]];
         }
-        let insert = |p: Vec<usize>| {
-            (0..=p.len()).map(move |at| [&p[..at], &[rank - 1], &p[at..]].concat())
-        };
+        let insert = |p: Vec<usize>| (0..=p.len()).map(move |at| [&p[..at], &[rank - 1], &p[at..]].concat());
         permutations(rank - 1).into_iter().flat_map(insert).collect()
     }
 
     #[test]
     fn every_permutation_equals_its_definition() {
         let threads = Threads::new(2);
-        for dims in [&[][..], &[5], &[0, 3], &[9, 17], &[3, 1, 20], &[2, 9, 11], &[2, 3, 8, 10], &[17, 1, 3, 16], &[2, 3, 4, 2, 9]] {
+        for dims in [
+            &[][..],
+            &[5],
+            &[0, 3],
+            &[9, 17],
+            &[45, 75],
+            &[3, 1, 20],
+            &[2, 9, 11],
+            &[2, 3, 8, 10],
+            &[70, 1, 3, 16],
+            &[2, 3, 4, 2, 9],
+        ] {
             for perm in permutations(dims.len()) {
                 check(&threads, dims, &perm);
             }
@@ -163,7 +178,9 @@ mod tests {
     #[test]
     fn large_arrays_are_cut_between_rows() {
         let threads = Threads::new(3);
-        for (dims, perm) in [(&[3, 211, 217][..], &[1, 2, 0][..]), (&[2, 96, 31, 33], &[0, 2, 3, 1]), (&[2, 31, 33, 96], &[0, 3, 1, 2])] {
+        for (dims, perm) in
+            [(&[3, 211, 217][..], &[1, 2, 0][..]), (&[2, 96, 31, 33], &[0, 2, 3, 1]), (&[2, 31, 33, 96], &[0, 3, 1, 2])]
+        {
             check(&threads, dims, perm);
         }
     }

@@ -118,9 +118,7 @@ impl Isa {
 
     /// The fastest whose vectors hold no more than `n` numbers.
     pub fn at_most(n: usize) -> Isa {
-        Isa::available()
-            .find(|isa| isa.lanes() <= n)
-            .unwrap_or(Isa(Kind::Scalar(scalar::Scalar)))
+        Isa::available().find(|isa| isa.lanes() <= n).unwrap_or(Isa(Kind::Scalar(scalar::Scalar)))
     }
 
     /// Numbers in a vector.
@@ -133,6 +131,18 @@ impl Isa {
             }
         }
         self.dispatch(Lanes)
+    }
+
+    /// Vector registers.
+    pub fn registers(self) -> usize {
+        struct Registers;
+        impl Kernel for Registers {
+            type Output = usize;
+            fn run<S: Simd>(self, _: S) -> usize {
+                S::REGISTERS
+            }
+        }
+        self.dispatch(Registers)
     }
 
     /// Runs `kernel` with this instruction set.
@@ -181,7 +191,11 @@ mod tests {
                         s.mul_pow2(s.splat(1.75), s.max(s.splat(-252.0), s.min(s.splat(128.0), y))),
                     ];
                     for (k, r) in results.into_iter().enumerate() {
-                        if n == S::LANES { s.store(&mut lanes[0], r) } else { s.store_head(&mut lanes[0], n, r) }
+                        if n == S::LANES {
+                            s.store(&mut lanes[0], r)
+                        } else {
+                            s.store_head(&mut lanes[0], n, r)
+                        }
                         for (j, &v) in lanes[..n].iter().enumerate() {
                             out[(i + j) * 9 + k] = v.to_bits();
                         }

@@ -1,0 +1,34 @@
+//! A progress bar with rate and time left.
+
+use fewbits::progress::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::{Mutex, PoisonError};
+
+/// The bar of the current piece of work.
+#[derive(Debug, Default)]
+pub struct Bar(Mutex<Option<ProgressBar>>);
+
+impl Bar {
+    fn with(&self, change: impl FnOnce(&mut Option<ProgressBar>)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Progress for Bar {
+    fn begin(&self, what: &str, total: usize) {
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} ({per_sec}, {eta} left)");
+        let bar = ProgressBar::new(total as u64).with_message(what.to_string());
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        self.with(|slot| *slot = Some(bar));
+    }
+
+    fn step(&self) {
+        self.with(|slot| slot.iter().for_each(|bar| bar.inc(1)));
+    }
+
+    fn end(&self) {
+        self.with(|slot| slot.take().iter().for_each(ProgressBar::finish_and_clear));
+    }
+}

@@ -1,0 +1,116 @@
+//! The command line. stdout carries the result, stderr progress and messages.
+
+mod bar;
+mod data;
+mod demo;
+mod eval;
+mod export;
+mod output;
+mod plan;
+mod quantize;
+mod run;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use fewbits::Error;
+use output::Output;
+use std::{error::Error as _, process::ExitCode};
+
+/// Convolutional networks in few bits: ONNX in, ONNX out.
+#[derive(Debug, Parser)]
+#[command(name = "fewbits", version, about, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Global {
+    /// Worker threads; 0 means one per core. Results do not depend on it
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    threads: usize,
+    /// Seed of everything random
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    /// Print the result only
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Print more
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// How the result is printed
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// One JSON object
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything on the built-in network and images; needs no files and no network
+    Demo(demo::Args),
+    /// Turn a float model into a low-bit one, from a few hundred images
+    Quantize(quantize::Args),
+    /// Accuracy of a model on labelled data
+    Eval(eval::Args),
+    /// Outputs of a model on data, as an .npz file
+    Run(run::Args),
+    /// Write the ONNX file of a model and a plan
+    Export(export::Args),
+    /// Speed of the engine on this machine
+    Bench(run::BenchArgs),
+}
+
+/// What a command ends with when nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done.
+    Done,
+    /// Done, but the result misses a threshold that was asked for.
+    Missed,
+}
+
+/// Parses the arguments, runs the command, prints errors; exit codes 0 done, 1 threshold missed, 2 error.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let out = Output::new(cli.global);
+    let result = match cli.command {
+        Command::Demo(args) => demo::run(&args, &out),
+        Command::Quantize(args) => quantize::run(&args, &out),
+        Command::Eval(args) => eval::run(&args, &out),
+        Command::Run(args) => run::run(&args, &out),
+        Command::Export(args) => export::run(&args, &out),
+        Command::Bench(args) => run::bench(&args, &out),
+    };
+    match result {
+        Ok(Verdict::Done) => ExitCode::SUCCESS,
+        Ok(Verdict::Missed) => ExitCode::from(1),
+        Err(error) => {
+            out.error(&describe(&error));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The error, what caused it, and a hint.
+fn describe(error: &Error) -> String {
+    let mut text = format!("error: {error}");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(&format!("\n  caused by: {inner}"));
+        cause = inner.source();
+    }
+    if let Some(hint) = error.hint() {
+        text.push_str(&format!("\n\nhint: {hint}"));
+    }
+    text
+}

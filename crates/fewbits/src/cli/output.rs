@@ -1,0 +1,56 @@
+//! Where text goes: the only place that prints.
+
+use super::{Format, Global, bar::Bar};
+use fewbits::progress::{Progress, Silent};
+use serde::Serialize;
+use std::io::{self, IsTerminal, Write};
+
+/// The two streams, under the global flags.
+#[derive(Debug)]
+pub struct Output {
+    /// Flags of every command.
+    pub global: Global,
+}
+
+impl Output {
+    pub fn new(global: Global) -> Self {
+        Output { global }
+    }
+
+    /// Prints the result: `value` as JSON, or `text`. A closed pipe is no error.
+    pub fn result<T: Serialize>(&self, value: &T, text: &str) {
+        let json;
+        let shown = match self.global.format {
+            Format::Text => text,
+            Format::Json => {
+                json = serde_json::to_string_pretty(value).unwrap_or_else(|e| format!("{{\"error\": \"{e}\"}}"));
+                &json
+            }
+        };
+        let _ = writeln!(io::stdout().lock(), "{}", shown.trim_end());
+    }
+
+    /// A message about what is being done.
+    pub fn note(&self, text: &str) {
+        if !self.global.quiet {
+            let _ = writeln!(io::stderr().lock(), "{text}");
+        }
+    }
+
+    /// A message for those who asked for more.
+    pub fn detail(&self, text: &str) {
+        if self.global.verbose {
+            self.note(text);
+        }
+    }
+
+    /// An error message.
+    pub fn error(&self, text: &str) {
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+
+    /// A progress bar on a terminal, nothing elsewhere.
+    pub fn progress(&self) -> Box<dyn Progress> {
+        if io::stderr().is_terminal() && !self.global.quiet { Box::new(Bar::default()) } else { Box::new(Silent) }
+    }
+}

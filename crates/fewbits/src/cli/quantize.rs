@@ -1,0 +1,142 @@
+//! `fewbits quantize`: a float model and images in, a low-bit model out.
+
+use super::{Verdict, data::PreprocessArgs, output::Output};
+use fewbits::{
+    Error, Model, export, plan,
+    quantize::{Quantized, Ranges, Settings, quantize},
+    summary::{Summary, summarize},
+};
+use fewbits::stream::Source;
+use fewbits_quant::{WeightRule, calibrate::Policy, target::Target};
+use std::{collections::BTreeSet, path::PathBuf, time::Instant};
+
+/// Turn a float model into a low-bit one, from a few hundred images.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The float ONNX file
+    model: PathBuf,
+    /// Calibration images: a folder, a csv list, or arrays; no labels needed
+    #[arg(long, value_name = "DATA")]
+    calib: PathBuf,
+    /// How many samples to calibrate on, spread evenly over the data
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    samples: usize,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// Nodes that stay float
+    #[arg(long, value_delimiter = ',', value_name = "NODE,…")]
+    keep_float: Vec<String>,
+    /// The runtime that the result is for: ort, tensorrt or generic
+    #[arg(long, default_value = "ort", value_name = "TARGET")]
+    target: String,
+    /// Where the model goes [default: MODEL.int8.onnx beside the model]
+    #[arg(short, long, value_name = "OUT.onnx")]
+    output: Option<PathBuf>,
+    /// Also write the plan
+    #[arg(long, value_name = "OUT.plan.json")]
+    plan: Option<PathBuf>,
+    /// Also write a report, one self-contained file
+    #[arg(long, value_name = "OUT.html")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    preprocess: PreprocessArgs,
+}
+
+/// How many bits, and how ranges are chosen.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PolicyArgs {
+    /// Bits of weights
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "BITS")]
+    weights: u8,
+    /// Bits of activations
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "BITS")]
+    activations: u8,
+    /// Bits of the first and last layers, if more than the others
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "BITS")]
+    edge_bits: u8,
+    /// Activation ranges: auto, minmax, mean-minmax, moving-average, percentile:P, mse, kl or aciq; auto tries several and measures
+    #[arg(long, default_value = "auto", value_name = "RULE")]
+    ranges: Ranges,
+    /// Weight ranges: minmax or mse
+    #[arg(long, default_value = "mse", value_name = "RULE")]
+    weight_ranges: WeightRule,
+    /// One weight scale per output channel, or one per tensor
+    #[arg(long, default_value = "channel", value_parser = ["channel", "tensor"], value_name = "channel|tensor")]
+    granularity: String,
+}
+
+impl PolicyArgs {
+    fn policy(&self) -> Policy {
+        Policy {
+            weight_bits: self.weights,
+            activation_bits: self.activations,
+            edge_bits: self.edge_bits,
+            weight_rule: self.weight_ranges,
+            per_channel: self.granularity == "channel",
+        }
+    }
+}
+
+pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
+    let start = Instant::now();
+    let target: Target = args.target.parse().map_err(|what| Error::Usage { what, hint: String::new() })?;
+    let model = Model::load(&args.model)?;
+    let dataset = args.preprocess.open(&args.calib)?;
+    let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
+    let source = Source { indices: dataset.spread(args.samples), dataset: &dataset, preprocess: &preprocess };
+    let settings = Settings {
+        target,
+        policy: args.policy.policy(),
+        ranges: args.policy.ranges,
+        keep_float: args.keep_float.iter().cloned().collect::<BTreeSet<_>>(),
+    };
+    if settings.policy.edge_bits > settings.policy.weight_bits.min(settings.policy.activation_bits) {
+        out.note(&format!("first and last layers keep {} bits (--edge-bits)", settings.policy.edge_bits));
+    }
+    let threads = out.global.threads;
+    let quantized = quantize(&model, &source, &settings, threads, &*out.progress())?;
+    let stated = (!dataset.is_prepared()).then_some(&preprocess);
+    let described = plan::describe(&quantized, &settings, source.indices.len());
+    let qdq = export::qdq(&quantized.graph, &quantized.grids, &settings.target, &described, stated)?;
+    let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("int8.onnx"));
+    let bytes = export::write(&path, &qdq)?;
+    if let Some(path) = &args.plan {
+        plan::of(&quantized, &settings, source.indices.len(), out.global.seed, stated).save(path)?;
+    }
+    let summary = summarize(&model, &quantized, &settings, source.indices.len(), bytes, start.elapsed())?;
+    if let Some(path) = &args.report {
+        fewbits::report::write(path, &model, &quantized, &settings, &source, &summary, &[], threads, &*out.progress())?;
+    }
+    out.result(&summary, &text(&summary, &quantized, &path, args));
+    Ok(Verdict::Done)
+}
+
+fn text(summary: &Summary, quantized: &Quantized, path: &std::path::Path, args: &Args) -> String {
+    let mut lines = vec![format!(
+        "{}: {} of {} nodes in integers, {:.2} MB (float {:.2} MB), {:.1} s",
+        path.display(),
+        summary.layers.iter().filter(|l| l.runtime == "integer").count(),
+        summary.layers.len(),
+        summary.size_bytes.file as f64 / 1e6,
+        summary.size_bytes.float as f64 / 1e6,
+        summary.seconds,
+    )];
+    for change in &quantized.changes {
+        lines.push(format!("prepared: {change}"));
+    }
+    for trial in &quantized.trials {
+        let chosen = if trial.rule == quantized.rule { "  <- chosen" } else { "" };
+        lines.push(format!("ranges {:<18} {:6.2} dB{chosen}", trial.rule.to_string(), trial.sqnr_db));
+    }
+    for layer in summary.layers.iter().filter(|l| l.runtime == "float") {
+        lines.push(format!("float: {} ({}): {}", layer.name, layer.op, layer.reason));
+    }
+    for name in &quantized.guarded {
+        lines.push(format!("bias guard: scales of `{name}` raised for channels whose bias dwarfs their weights"));
+    }
+    lines.push(format!("next: fewbits eval {} --data LABELLED_DATA", path.display()));
+    if args.plan.is_none() {
+        lines.push("      (--plan OUT.plan.json keeps the decisions, --report OUT.html shows them)".into());
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,422 @@
+//! Where two networks part: the same samples through both, every tensor that both have measured by name.
+//!
+//! Passes keep tensor names (a folded convolution writes what the BatchNormalization wrote), and lifting a quantized file gives
+//! the names of the float network back. So the tensors to compare are those that both graphs compute under one name, and no graph
+//! has to be rewritten first. Memory is one set of tensors per worker, however many samples there are.
+
+use crate::{
+    Error, Model,
+    progress::Progress,
+    stream::{Run, Seen, Source, stream},
+};
+use fewbits_graph::{
+    Graph, Tensor,
+    exec::{Executor, Mode, Tapped},
+    op::Layout,
+};
+use fewbits_kernels::Threads;
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+/// What two identical signals get, and the most that is ever reported.
+const CEILING_DB: f64 = 200.0;
+
+/// SQNR below which two float tensors are called different: an error of one part in 100,000.
+pub const FLOAT_THRESHOLD_DB: f64 = 100.0;
+
+/// SQNR below which a tensor of a quantized network is called wrong: an error of a tenth.
+pub const QUANTIZED_THRESHOLD_DB: f64 = 20.0;
+
+/// One network of a comparison.
+#[derive(Clone, Copy, Debug)]
+pub struct Side<'a> {
+    /// Its file, for messages.
+    pub path: &'a Path,
+    /// The network.
+    pub graph: &'a Graph,
+    /// How it is computed.
+    pub mode: Mode<'a>,
+}
+
+/// Two signals compared: `10·log10(Σ a² / Σ (a − b)²)` and the like, sums in f64.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TensorDifference {
+    /// Tensor name.
+    pub name: String,
+    /// Operator that writes it in the second network.
+    pub op: String,
+    /// Signal-to-noise ratio of the second network against the first, dB; 200 means identical.
+    pub sqnr_db: f64,
+    /// Cosine of the angle between the two.
+    pub cosine: f64,
+    /// Largest difference of two elements.
+    pub max_abs_diff: f64,
+    /// Noise power relative to the signal that is not there in the tensors it is computed from.
+    pub noise_added: f64,
+}
+
+/// What a comparison found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Samples compared.
+    pub samples: usize,
+    /// Largest difference of two output elements.
+    pub max_abs_diff: f64,
+    /// SQNR of all outputs together, dB.
+    pub sqnr_db: f64,
+    /// Cosine of all outputs together.
+    pub cosine: f64,
+    /// Share of the samples whose largest class score agrees; for networks whose first output is `[samples, classes]`.
+    pub top1_agreement: Option<f64>,
+    /// SQNR below which tensors are called different, dB.
+    pub threshold_db: f64,
+    /// First tensor, in graph order, below the threshold.
+    pub first_divergence: Option<String>,
+    /// Tensor that adds most noise to what it is computed from.
+    pub most_noise_added: Option<String>,
+    /// Outputs, in graph order, under the first network's names.
+    pub outputs: Vec<TensorDifference>,
+    /// Every tensor that both networks compute, in the second network's order.
+    pub tensors: Vec<TensorDifference>,
+}
+
+/// Runs both networks on the samples of `source`; `b` is measured against `a`. The result does not depend on `threads`.
+///
+/// # Errors
+/// [`Error::Usage`] if inputs, outputs or tensors of one name do not fit each other; errors of the data and of the networks.
+pub fn compare(
+    a: Side<'_>,
+    b: Side<'_>,
+    source: &Source<'_>,
+    threshold_db: f64,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Comparison, Error> {
+    check_inputs(a, b)?;
+    let pairs = output_pairs(a, b)?;
+    let names = common_tensors(a, b);
+    let one = Threads::new(1);
+    // As many as there are workers: whoever finishes a chunk takes one and puts it back.
+    let idle: Mutex<Vec<Executor<'_>>> = Mutex::default();
+    let run = Run { graph: a.graph, mode: a.mode, observed: names.clone() };
+    let mut total = Sums { outputs: vec![Difference::default(); pairs.len()], ..Sums::default() };
+    progress.begin("comparing", source.indices.len().div_ceil(Model::fixed_batch(a.graph).unwrap_or(1)));
+    stream(
+        &run,
+        source,
+        threads,
+        progress,
+        |_| BTreeMap::new(),
+        |seen: &mut BTreeMap<String, Observed>, tensor| {
+            seen.insert(tensor.name.into(), Observed::of(tensor));
+        },
+        |seen_a, chunk| {
+            let take = || idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let new = || Executor::new(b.graph, b.mode, &one).observing(names.iter().cloned());
+            let mut executor = take().unwrap_or_else(new);
+            let sums = chunk_sums(&mut executor, (a, b), &pairs, source, seen_a, &chunk)?;
+            idle.lock().unwrap_or_else(PoisonError::into_inner).push(executor);
+            Ok(sums)
+        },
+        |sums| {
+            total.add(sums);
+            Ok(())
+        },
+    )?;
+    progress.end();
+    Ok(conclude(b.graph, a.graph, &pairs, &total, threshold_db))
+}
+
+fn check_inputs(a: Side<'_>, b: Side<'_>) -> Result<(), Error> {
+    let (input_a, input_b) = (Model::input(a.graph)?, Model::input(b.graph)?);
+    if input_a.name != input_b.name {
+        return Err(mismatch(a, b, format!("inputs `{}` and `{}`", input_a.name, input_b.name)));
+    }
+    let Some((dims_a, dims_b)) = input_a.dims.as_ref().zip(input_b.dims.as_ref()) else { return Ok(()) };
+    let agree = |(x, y): (&fewbits_graph::Dim, &fewbits_graph::Dim)| {
+        use fewbits_graph::Dim::Fixed;
+        !matches!((x, y), (Fixed(m), Fixed(n)) if m != n)
+    };
+    if dims_a.len() != dims_b.len() || !dims_a.iter().zip(dims_b).all(agree) {
+        let list = |dims: &[fewbits_graph::Dim]| dims.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        return Err(mismatch(a, b, format!("input `{}`: [{}] and [{}]", input_a.name, list(dims_a), list(dims_b))));
+    }
+    Ok(())
+}
+
+fn mismatch(a: Side<'_>, b: Side<'_>, what: String) -> Error {
+    Error::Usage {
+        what: format!("`{}` and `{}` do not fit each other: {what}", a.path.display(), b.path.display()),
+        hint: "compare a model with a version of itself; `fewbits inspect` prints inputs and outputs".into(),
+    }
+}
+
+/// Positions of the outputs that belong together: of one name if all have a partner, else of one position.
+fn output_pairs(a: Side<'_>, b: Side<'_>) -> Result<Vec<(usize, usize)>, Error> {
+    let (outs_a, outs_b) = (&a.graph.outputs, &b.graph.outputs);
+    if outs_a.len() != outs_b.len() {
+        return Err(mismatch(a, b, format!("{} outputs and {} outputs", outs_a.len(), outs_b.len())));
+    }
+    let partner = |i: usize| outs_b.iter().position(|o| o.name == outs_a[i].name).map(|j| (i, j));
+    let by_name: Option<Vec<_>> = (0..outs_a.len()).map(partner).collect();
+    Ok(by_name.unwrap_or_else(|| (0..outs_a.len()).map(|i| (i, i)).collect()))
+}
+
+/// Tensors that both graphs compute under one name and that may be looked at without changing how they are computed.
+fn common_tensors(a: Side<'_>, b: Side<'_>) -> Vec<String> {
+    let made = |side: Side<'_>| -> BTreeSet<String> {
+        let hidden = fused_away(side);
+        let outputs = side.graph.nodes.iter().flat_map(|n| &n.outputs).filter(|o| !o.is_empty());
+        outputs.filter(|o| !hidden.contains(o.as_str())).cloned().collect()
+    };
+    made(a).intersection(&made(b)).cloned().collect()
+}
+
+/// Tensors without a grid that only an operator with a grid on its output reads: integer kernels never make them.
+fn fused_away(side: Side<'_>) -> BTreeSet<&str> {
+    let Some(grids) = side.mode.grids() else { return BTreeSet::new() };
+    let consumers = side.graph.consumers();
+    let inner = |name: &str| match consumers.get(name).map_or(&[][..], Vec::as_slice) {
+        [reader] => grids.params(side.graph.nodes[*reader].output()).is_some() && !side.graph.is_output(name),
+        _ => false,
+    };
+    let outputs = side.graph.nodes.iter().flat_map(|n| &n.outputs).map(String::as_str);
+    outputs.filter(|name| grids.params(name).is_none() && inner(name)).collect()
+}
+
+/// A tensor of the first network, kept until the second one has computed its own.
+struct Observed {
+    dims: Vec<usize>,
+    /// In plain order; empty for tensors that are neither floats nor codes.
+    values: Vec<f32>,
+}
+
+impl Observed {
+    fn of(tensor: Tapped<'_>) -> Self {
+        let values = tensor.to_f32();
+        let values = match tensor.fact.layout {
+            Layout::Plain => values,
+            Layout::ChannelsLast => plain(&values, &tensor.fact.dims),
+        };
+        Observed { dims: tensor.fact.dims.clone(), values }
+    }
+}
+
+/// From channels-last to plain order; `dims` are `[N, C, spatial…]`.
+fn plain(values: &[f32], dims: &[usize]) -> Vec<f32> {
+    let (channels, places) = (dims[1], dims[2..].iter().product::<usize>());
+    let mut out = Vec::with_capacity(values.len());
+    for sample in values.chunks_exact((channels * places).max(1)) {
+        out.extend((0..channels).flat_map(|c| sample.iter().skip(c).step_by(channels)));
+    }
+    out
+}
+
+/// Sums that tell two signals apart.
+#[derive(Clone, Copy, Debug, Default)]
+struct Difference {
+    signal: f64,
+    other: f64,
+    product: f64,
+    noise: f64,
+    largest: f64,
+}
+
+impl Difference {
+    fn of(a: &[f32], b: &[f32]) -> Self {
+        let mut sums = Difference::default();
+        for (&x, &y) in a.iter().zip(b) {
+            let (x, y) = (f64::from(x), f64::from(y));
+            // Equal infinities have no distance.
+            let apart = if x == y { 0.0 } else { x - y };
+            sums.signal += x * x;
+            sums.other += y * y;
+            sums.product += x * y;
+            sums.noise += apart * apart;
+            sums.largest = if apart.is_nan() { f64::INFINITY } else { sums.largest.max(apart.abs()) };
+        }
+        sums
+    }
+
+    fn add(&mut self, more: &Difference) {
+        self.signal += more.signal;
+        self.other += more.other;
+        self.product += more.product;
+        self.noise += more.noise;
+        self.largest = self.largest.max(more.largest);
+    }
+
+    /// Noise power over signal power.
+    fn relative_noise(&self) -> f64 {
+        10f64.powf(-0.1 * self.db())
+    }
+
+    fn db(&self) -> f64 {
+        if self.noise == 0.0 {
+            return CEILING_DB;
+        }
+        let db = 10.0 * (self.signal / self.noise).log10();
+        if db.is_nan() { -CEILING_DB } else { db.clamp(-CEILING_DB, CEILING_DB) }
+    }
+
+    fn cosine(&self) -> f64 {
+        let norm = self.signal.sqrt() * self.other.sqrt();
+        if norm > 0.0 { self.product / norm } else { f64::from(self.signal == self.other) }
+    }
+
+    fn named(&self, name: &str, op: &str, noise_added: f64) -> TensorDifference {
+        let (name, op) = (name.into(), op.into());
+        TensorDifference { name, op, sqnr_db: self.db(), cosine: self.cosine(), max_abs_diff: self.largest, noise_added }
+    }
+}
+
+/// What one chunk of samples, or all of them, came to.
+#[derive(Debug, Default)]
+struct Sums {
+    samples: usize,
+    /// Samples whose largest score is at the same place, if there are scores.
+    agreeing: Option<usize>,
+    outputs: Vec<Difference>,
+    tensors: BTreeMap<String, Difference>,
+}
+
+impl Sums {
+    fn add(&mut self, chunk: Sums) {
+        self.agreeing = match (self.samples, self.agreeing, chunk.agreeing) {
+            (0, _, first) => first,
+            (_, Some(before), Some(more)) => Some(before + more),
+            _ => None,
+        };
+        self.samples += chunk.samples;
+        self.outputs.iter_mut().zip(&chunk.outputs).for_each(|(sum, more)| sum.add(more));
+        for (name, more) in &chunk.tensors {
+            self.tensors.entry(name.clone()).or_default().add(more);
+        }
+    }
+}
+
+/// Runs the second network on the chunk that the first one has seen.
+fn chunk_sums(
+    executor: &mut Executor<'_>,
+    (a, b): (Side<'_>, Side<'_>),
+    pairs: &[(usize, usize)],
+    source: &Source<'_>,
+    mut seen_a: BTreeMap<String, Observed>,
+    chunk: &Seen,
+) -> Result<Sums, Error> {
+    let samples = chunk.batch.indices.len();
+    let mut shape = chunk.batch.shape.clone();
+    let mut data = chunk.batch.data.clone();
+    if let (Some(n), Some(fixed)) = (shape.first_mut(), Model::fixed_batch(a.graph)) {
+        data.resize(data.len() / *n * fixed, 0.0);
+        *n = fixed;
+    }
+    let mut sums = Sums { samples, ..Sums::default() };
+    let mut misfit = None;
+    let mut tap = |tensor: Tapped<'_>| {
+        let Some(first) = seen_a.remove(tensor.name) else { return };
+        let (name, second) = (tensor.name, Observed::of(tensor));
+        if first.dims != second.dims {
+            misfit.get_or_insert_with(|| format!("tensor `{name}`: {:?} and {:?}", first.dims, second.dims));
+        } else if !first.values.is_empty() && !second.values.is_empty() {
+            let real = |t: &Observed| rows(&t.dims, t.values.len(), samples);
+            let difference = Difference::of(&first.values[..real(&first)], &second.values[..real(&second)]);
+            sums.tensors.insert(name.into(), difference);
+        }
+    };
+    let sample_error = |source_error| Error::Sample { sample: source.dataset.name(chunk.batch.indices[0]), source: source_error };
+    let outputs = executor.run_tapped(&[Tensor::f32(&shape, data)], &mut tap).map_err(sample_error)?;
+    if let Some(what) = misfit {
+        return Err(mismatch(a, b, what));
+    }
+    for &(i, j) in pairs {
+        let (first, second) = (&chunk.outputs[i], &outputs[j]);
+        if first.dims != second.dims {
+            let name = &a.graph.outputs[i].name;
+            return Err(mismatch(a, b, format!("output `{name}`: {:?} and {:?}", first.dims, second.dims)));
+        }
+        let (first, second) = (floats(first), floats(second));
+        let count = rows(&outputs[j].dims, first.len(), samples);
+        sums.outputs.push(Difference::of(&first[..count], &second[..count.min(second.len())]));
+    }
+    sums.agreeing = pairs.first().and_then(|&(i, j)| agreeing(&chunk.outputs[i], &outputs[j], samples));
+    Ok(sums)
+}
+
+/// How many of `len` elements belong to the first `samples` of a batch.
+fn rows(dims: &[usize], len: usize, samples: usize) -> usize {
+    match dims.first() {
+        Some(&n) if n > samples => len / n * samples,
+        _ => len,
+    }
+}
+
+fn floats(tensor: &Tensor) -> Vec<f32> {
+    match (tensor.as_f32(), tensor.to_i64()) {
+        (Some(values), _) => values.to_vec(),
+        (None, integers) => integers.unwrap_or_default().iter().map(|&i| i as f32).collect(),
+    }
+}
+
+/// Rows of `[samples, classes]` whose largest element is at the same place.
+fn agreeing(a: &Tensor, b: &Tensor, samples: usize) -> Option<usize> {
+    let (&[_, classes], Some(a), Some(b)) = (&a.dims[..], a.as_f32(), b.as_f32()) else { return None };
+    if classes < 2 {
+        return None;
+    }
+    let best = |row: &[f32]| (0..row.len()).rev().max_by(|&i, &j| row[i].total_cmp(&row[j]));
+    let pairs = a.chunks(classes).zip(b.chunks(classes)).take(samples);
+    Some(pairs.filter(|(a, b)| best(a) == best(b)).count())
+}
+
+fn conclude(b: &Graph, a: &Graph, pairs: &[(usize, usize)], total: &Sums, threshold_db: f64) -> Comparison {
+    let mut all = Difference::default();
+    total.outputs.iter().for_each(|output| all.add(output));
+    let tensors = in_order(b, &total.tensors);
+    let producers = b.producers();
+    let op_of = |name: &str| producers.get(name).map_or("", |&i| b.nodes[i].op.name());
+    let named = |(&(i, j), d): (&(usize, usize), &Difference)| d.named(&a.outputs[i].name, op_of(&b.outputs[j].name), 0.0);
+    let outputs: Vec<TensorDifference> = pairs.iter().zip(&total.outputs).map(named).collect();
+    let below = |t: &&TensorDifference| t.sqnr_db < threshold_db;
+    let noisiest = tensors.iter().filter(|t| t.noise_added > 0.0).max_by(|x, y| x.noise_added.total_cmp(&y.noise_added));
+    Comparison {
+        samples: total.samples,
+        max_abs_diff: all.largest,
+        sqnr_db: all.db(),
+        cosine: all.cosine(),
+        top1_agreement: total.agreeing.map(|n| n as f64 / total.samples.max(1) as f64),
+        threshold_db,
+        // An output may be the only tensor that both have, under two names.
+        first_divergence: tensors.iter().find(below).or_else(|| outputs.iter().find(below)).map(|t| t.name.clone()),
+        most_noise_added: noisiest.map(|t| t.name.clone()),
+        outputs,
+        tensors,
+    }
+}
+
+/// The measured tensors in graph order, each with the noise that its operator added to that of what it is computed from.
+fn in_order(graph: &Graph, measured: &BTreeMap<String, Difference>) -> Vec<TensorDifference> {
+    let mut found = Vec::new();
+    // Relative noise of every tensor; of one that was not measured, that of what it is computed from.
+    let mut noise: HashMap<&str, f64> = HashMap::new();
+    for node in &graph.nodes {
+        let before = node.present_inputs().filter_map(|name| noise.get(name)).fold(0.0, |m: f64, &x| m.max(x));
+        for output in node.outputs.iter().filter(|o| !o.is_empty()) {
+            let own = measured.get(output).map_or(before, Difference::relative_noise);
+            noise.insert(output, own);
+            if let Some(difference) = measured.get(output) {
+                // The ceiling of 200 dB stands for no noise at all.
+                let added = if difference.noise == 0.0 { 0.0 } else { (own - before).max(0.0) };
+                found.push(difference.named(output, node.op.name(), added));
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+//! The calibration pass: float samples through the network once, statistics of every placed tensor and the float outputs of the
+//! first samples out.
+
+use crate::{
+    Error,
+    progress::Progress,
+    stream::{Run, Source, stream},
+};
+use fewbits_graph::{
+    Graph, Tensor,
+    exec::{Mode, Tapped},
+    op::Slice,
+};
+use fewbits_quant::{Stats, TensorStats, stats::ImageStats};
+
+/// What the calibration pass leaves.
+#[derive(Debug, Default)]
+pub struct Observation {
+    /// Statistics by tensor name.
+    pub stats: Stats,
+    /// Outputs of the float network for the first samples, one list per chunk of samples.
+    pub references: Vec<Vec<Tensor>>,
+}
+
+/// Runs `source` through the float `graph` and gathers statistics of `tensors`; keeps the outputs of the first `references`
+/// chunks of samples.
+///
+/// # Errors
+/// As [`stream`].
+pub fn observe(
+    graph: &Graph,
+    tensors: Vec<String>,
+    source: &Source<'_>,
+    references: usize,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Observation, Error> {
+    let run = Run { graph, mode: Mode::Float, observed: tensors };
+    let mut seen = Observation::default();
+    progress.begin("calibrating", source.indices.len());
+    stream(
+        &run,
+        source,
+        threads,
+        progress,
+        |first| (first as u64, Vec::new()),
+        |(first, images): &mut (u64, Vec<(String, Vec<ImageStats>)>), tensor: Tapped<'_>| {
+            let Slice::F32(values) = tensor.values else { return };
+            let count = tensor.fact.dims.first().copied().unwrap_or(1).max(1);
+            // Samples stand one behind the other in either memory order.
+            let samples = values.chunks((values.len() / count).max(1)).zip(*first..);
+            let stats = samples.map(|(values, image)| ImageStats::of(values, image)).collect();
+            images.push((tensor.name.to_string(), stats));
+        },
+        |(_, images), chunk| Ok((images, chunk)),
+        |(images, chunk)| {
+            let samples = chunk.batch.indices.len();
+            for (name, stats) in images {
+                let tensor = seen.stats.0.entry(name).or_insert_with(TensorStats::new);
+                stats.iter().take(samples).for_each(|image| tensor.add(image));
+            }
+            if seen.references.len() < references {
+                seen.references.push(chunk.outputs);
+            }
+            Ok(())
+        },
+    )?;
+    progress.end();
+    Ok(seen)
+}

@@ -1,0 +1,51 @@
+//! Plans as the facade uses them: made from a quantization, laid over a model again.
+
+use crate::{
+    Error, Model,
+    quantize::{Quantized, Settings, prepare},
+};
+use fewbits_data::Preprocess;
+use fewbits_quant::{Plan, Step};
+use serde_json::json;
+use std::path::Path;
+
+/// The plan of a quantization, with its settings and what it measured.
+pub fn of(quantized: &Quantized, settings: &Settings, samples: usize, seed: u64, preprocess: Option<&Preprocess>) -> Plan {
+    let preprocess = serde_json::to_value(preprocess).expect("numbers and names are valid JSON");
+    let mut plan = Plan::new(&quantized.graph, &settings.target.name, preprocess);
+    plan.tensors = quantized.grids.clone();
+    plan.history.push(Step {
+        method: "ptq".into(),
+        config: describe(quantized, settings, samples),
+        metrics: json!({ "trials": quantized.trials }),
+        seed,
+    });
+    plan
+}
+
+/// Every setting of a quantization, resolved.
+pub fn describe(quantized: &Quantized, settings: &Settings, samples: usize) -> serde_json::Value {
+    json!({
+        "fewbits": env!("CARGO_PKG_VERSION"),
+        "target": settings.target.name,
+        "policy": settings.policy,
+        "ranges": settings.ranges.to_string(),
+        "range_rule": quantized.rule,
+        "keep_float": settings.keep_float,
+        "samples": samples,
+    })
+}
+
+/// `model`, prepared, under the plan in the file `path`.
+///
+/// # Errors
+/// [`Error::Quant`] if the plan cannot be read or is for another model.
+pub fn apply(model: &Model, path: &Path) -> Result<Model, Error> {
+    let plan = Plan::load(path)?;
+    let (graph, _) = prepare(model)?;
+    plan.check(&graph)?;
+    let mut graph = plan.patched(&graph);
+    let stated = (!plan.preprocess.is_null()).then(|| plan.preprocess.to_string());
+    graph.metadata.extend(stated.map(|text| (fewbits_data::preprocess::METADATA_KEY.to_string(), text)));
+    Ok(Model { path: model.path.clone(), graph, grids: Some(plan.tensors) })
+}

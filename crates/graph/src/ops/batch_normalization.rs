@@ -1,0 +1,128 @@
+//! BatchNormalization with fixed statistics.
+
+use crate::{
+    attrs::{Attr, Attrs},
+    error::OpError,
+    op::{
+        Fact, Facts, Io, Kernel, LayoutRule, OpDef, OpFile, OutRule, QuantRule, Role, Sample, expect_dtype, known,
+        required,
+    },
+    ops::samples::{sample, varied},
+    tensor::{DType, Tensor},
+};
+use fewbits_kernels::broadcast::Broadcast;
+
+/// `y = (x − mean[c]) / √(variance[c] + epsilon) · scale[c] + bias[c]` for channel `c` of axis 1.
+/// Inputs: x `[N, C, …]`, scale, bias, mean, variance, each `[C]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BatchNormalization {
+    /// Keeps the root away from 0.
+    pub epsilon: f32,
+    /// Weight of the old statistics in training; not used here.
+    pub momentum: f32,
+}
+
+impl BatchNormalization {
+    /// `y = scale · x + shift` per channel, from scale, bias, mean and variance; in f64.
+    pub fn scale_shift(&self, [scale, bias, mean, variance]: [&[f32]; 4]) -> [Vec<f32>; 2] {
+        let factor = |c: usize| f64::from(scale[c]) / (f64::from(variance[c]) + f64::from(self.epsilon)).sqrt();
+        let shift = |c: usize| (f64::from(bias[c]) - f64::from(mean[c]) * factor(c)) as f32;
+        let channels = 0..scale.len();
+        [channels.clone().map(|c| factor(c) as f32).collect(), channels.map(shift).collect()]
+    }
+}
+
+impl OpDef for BatchNormalization {
+    fn attrs(&self) -> Attrs {
+        Attrs::default().with("epsilon", Attr::Float(self.epsilon)).with("momentum", Attr::Float(self.momentum))
+    }
+
+    fn infer(&self, ins: Facts) -> Result<Vec<Fact>, OpError> {
+        let x = required(ins, 0)?;
+        expect_dtype(ins, 0, DType::F32)?;
+        let channels = x.dims.get(1).copied().unwrap_or(1);
+        for index in 1..5 {
+            let parameter = required(ins, index)?;
+            expect_dtype(ins, index, DType::F32)?;
+            if parameter.dims != [channels] {
+                return Err(OpError::Shapes {
+                    what: "parameter and channels",
+                    left: parameter.dims.clone(),
+                    right: vec![channels],
+                });
+            }
+        }
+        Ok(vec![Fact::new(DType::F32, &x.dims)])
+    }
+
+    fn layout(&self) -> LayoutRule {
+        LayoutRule::Any
+    }
+
+    fn build(&self, ins: Facts, outs: &[Fact]) -> Result<Kernel, OpError> {
+        let out = &outs[0];
+        let dims = out.physical_dims();
+        let rank = dims.len();
+        let mut repeat = vec![0; rank];
+        if rank > 1 {
+            repeat[out.layout.physical_axis(1, rank)] = 1;
+        }
+        let whole: Vec<usize> = (0..rank).map(|axis| dims[axis + 1..].iter().product()).collect();
+        let walk = Broadcast::new(&dims, [&whole, &repeat]);
+        let run = move |io: &mut Io<'_>, [scale, shift]: [&[f32]; 2]| {
+            let (threads, x) = (io.threads, io.f32(0));
+            walk.for_each_row(threads, io.out_f32(0), |[i, c], [_, step], y| {
+                let x = &x[i..][..y.len()];
+                if step == 0 {
+                    let (scale, shift) = (scale[c], shift[c]);
+                    y.iter_mut().zip(x).for_each(|(y, x)| *y = x * scale + shift);
+                } else {
+                    let rows = y.iter_mut().zip(x).zip(&scale[c..]).zip(&shift[c..]);
+                    rows.for_each(|(((y, x), scale), shift)| *y = x * scale + shift);
+                }
+            });
+        };
+        let op = self.clone();
+        let parameters: Option<Vec<&[f32]>> = (1..5).map(|i| known(ins, i).ok()?.as_f32()).collect();
+        Ok(match parameters.as_deref() {
+            Some(&[a, b, c, d]) => {
+                let [scale, shift] = op.scale_shift([a, b, c, d]);
+                Kernel::new(move |io| run(io, [&scale, &shift]))
+            }
+            _ => Kernel::new(move |io| {
+                let [scale, shift] = op.scale_shift([1, 2, 3, 4].map(|i| io.f32(i)));
+                run(io, [&scale, &shift]);
+            }),
+        })
+    }
+
+    fn quant_rule(&self) -> QuantRule {
+        QuantRule { inputs: vec![Role::Data, Role::Other], output: OutRule::Own }
+    }
+}
+
+impl OpFile for BatchNormalization {
+    const NAME: &'static str = "BatchNormalization";
+
+    fn from_attrs(attrs: &Attrs) -> Result<Self, OpError> {
+        if attrs.int("training_mode")?.unwrap_or(0) != 0 {
+            return Err(OpError::Unsupported(
+                "BatchNormalization with training_mode 1: export the model in evaluation mode".into(),
+            ));
+        }
+        Ok(BatchNormalization {
+            epsilon: attrs.float("epsilon")?.unwrap_or(1e-5),
+            momentum: attrs.float("momentum")?.unwrap_or(0.9),
+        })
+    }
+
+    fn samples() -> Vec<Sample> {
+        let with = |dims: &[usize]| {
+            let mut sample = sample(BatchNormalization { epsilon: 0.25, momentum: 0.9 }, &[dims, &[3], &[3], &[3]]);
+            let squares = varied(&[3], 9).as_f32().map(|v| v.iter().map(|v| v * v).collect());
+            sample.inputs.push(squares.map(|v| Tensor::f32(&[3], v)));
+            sample
+        };
+        vec![with(&[2, 3, 4, 5]), with(&[4, 3]), with(&[2, 3, 7])]
+    }
+}

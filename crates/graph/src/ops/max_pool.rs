@@ -1,0 +1,150 @@
+//! MaxPool: the largest number under a sliding window.
+
+use crate::{
+    attrs::{Attr, Attrs},
+    error::OpError,
+    op::{
+        Activation, Fact, Facts, Io, Kernel, LayoutRule, OpDef, OpFile, QuantRule, Sample, SliceMut, expect_dtype,
+        required,
+    },
+    ops::{
+        integer,
+        samples::sample,
+        window::{AutoPad, Frame, Window},
+    },
+    tensor::DType,
+};
+use fewbits_kernels::{
+    float::{self, PoolGeometry, Pooling},
+    int,
+    max_indices::max_pool_with_indices,
+};
+
+/// `y[n, c, p] = max_k x[n, c, p · stride + k · dilation − pad]` over the taps inside the image. The optional second output is
+/// the index of that element in the flattened input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MaxPool {
+    /// Kernel, strides, dilations, padding.
+    pub window: Window,
+    /// Rounds the output size up.
+    pub ceil_mode: bool,
+    /// Whether indices count columns first (`storage_order` 1).
+    pub column_major: bool,
+}
+
+impl MaxPool {
+    fn frame(&self, ins: Facts) -> Result<Frame, OpError> {
+        self.window.pool_frame(ins, self.ceil_mode)
+    }
+}
+
+impl Window {
+    /// The window of a pool over input 0.
+    pub fn pool_frame(&self, ins: Facts, ceil_mode: bool) -> Result<Frame, OpError> {
+        let x = required(ins, 0)?;
+        if x.dims.len() < 3 {
+            return Err(OpError::Rank { index: 0, expected: 4, found: x.dims.len() });
+        }
+        self.frame(&x.dims[2..], &self.kernel_shape, ceil_mode)
+    }
+}
+
+impl Frame {
+    /// The pool that looks through this window.
+    pub fn pool(&self) -> PoolGeometry {
+        let Frame { kernel, stride, dilation, pads, .. } = *self;
+        PoolGeometry { kernel, stride, dilation, pads }
+    }
+
+    /// Dimensions `[n, h, w, c]` of an image stack with these images.
+    pub fn stack(&self, n: usize, channels: usize) -> [usize; 4] {
+        [n, self.input[0], self.input[1], channels]
+    }
+
+    /// The same for integers.
+    pub fn integer_pool(&self, n: usize, channels: usize) -> (int::pool::PoolShape, int::pool::Window) {
+        let Frame { input, kernel, stride, dilation, pads, output } = *self;
+        (int::pool::PoolShape { n, input, output, channels }, int::pool::Window { kernel, stride, dilation, pads })
+    }
+}
+
+impl OpDef for MaxPool {
+    fn attrs(&self) -> Attrs {
+        let attrs = self.window.write(Attrs::default());
+        attrs
+            .with("ceil_mode", Attr::Int(self.ceil_mode.into()))
+            .with("storage_order", Attr::Int(self.column_major.into()))
+    }
+
+    fn infer(&self, ins: Facts) -> Result<Vec<Fact>, OpError> {
+        let frame = self.frame(ins)?;
+        expect_dtype(ins, 0, DType::F32)?;
+        let x = required(ins, 0)?;
+        let dims = frame.output_dims(x.dims[0], x.dims[1], x.dims.len() - 2);
+        Ok(vec![Fact::new(DType::F32, &dims), Fact::new(DType::I64, &dims)])
+    }
+
+    fn layout(&self) -> LayoutRule {
+        LayoutRule::ChannelsLast
+    }
+
+    fn build(&self, ins: Facts, outs: &[Fact]) -> Result<Kernel, OpError> {
+        let (x, frame) = (required(ins, 0)?, self.frame(ins)?);
+        let (geometry, stack, column_major) = (frame.pool(), frame.stack(x.dims[0], x.dims[1]), self.column_major);
+        if outs.len() > 1 {
+            let [_, h, w, c] = stack;
+            return Ok(Kernel::new(move |io: &mut Io<'_>| {
+                let x = io.f32(0);
+                if let [SliceMut::F32(y), SliceMut::I64(indices)] = io.outs {
+                    max_pool_with_indices(&geometry, [h, w, c], frame.output, column_major, x, y, indices);
+                }
+            }));
+        }
+        Ok(Kernel::new(move |io| {
+            let (threads, x) = (io.threads, io.f32(0));
+            float::pool(threads, Pooling::Max, &geometry, stack, x, frame.output, io.out_f32(0));
+        }))
+    }
+
+    fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {
+        let (x, frame) = (required(ins, 0)?, self.frame(ins)?);
+        if outs.len() > 1 || clamp != Activation::Identity || !integer::same_grid(x, &outs[0]) {
+            return Ok(None);
+        }
+        let (shape, window) = frame.integer_pool(x.dims[0], x.dims[1]);
+        Ok(Some(Kernel::new(move |io| {
+            let (threads, x) = (io.threads, io.u8(0));
+            int::pool::max_pool(threads, &shape, &window, x, io.out_u8(0));
+        })))
+    }
+
+    fn quant_rule(&self) -> QuantRule {
+        QuantRule::movement()
+    }
+}
+
+impl OpFile for MaxPool {
+    const NAME: &'static str = "MaxPool";
+
+    fn from_attrs(attrs: &Attrs) -> Result<Self, OpError> {
+        Ok(MaxPool {
+            window: Window::from_attrs(attrs)?,
+            ceil_mode: attrs.int("ceil_mode")?.unwrap_or(0) != 0,
+            column_major: attrs.int("storage_order")?.unwrap_or(0) != 0,
+        })
+    }
+
+    fn samples() -> Vec<Sample> {
+        let pool = |window, ceil_mode| MaxPool { window, ceil_mode, column_major: false };
+        let line = Window { kernel_shape: vec![3], strides: vec![2], ..Window::default() };
+        let dilated = Window { dilations: vec![2, 1], pads: vec![0, 1, 1, 0], ..Window::square(2, 1, 0) };
+        let same = Window { auto_pad: AutoPad::SameUpper, pads: vec![], ..Window::square(3, 2, 0) };
+        vec![
+            sample(pool(Window::square(3, 2, 1), false), &[&[2, 3, 7, 6]]),
+            sample(pool(Window::square(2, 2, 0), true), &[&[1, 4, 5, 5]]),
+            sample(pool(dilated, false), &[&[1, 2, 6, 5]]),
+            sample(pool(same, false), &[&[1, 2, 8, 7]]),
+            sample(pool(line, true), &[&[2, 3, 8]]),
+        ]
+    }
+}

@@ -1,0 +1,111 @@
+//! ReduceMean, ReduceSum and ReduceMax: one number for all elements along some axes.
+
+use crate::{
+    attrs::{Attr, Attrs},
+    error::OpError,
+    op::{
+        Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, OutRule, QuantRule, Role, Sample, expect_dtype, known_ints,
+        normal_axis, optional, required,
+    },
+    ops::samples::sample,
+    tensor::{DType, Tensor},
+};
+use fewbits_kernels::reduce::{Reduce, Reduction};
+
+/// The logical axes of input 0 that input 1 names, as a mask.
+fn reduced(ins: Facts, nothing_without_axes: bool) -> Result<Vec<bool>, OpError> {
+    let rank = required(ins, 0)?.dims.len();
+    let axes = if optional(ins, 1).is_some() { known_ints(ins, 1)? } else { vec![] };
+    let mut mask = vec![axes.is_empty() && !nothing_without_axes; rank];
+    for axis in axes {
+        mask[normal_axis(axis, rank)?] = true;
+    }
+    Ok(mask)
+}
+
+macro_rules! reductions {
+    ($($(#[$meta:meta])* $Name:ident: $reduction:ident;)*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct $Name {
+            /// Whether the reduced axes stay, of size 1.
+            pub keep_dims: bool,
+            /// Without axes: whether nothing is reduced, instead of everything.
+            pub noop_with_empty_axes: bool,
+        }
+
+        impl OpDef for $Name {
+            fn attrs(&self) -> Attrs {
+                Attrs::default()
+                    .with("keepdims", Attr::Int(self.keep_dims.into()))
+                    .with("noop_with_empty_axes", Attr::Int(self.noop_with_empty_axes.into()))
+            }
+
+            fn infer(&self, ins: Facts) -> Result<Vec<Fact>, OpError> {
+                expect_dtype(ins, 0, DType::F32)?;
+                let mask = reduced(ins, self.noop_with_empty_axes)?;
+                let dims = required(ins, 0)?.dims.iter().zip(mask);
+                let kept = dims.filter_map(|(&d, gone)| if gone { self.keep_dims.then_some(1) } else { Some(d) });
+                Ok(vec![Fact::new(DType::F32, &kept.collect::<Vec<_>>())])
+            }
+
+            fn layout(&self) -> LayoutRule {
+                if self.keep_dims { LayoutRule::Any } else { LayoutRule::Plain }
+            }
+
+            fn build(&self, ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
+                let x = required(ins, 0)?;
+                let mask = reduced(ins, self.noop_with_empty_axes)?;
+                let mut placed = mask.clone();
+                for (axis, &gone) in mask.iter().enumerate() {
+                    placed[x.layout.physical_axis(axis, mask.len())] = gone;
+                }
+                let reduce = Reduce::new(Reduction::$reduction, &x.physical_dims(), &placed);
+                Ok(Kernel::new(move |io| {
+                    let (threads, x) = (io.threads, io.f32(0));
+                    reduce.run(threads, x, io.out_f32(0));
+                }))
+            }
+
+            fn quant_rule(&self) -> QuantRule {
+                QuantRule { inputs: vec![Role::Data, Role::Other], output: OutRule::Own }
+            }
+        }
+
+        impl OpFile for $Name {
+            const NAME: &'static str = stringify!($Name);
+
+            fn from_attrs(attrs: &Attrs) -> Result<Self, OpError> {
+                Ok($Name {
+                    keep_dims: attrs.int("keepdims")?.unwrap_or(1) != 0,
+                    noop_with_empty_axes: attrs.int("noop_with_empty_axes")?.unwrap_or(0) != 0,
+                })
+            }
+
+            fn samples() -> Vec<Sample> {
+                let reduce = |keep_dims, noop_with_empty_axes, axes: &[i64]| {
+                    let mut sample = sample($Name { keep_dims, noop_with_empty_axes }, &[&[2, 3, 4, 5]]);
+                    let axes = Tensor::i64(&[axes.len()], axes.to_vec());
+                    sample.inputs.extend((!axes.is_empty()).then_some(Some(axes)));
+                    sample
+                };
+                vec![
+                    reduce(true, false, &[2, 3]),
+                    reduce(false, false, &[-1, -2]),
+                    reduce(true, false, &[1]),
+                    reduce(false, false, &[]),
+                    reduce(true, true, &[]),
+                ]
+            }
+        }
+    )*};
+}
+
+reductions! {
+    /// The mean.
+    ReduceMean: Mean;
+    /// The sum.
+    ReduceSum: Sum;
+    /// The largest.
+    ReduceMax: Max;
+}

@@ -1,0 +1,122 @@
+//! Elementwise functions of one tensor, as models use them around shapes and boxes: Abs, Ceil, Floor, Neg, Not, Round, Sqrt.
+
+use super::{
+    dispatch::{Element, untyped},
+    samples::varied,
+};
+use crate::{
+    attrs::Attrs,
+    error::OpError,
+    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Sample, required},
+    tensor::{DType, Tensor},
+};
+use fewbits_kernels::chunks::for_each_chunk;
+
+/// `y[i] = f(x[i])`
+fn map<T: Element>(f: impl Fn(T) -> T + Copy + Send + Sync + 'static) -> Kernel {
+    Kernel::new(move |io| {
+        let (threads, x) = (io.threads, T::input(io, 0));
+        for_each_chunk(threads, T::output(io, 0), 1, 1, |first, y| {
+            y.iter_mut().zip(&x[first..]).for_each(|(y, &x)| *y = f(x));
+        });
+    })
+}
+
+macro_rules! unary {
+    ($($(#[$meta:meta])* $Name:ident: $($DType:ident => $f:expr),+;)*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct $Name;
+
+        impl OpDef for $Name {
+            fn attrs(&self) -> Attrs {
+                Attrs::default()
+            }
+
+            fn infer(&self, ins: Facts) -> Result<Vec<Fact>, OpError> {
+                let x = required(ins, 0)?;
+                match x.dtype {
+                    $(DType::$DType)|+ => Ok(vec![Fact::new(x.dtype, &x.dims)]),
+                    other => Err(untyped(other)),
+                }
+            }
+
+            fn layout(&self) -> LayoutRule {
+                LayoutRule::Any
+            }
+
+            fn build(&self, ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
+                match required(ins, 0)?.dtype {
+                    $(DType::$DType => Ok(map($f)),)+
+                    other => Err(untyped(other)),
+                }
+            }
+        }
+
+        impl OpFile for $Name {
+            const NAME: &'static str = stringify!($Name);
+
+            fn from_attrs(_attrs: &Attrs) -> Result<Self, OpError> {
+                Ok($Name)
+            }
+
+            fn samples() -> Vec<Sample> {
+                let inputs = [
+                    varied(&[1, 3, 2, 2], 1),
+                    Tensor::i64(&[3], vec![-4, 0, 9]),
+                    Tensor::i32(&[3], vec![-4, 0, 9]),
+                    Tensor::bool(&[2], vec![true, false]),
+                ];
+                let accepted = inputs.into_iter().filter(|t| matches!(t.dtype(), $(DType::$DType)|+));
+                accepted.map(|t| Sample { op: $Name.into(), inputs: vec![Some(t)] }).collect()
+            }
+        }
+    )*};
+}
+
+unary! {
+    /// The magnitude; that of the lowest integer wraps to itself.
+    Abs: F32 => f32::abs, I64 => i64::wrapping_abs, I32 => i32::wrapping_abs;
+    /// The next integer upwards.
+    Ceil: F32 => f32::ceil;
+    /// The next integer downwards.
+    Floor: F32 => f32::floor;
+    /// `y = −x`; the lowest integer wraps to itself.
+    Neg: F32 => |x: f32| -x, I64 => i64::wrapping_neg, I32 => i32::wrapping_neg;
+    /// The other truth value.
+    Not: Bool => |x: bool| !x;
+    /// The nearest integer; ties go to the even one.
+    Round: F32 => f32::round_ties_even;
+    /// The square root; NaN for negative numbers.
+    Sqrt: F32 => f32::sqrt;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Op, trial::first};
+    use super::*;
+
+    #[test]
+    fn floats_and_other_types() {
+        let x = [-2.5f32, -0.0, 0.5, 2.25];
+        let cases: [(Op, [f32; 4]); 5] = [
+            (Abs.into(), [2.5, 0.0, 0.5, 2.25]),
+            (Ceil.into(), [-2.0, 0.0, 1.0, 3.0]),
+            (Floor.into(), [-3.0, 0.0, 0.0, 2.0]),
+            (Neg.into(), [2.5, 0.0, -0.5, -2.25]),
+            (Round.into(), [-2.0, 0.0, 0.0, 2.0]),
+        ];
+        for (op, expected) in cases {
+            let y = first(op.clone(), &[Tensor::f32(&[4], x.to_vec())]).unwrap();
+            assert_eq!(y, Tensor::f32(&[4], expected.to_vec()), "{op:?}");
+        }
+        assert_eq!(first(Sqrt, &[Tensor::f32(&[1], vec![2.25])]).unwrap(), Tensor::f32(&[1], vec![1.5]));
+        assert_eq!(first(Neg, &[Tensor::i64(&[2], vec![3, i64::MIN])]).unwrap(), Tensor::i64(&[2], vec![-3, i64::MIN]));
+        assert_eq!(
+            first(Not, &[Tensor::bool(&[2], vec![true, false])]).unwrap(),
+            Tensor::bool(&[2], vec![false, true])
+        );
+        assert!(first(Floor, &[Tensor::i64(&[1], vec![1])]).is_err());
+        assert!(first(Not, &[Tensor::i64(&[1], vec![1])]).is_err());
+    }
+}

@@ -1,0 +1,37 @@
+//! Nodes whose inputs are all constants become constants.
+
+use crate::{
+    error::GraphError,
+    exec::constant,
+    graph::Graph,
+    op::{Fact, Op},
+};
+use fewbits_kernels::Threads;
+use std::sync::Arc;
+
+pub(super) fn fold(graph: &mut Graph) -> Result<usize, GraphError> {
+    let threads = Threads::new(1);
+    let mut folded = 0;
+    for i in 0..graph.nodes.len() {
+        let node = &graph.nodes[i];
+        let known = |name: &String| name.is_empty() || graph.constants.contains_key(name);
+        if matches!(node.op, Op::Opaque(_)) || node.inputs.is_empty() || !node.inputs.iter().all(known) {
+            continue;
+        }
+        let facts: Vec<_> = node.inputs.iter().map(|n| graph.constant(n).cloned().map(Fact::constant)).collect();
+        let facts: Vec<_> = facts.iter().map(Option::as_ref).collect();
+        // A node that refuses its constants is left to the executor, which reports it with its inputs.
+        let Ok(outs) = node.op.def().infer(&facts) else { continue };
+        let Ok(Some(values)) = constant::fold(&node.op, &facts, &outs, &threads) else { continue };
+        for (name, value) in node.outputs.clone().into_iter().zip(values) {
+            if !name.is_empty() {
+                graph.constants.insert(name, Arc::new(value));
+            }
+        }
+        // A node without outputs is pruned below.
+        graph.nodes[i].outputs.clear();
+        folded += 1;
+    }
+    graph.nodes.retain(|n| !n.outputs.is_empty());
+    Ok(folded)
+}

@@ -1,0 +1,124 @@
+//! From statistics to grids: one decision for each site of a placement.
+
+use crate::{
+    Mapping, QuantError, Range, RangeRule, Stats, WeightRule,
+    placement::{Placement, Site},
+    target::Target,
+    weights::{guard_bias, weight_params},
+};
+use fewbits_graph::{Granularity, Graph, Grid, Grids, QuantParams, TensorQuant};
+use serde::{Deserialize, Serialize};
+
+/// How many bits, and by which rules.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Bits of weights.
+    pub weight_bits: u8,
+    /// Bits of activations.
+    pub activation_bits: u8,
+    /// Bits of the weights of first and last layers and of the activations they read and last layers write; at least the above.
+    pub edge_bits: u8,
+    /// Range rule of weights.
+    pub weight_rule: WeightRule,
+    /// One scale per output channel rather than one per weight tensor.
+    pub per_channel: bool,
+}
+
+impl Policy {
+    fn weight_bits(&self, edge: bool) -> u8 {
+        if edge { self.edge_bits.max(self.weight_bits) } else { self.weight_bits }
+    }
+
+    fn activation_bits(&self, edge: bool) -> u8 {
+        if edge { self.edge_bits.max(self.activation_bits) } else { self.activation_bits }
+    }
+}
+
+/// Grids of activations under one range rule.
+///
+/// # Errors
+/// [`QuantError::NoStats`] if a placed tensor was never observed and is no constant.
+pub fn activations(
+    graph: &Graph,
+    placement: &Placement,
+    stats: &Stats,
+    policy: &Policy,
+    target: &Target,
+    rule: impl Fn(&str) -> RangeRule,
+) -> Result<Grids, QuantError> {
+    let mapping = if target.symmetric_activations { Mapping::Symmetric } else { Mapping::Affine };
+    let mut grids = Grids::default();
+    for (name, site) in &placement.sites {
+        let quant = match site {
+            Site::Activation { bounds, edge } => {
+                let grid = target.activation_grid(policy.activation_bits(*edge));
+                let constant = graph.constant(name).and_then(|t| t.as_f32());
+                let params = match (constant, stats.0.get(name)) {
+                    (Some(values), _) => constant_range(values).params(grid, mapping),
+                    (None, Some(stats)) => rule(name).params(stats, grid, mapping),
+                    (None, None) => return Err(QuantError::NoStats { tensor: name.clone() }),
+                };
+                TensorQuant::Quantized(within(params, *bounds))
+            }
+            Site::SameAs(other) => TensorQuant::SameAs(other.clone()),
+            Site::Weight { .. } | Site::Bias { .. } => continue,
+        };
+        grids.0.insert(name.clone(), quant);
+    }
+    Ok(grids)
+}
+
+fn constant_range(values: &[f32]) -> Range {
+    let (lo, hi) = values.iter().fold((0f32, 0f32), |(lo, hi), &v| (lo.min(v), hi.max(v)));
+    Range::of(lo.into(), hi.into())
+}
+
+/// The same grid, its scale lowered by the few units in the last place that keep it inside `bounds`: a runtime absorbs a Clip only
+/// if the grid does not reach beyond it.
+fn within(mut params: QuantParams, bounds: Option<(f32, f32)>) -> QuantParams {
+    let Some((lo, hi)) = bounds else { return params };
+    for _ in 0..8 {
+        let (qlo, qhi) = params.range(0);
+        if qlo >= lo && qhi <= hi {
+            break;
+        }
+        params.scale[0] = params.scale[0].next_down();
+    }
+    params
+}
+
+/// Adds the grids of weights and biases to those of the activations. A channel whose bias would need more than 23 bits gets a
+/// larger scale. Returns the names of the weights where that was so.
+///
+/// # Errors
+/// [`QuantError`] if a weight holds numbers that are not finite.
+pub fn weights(
+    graph: &Graph,
+    placement: &Placement,
+    policy: &Policy,
+    grids: &mut Grids,
+) -> Result<Vec<String>, QuantError> {
+    let mut guarded = Vec::new();
+    for (name, site) in &placement.sites {
+        let Site::Weight { axis, input, bias, edge } = site else { continue };
+        let Some(tensor) = graph.constant(name) else { continue };
+        let grid = Grid::weights(policy.weight_bits(*edge));
+        let granularity = if policy.per_channel { Granularity::Channel { axis: *axis } } else { Granularity::Tensor };
+        let mut params = weight_params(name, tensor, grid, granularity, policy.weight_rule)?;
+        let input_scale = grids.params(input).and_then(QuantParams::tensor_params);
+        let bias_values = bias.as_ref().and_then(|b| graph.constant(b)).and_then(|t| t.as_f32());
+        if let (Some((scale, _)), Some(values)) = (input_scale, bias_values) {
+            if !guard_bias(&mut params.scale, scale, values).is_empty() {
+                guarded.push(name.clone());
+            }
+        }
+        grids.0.insert(name.clone(), TensorQuant::Quantized(params));
+    }
+    for (name, site) in &placement.sites {
+        if let Site::Bias { input, weight } = site {
+            let quant = TensorQuant::BiasOf { input: input.clone(), weight: weight.clone() };
+            grids.0.insert(name.clone(), quant);
+        }
+    }
+    Ok(guarded)
+}

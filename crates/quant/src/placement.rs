@@ -1,0 +1,372 @@
+//! Placement: which tensors carry a grid, given what a target computes in integers. The only room where fusion and
+//! quantization meet.
+//!
+//! For ONNX Runtime (Q/DQ on inputs and outputs): every layer with constant weights is integer. Another operator with an integer
+//! kernel is, if it stands between layers: what follows the last layer (box decoding, softmax, final pooling) stays float, because
+//! there nothing is gained and ranges are unlike. An integer operator needs grids on its data inputs and on its output; the
+//! output grid stands behind an activation that the target absorbs. Operators that only move elements pass grids on.
+
+use crate::target::{Style, Target};
+use fewbits_graph::{
+    Graph, Node, Op,
+    op::{Fact, OutRule, Role},
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// What kind of grid a tensor carries.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Site {
+    /// Its own, inside `bounds` if an absorbed Clip demands it.
+    Activation {
+        /// Interval that the grid must not exceed.
+        bounds: Option<(f32, f32)>,
+        /// Read by a first or last layer, or written by a last one: keeps 8 bits when others get fewer.
+        edge: bool,
+    },
+    /// That of another tensor.
+    SameAs(String),
+    /// The constant weight of a layer.
+    Weight {
+        /// Output-channel axis.
+        axis: usize,
+        /// The layer's data input.
+        input: String,
+        /// The layer's bias, if it has one.
+        bias: Option<String>,
+        /// Of a first or last layer: keeps 8 bits when others get fewer.
+        edge: bool,
+    },
+    /// The constant bias of a layer.
+    Bias {
+        /// The layer's data input.
+        input: String,
+        /// The layer's weight.
+        weight: String,
+    },
+}
+
+/// Whether the target computes a node in integers, and why (not).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runtime {
+    /// Node name.
+    pub node: String,
+    /// Operator type.
+    pub op: String,
+    /// Integer kernel, or part of one, or moved as codes.
+    pub integer: bool,
+    /// In words.
+    pub reason: String,
+}
+
+/// Where the grids are, and what follows for each node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Placement {
+    /// Tensors with a grid.
+    pub sites: BTreeMap<String, Site>,
+    /// Every node, in graph order.
+    pub nodes: Vec<Runtime>,
+}
+
+/// Places grids on the prepared `graph` for `target`; nodes named in `keep_float` take no part.
+pub fn place(graph: &Graph, target: &Target, keep_float: &BTreeSet<String>) -> Placement {
+    let mut placer = Placer::new(graph, target, keep_float);
+    match target.style {
+        Style::InputsAndOutputs => placer.inputs_and_outputs(),
+        Style::LayerInputs => placer.layer_inputs(),
+    }
+    placer.finish()
+}
+
+struct Placer<'a> {
+    graph: &'a Graph,
+    target: &'a Target,
+    keep_float: &'a BTreeSet<String>,
+    producers: HashMap<&'a str, usize>,
+    consumers: HashMap<&'a str, Vec<usize>>,
+    /// Nodes that lead to a layer.
+    before_layer: Vec<bool>,
+    /// Nodes that come from a layer.
+    behind_layer: Vec<bool>,
+    sites: BTreeMap<String, Site>,
+    /// Reason of every node that is integer.
+    integer: BTreeMap<usize, String>,
+}
+
+impl<'a> Placer<'a> {
+    fn new(graph: &'a Graph, target: &'a Target, keep_float: &'a BTreeSet<String>) -> Self {
+        let (producers, consumers) = (graph.producers(), graph.consumers());
+        let count = graph.nodes.len();
+        let mut placer = Placer {
+            graph,
+            target,
+            keep_float,
+            producers,
+            consumers,
+            before_layer: vec![false; count],
+            behind_layer: vec![false; count],
+            sites: BTreeMap::new(),
+            integer: BTreeMap::new(),
+        };
+        for i in (0..count).rev() {
+            let readers = graph.nodes[i].outputs.iter().flat_map(|o| placer.readers(o));
+            placer.before_layer[i] = readers.into_iter().any(|&c| placer.is_layer(c) || placer.before_layer[c]);
+        }
+        for i in 0..count {
+            let makers = graph.nodes[i].present_inputs().filter_map(|name| placer.producers.get(name));
+            placer.behind_layer[i] = makers.into_iter().any(|&p| placer.is_layer(p) || placer.behind_layer[p]);
+        }
+        placer
+    }
+
+    fn readers(&self, tensor: &str) -> &[usize] {
+        self.consumers.get(tensor).map_or(&[], Vec::as_slice)
+    }
+
+    fn listed(&self, list: &[String], node: usize) -> bool {
+        let node = &self.graph.nodes[node];
+        !self.keep_float.contains(&node.name) && list.iter().any(|op| op == node.op.name())
+    }
+
+    /// A layer that can be quantized: constant float weight, no scaling of its own.
+    fn is_layer(&self, node: usize) -> bool {
+        let scales = matches!(&self.graph.nodes[node].op, Op::Gemm(g) if g.alpha != 1.0 || g.beta != 1.0);
+        self.listed(&self.target.layers, node) && self.weight(node).is_some() && !scales
+    }
+
+    /// Name and channel axis of the node's constant weight.
+    fn weight(&self, node: usize) -> Option<(&'a str, usize)> {
+        let node = &self.graph.nodes[node];
+        let Role::Weight { channel_axis } = node.op.def().quant_rule().role(1) else { return None };
+        let name = node.input(1)?;
+        let tensor = self.graph.constant(name)?;
+        (tensor.as_f32().is_some() && channel_axis < tensor.dims.len()).then_some((name, channel_axis))
+    }
+
+    /// Names of the node's data inputs.
+    fn data_inputs(&self, node: &'a Node) -> impl Iterator<Item = &'a str> + use<'a> {
+        let rule = node.op.def().quant_rule();
+        let count = node.inputs.len();
+        (0..count).filter(move |&i| rule.role(i) == Role::Data).filter_map(|i| node.input(i))
+    }
+
+    fn inputs_and_outputs(&mut self) {
+        for i in 0..self.graph.nodes.len() {
+            let between = self.before_layer[i] && self.behind_layer[i];
+            if self.is_layer(i) {
+                self.place_layer(i);
+            } else if between && self.listed(&self.target.integer, i) {
+                let inputs: Vec<&str> = self.data_inputs(&self.graph.nodes[i]).collect();
+                inputs.into_iter().for_each(|name| self.need_grid(name));
+                self.place_output(i);
+                self.integer.insert(i, "integer kernel".into());
+            }
+        }
+    }
+
+    fn place_layer(&mut self, i: usize) {
+        let node = &self.graph.nodes[i];
+        let input = node.inputs[0].as_str();
+        self.need_grid(input);
+        self.place_weight(i);
+        let writes_floats = self.target.float_output.iter().any(|op| op == node.op.name()) && !self.before_layer[i];
+        if writes_floats {
+            self.integer.insert(i, "integer sums, float output".into());
+        } else {
+            self.place_output(i);
+            self.integer.insert(i, "integer kernel".into());
+        }
+    }
+
+    fn place_weight(&mut self, i: usize) {
+        let node = &self.graph.nodes[i];
+        let Some((weight, axis)) = self.weight(i) else { return };
+        let input = node.inputs[0].clone();
+        let bias = node.input(2).filter(|b| self.graph.constant(b).is_some()).map(String::from);
+        if let (Some(bias), false) = (&bias, self.target.float_bias) {
+            self.sites.insert(bias.clone(), Site::Bias { input: input.clone(), weight: weight.into() });
+        }
+        self.sites.insert(weight.into(), Site::Weight { axis, input, bias, edge: self.is_edge(i) });
+    }
+
+    /// Puts the grid of an integer operator's output on the output, or behind the activation that the target absorbs.
+    fn place_output(&mut self, i: usize) {
+        let node = &self.graph.nodes[i];
+        let output = node.output();
+        let absorbed = match self.readers(output) {
+            [reader] if !self.graph.is_output(output) => Some(*reader),
+            _ => None,
+        };
+        let absorbed = absorbed.filter(|&r| {
+            let activation = &self.graph.nodes[r];
+            self.target.absorbs(node.op.name(), activation.op.name())
+                && !self.keep_float.contains(&activation.name)
+                && activation.input(0) == Some(output)
+        });
+        let bounds = absorbed.and_then(|r| clamp_bounds(self.graph, &self.graph.nodes[r]));
+        match (absorbed, bounds) {
+            (Some(r), Some(bounds)) => {
+                let activation = &self.graph.nodes[r];
+                self.sites.insert(activation.output().into(), Site::Activation { bounds: Some(bounds), edge: false });
+                self.integer.insert(r, format!("computed by the output grid of `{}`", node.name));
+            }
+            _ => {
+                self.sites.entry(output.into()).or_insert(Site::Activation { bounds: None, edge: false });
+            }
+        }
+    }
+
+    /// Makes sure that `tensor` has a grid: its own, or, behind operators that move elements, that of their input.
+    fn need_grid(&mut self, tensor: &str) {
+        if self.sites.contains_key(tensor) {
+            return;
+        }
+        let mover = self.producers.get(tensor).copied().filter(|&p| self.moves(p));
+        match mover {
+            Some(p) => {
+                let node = &self.graph.nodes[p];
+                let from = node.inputs[0].clone();
+                self.need_grid(&from);
+                for output in node.outputs.iter().filter(|o| !o.is_empty()) {
+                    self.sites.insert(output.clone(), Site::SameAs(from.clone()));
+                }
+            }
+            None => {
+                self.sites.insert(tensor.into(), Site::Activation { bounds: None, edge: false });
+            }
+        }
+    }
+
+    /// Whether the node moves elements about without changing them.
+    fn moves(&self, node: usize) -> bool {
+        let op = &self.graph.nodes[node];
+        let pads_zero = !matches!(op.op, Op::Pad(_))
+            || op.input(2).is_none_or(|v| self.graph.constant(v).and_then(|t| t.scalar_f32()) == Some(0.0));
+        self.listed(&self.target.same_grid, node)
+            && op.op.def().quant_rule().output == OutRule::SameAsInput
+            && self.graph.constant(&op.inputs[0]).is_none()
+            && pads_zero
+    }
+
+    fn layer_inputs(&mut self) {
+        for i in 0..self.graph.nodes.len() {
+            let node = &self.graph.nodes[i];
+            if self.is_layer(i) {
+                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation { bounds: None, edge: false });
+                self.place_weight(i);
+                self.integer.insert(i, "integer kernel (fused with what follows it)".into());
+            } else if let (Op::Add(_), false) = (&node.op, self.keep_float.contains(&node.name)) {
+                self.place_residual(i);
+            } else if self.before_layer[i] && self.behind_layer[i] && self.listed(&self.target.integer, i) {
+                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation { bounds: None, edge: false });
+                self.integer.insert(i, "integer kernel".into());
+            }
+        }
+    }
+
+    /// Of an addition behind a layer, the other (shortcut) input gets the grid: between the layer and the addition there is none.
+    fn place_residual(&mut self, i: usize) {
+        let node = &self.graph.nodes[i];
+        let from_layer = |name: &String| {
+            self.producers.get(name.as_str()).is_some_and(|&p| self.is_layer(p)) && self.readers(name).len() == 1
+        };
+        let Some(main) = node.inputs.iter().rposition(from_layer) else { return };
+        let shortcut = &node.inputs[1 - main];
+        if self.graph.constant(shortcut).is_none() {
+            self.sites.entry(shortcut.clone()).or_insert(Site::Activation { bounds: None, edge: false });
+            self.integer.insert(i, "fused into the layer before it".into());
+        }
+    }
+
+    /// Whether the layer is a first or a last one.
+    fn is_edge(&self, i: usize) -> bool {
+        !self.before_layer[i] || !self.behind_layer[i]
+    }
+
+    /// Marks the activations that first and last layers read, and that last layers write.
+    fn mark_edges(&mut self) {
+        let mut edges = Vec::new();
+        for i in (0..self.graph.nodes.len()).filter(|&i| self.is_layer(i) && self.is_edge(i)) {
+            let node = &self.graph.nodes[i];
+            edges.push(self.owner(&node.inputs[0]));
+            if !self.before_layer[i] {
+                let absorbed = self.readers(node.output()).iter().map(|&r| self.graph.nodes[r].output().to_string());
+                edges.extend(absorbed.chain([node.output().to_string()]));
+            }
+        }
+        for name in edges {
+            if let Some(Site::Activation { edge, .. }) = self.sites.get_mut(&name) {
+                *edge = true;
+            }
+        }
+    }
+
+    /// The tensor whose grid `name` has.
+    fn owner(&self, name: &str) -> String {
+        let mut name = name;
+        while let Some(Site::SameAs(other)) = self.sites.get(name) {
+            name = other;
+        }
+        name.to_string()
+    }
+
+    fn finish(mut self) -> Placement {
+        self.mark_edges();
+        for i in 0..self.graph.nodes.len() {
+            let has_grid = |name: &String| self.sites.contains_key(name);
+            let node = &self.graph.nodes[i];
+            if !self.integer.contains_key(&i) && matches!(self.sites.get(node.output()), Some(Site::SameAs(_))) {
+                if node.inputs.first().is_some_and(has_grid) {
+                    self.integer.insert(i, "moves codes".into());
+                }
+            }
+        }
+        let runtime = |i: usize| {
+            let node = &self.graph.nodes[i];
+            let reason = self.integer.get(&i);
+            Runtime {
+                node: node.name.clone(),
+                op: node.op.name().into(),
+                integer: reason.is_some(),
+                reason: reason.cloned().unwrap_or_else(|| self.why_float(i)),
+            }
+        };
+        let nodes = (0..self.graph.nodes.len()).map(runtime).collect();
+        Placement { nodes, sites: self.sites }
+    }
+
+    fn why_float(&self, i: usize) -> String {
+        let node = &self.graph.nodes[i];
+        let op = node.op.name();
+        if self.keep_float.contains(&node.name) {
+            return "kept float on request".into();
+        }
+        if matches!(node.op, Op::Opaque(_)) {
+            return format!("operator {op} is unknown to Fewbits");
+        }
+        if self.target.layers.iter().any(|l| l == op) {
+            return "its weight is not a float constant, or it scales its result (alpha, beta)".into();
+        }
+        if let Some(reason) = self.target.float_reasons.get(op) {
+            return reason.clone();
+        }
+        if !self.before_layer[i] {
+            return "behind the last layer: output decoding keeps its full range in float".into();
+        }
+        if !self.behind_layer[i] {
+            return "before the first layer".into();
+        }
+        format!("{} has no integer kernel for {op}", self.target.runtime)
+    }
+}
+
+/// The interval that an absorbed Relu or Clip with constant bounds clamps to.
+fn clamp_bounds(graph: &Graph, node: &Node) -> Option<(f32, f32)> {
+    let facts: Vec<Option<Fact>> =
+        node.inputs.iter().map(|name| graph.constant(name).cloned().map(Fact::constant)).collect();
+    let known = node.inputs.iter().skip(1).zip(facts.iter().skip(1)).all(|(name, fact)| name.is_empty() || fact.is_some());
+    let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+    match node.op.def().activation(&facts) {
+        Some(fewbits_graph::op::Activation::Clamp { min, max }) if known => Some((min, max)),
+        _ => None,
+    }
+}

@@ -1,0 +1,294 @@
+//! What is remembered of a tensor over the calibration images, whatever range rule will be applied.
+//!
+//! What enters: the elements of a tensor, one image at a time. What leaves: [`Stats`], a few dozen kilobytes for each tensor
+//! however many images there were. This room knows no graph and no grid.
+//!
+//! Extremes, sums and counts cover every element. The histogram covers every element of tensors with up to
+//! [`SAMPLES_PER_IMAGE`] of them; of larger ones it takes every `k`-th, where `k` has no factor in common with the number of
+//! elements, hence with no dimension of the tensor either, so that all channels and all places are met equally. The first
+//! place moves from image to image. The result depends on nothing but the images and their order.
+
+mod histogram;
+
+pub use histogram::{Histogram, MAX_BINS};
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Most elements of one tensor and image that enter the histogram.
+pub const SAMPLES_PER_IMAGE: usize = 4096;
+
+/// Weight of the past in the moving average of per-image extremes.
+const MOVING_AVERAGE_DECAY: f64 = 0.9;
+
+/// Statistics by tensor name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Stats(pub BTreeMap<String, TensorStats>);
+
+/// Statistics of one tensor. Numbers that are not finite are counted in `non_finite` and left out of everything else.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TensorStats {
+    /// Images seen.
+    pub images: u64,
+    /// Finite elements seen.
+    pub count: u64,
+    /// Infinities and NaN seen.
+    pub non_finite: u64,
+    /// Smallest element; 0 before the first.
+    pub min: f32,
+    /// Largest element; 0 before the first.
+    pub max: f32,
+    /// Sum of the elements.
+    pub sum: f64,
+    /// Sum of their squares.
+    pub sum_of_squares: f64,
+    /// Sum over the images of each image's smallest element.
+    pub sum_of_image_min: f64,
+    /// Sum over the images of each image's largest element.
+    pub sum_of_image_max: f64,
+    /// Moving average of each image's smallest element: `0.9·old + 0.1·new`, starting with the first image.
+    pub moving_min: f64,
+    /// Moving average of each image's largest element.
+    pub moving_max: f64,
+    /// Distribution of the elements.
+    pub histogram: Histogram,
+    /// By channel, if asked for.
+    pub channels: Option<ChannelStats>,
+}
+
+/// Statistics of each channel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChannelStats {
+    /// Elements seen of each channel.
+    pub count: u64,
+    /// Sum of each channel's elements.
+    pub sum: Vec<f64>,
+    /// Smallest element of each channel.
+    pub min: Vec<f32>,
+    /// Largest element of each channel.
+    pub max: Vec<f32>,
+}
+
+impl Stats {
+    /// Adds one image's elements to the statistics of `name`.
+    pub fn observe_image(&mut self, name: &str, values: &[f32]) {
+        match self.0.get_mut(name) {
+            Some(stats) => stats.observe_image(values),
+            None => self.0.entry(name.into()).or_default().observe_image(values),
+        }
+    }
+}
+
+impl TensorStats {
+    /// Nothing seen yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Nothing seen yet; also keeps statistics by channel. Images must then have the channels as their fastest axis.
+    pub fn with_channels(channels: usize) -> Self {
+        let channels =
+            ChannelStats { count: 0, sum: vec![0.0; channels], min: vec![0.0; channels], max: vec![0.0; channels] };
+        TensorStats { channels: Some(channels), ..Self::default() }
+    }
+
+    /// Mean of all elements.
+    pub fn mean(&self) -> f64 {
+        self.sum / self.count.max(1) as f64
+    }
+
+    /// Standard deviation of all elements.
+    pub fn std(&self) -> f64 {
+        (self.sum_of_squares / self.count.max(1) as f64 - self.mean().powi(2)).max(0.0).sqrt()
+    }
+
+    /// Mean distance of the elements from their mean, `E|x − E x|`, from the histogram with each bin's numbers at its middle.
+    pub fn mean_abs_deviation(&self) -> f64 {
+        let (histogram, mean) = (&self.histogram, self.mean());
+        let middle = |k: usize| (histogram.edge(k) + 0.5 * histogram.width() - mean).abs();
+        let bins = histogram.counts.iter().enumerate().map(|(k, &c)| c as f64 * middle(k));
+        (bins.sum::<f64>() + histogram.zeros as f64 * mean.abs()) / histogram.total().max(1) as f64
+    }
+
+    /// Adds one image: its elements in any order, the same order for every image.
+    pub fn observe_image(&mut self, values: &[f32]) {
+        self.add(&ImageStats::of(values, self.images));
+        if let Some(channels) = &mut self.channels {
+            channels.observe(values);
+        }
+    }
+
+    /// Adds one image that was looked at elsewhere. Images are added in their order.
+    pub fn add(&mut self, image: &ImageStats) {
+        self.histogram.add(&image.samples, image.sums.min, image.sums.max);
+        self.non_finite += image.non_finite;
+        if image.sums.count > 0 {
+            self.add_image(&image.sums);
+        }
+        self.images += 1;
+    }
+
+    fn add_image(&mut self, image: &Sums) {
+        let first = self.count == 0;
+        let (min, max) = (f64::from(image.min), f64::from(image.max));
+        self.min = if first { image.min } else { self.min.min(image.min) };
+        self.max = if first { image.max } else { self.max.max(image.max) };
+        let moved = |old: f64, new: f64| {
+            if first { new } else { MOVING_AVERAGE_DECAY * old + (1.0 - MOVING_AVERAGE_DECAY) * new }
+        };
+        self.moving_min = moved(self.moving_min, min);
+        self.moving_max = moved(self.moving_max, max);
+        self.sum_of_image_min += min;
+        self.sum_of_image_max += max;
+        self.count += image.count;
+        self.sum += image.sum;
+        self.sum_of_squares += image.squares;
+    }
+}
+
+/// What one image adds to [`TensorStats`]: the costly part of [`TensorStats::observe_image`], for any thread to do.
+#[derive(Debug, Default)]
+pub struct ImageStats {
+    sums: Sums,
+    non_finite: u64,
+    samples: Vec<f32>,
+}
+
+impl ImageStats {
+    /// Looks at the elements of image number `image` (from 0).
+    pub fn of(values: &[f32], image: u64) -> Self {
+        let mut seen = ImageStats::default();
+        let stride = sampling_stride(values.len());
+        // Multiples of the golden ratio, taken modulo 1, spread evenly whatever their number.
+        let turn = image.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+        let mut next = (turn as usize * stride) >> 32;
+        seen.samples.reserve(values.len() / stride + 1);
+        for (i, chunk) in values.chunks(CHUNK).enumerate() {
+            // Sampling here finds the chunk in the cache.
+            while let Some(&x) = chunk.get(next - i * CHUNK) {
+                seen.samples.push(x);
+                next += stride;
+            }
+            seen.sums.add(chunk);
+        }
+        seen.non_finite = values.len() as u64 - seen.sums.count;
+        seen
+    }
+}
+
+impl ChannelStats {
+    /// Mean of each channel.
+    pub fn mean(&self) -> Vec<f64> {
+        self.sum.iter().map(|s| s / self.count.max(1) as f64).collect()
+    }
+
+    /// Adds places of `channels` numbers each. Sums are in f32 over 64 places at a time, in f64 beyond.
+    fn observe(&mut self, values: &[f32]) {
+        let channels = self.sum.len();
+        if channels == 0 || values.is_empty() {
+            return;
+        }
+        if self.count == 0 {
+            let first = &values[..channels.min(values.len())];
+            self.min[..first.len()].copy_from_slice(first);
+            self.max[..first.len()].copy_from_slice(first);
+        }
+        let mut partial = vec![0f32; channels];
+        for block in values.chunks(64 * channels) {
+            partial.fill(0.0);
+            for place in block.chunks_exact(channels) {
+                let extremes = self.min.iter_mut().zip(&mut self.max);
+                for ((sum, (min, max)), &x) in partial.iter_mut().zip(extremes).zip(place) {
+                    *sum += x;
+                    *min = if x < *min { x } else { *min };
+                    *max = if x > *max { x } else { *max };
+                }
+            }
+            self.sum.iter_mut().zip(&partial).for_each(|(sum, &p)| *sum += f64::from(p));
+        }
+        self.count += (values.len() / channels) as u64;
+    }
+}
+
+/// The smallest stride that leaves at most [`SAMPLES_PER_IMAGE`] of `len` elements and has no factor in common with `len`.
+fn sampling_stride(len: usize) -> usize {
+    let coprime = |stride: &usize| {
+        let (mut a, mut b) = (len, *stride);
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a == 1
+    };
+    let least = len.div_ceil(SAMPLES_PER_IMAGE);
+    if least <= 1 { 1 } else { (least..).find(coprime).unwrap_or(least) }
+}
+
+/// Elements summed in f32 before the sums move on to f64, and looked at while they are in the cache.
+const CHUNK: usize = 1024;
+const LANES: usize = 8;
+
+/// Sums and extremes of the finite numbers of one image.
+#[derive(Debug, Default)]
+struct Sums {
+    count: u64,
+    min: f32,
+    max: f32,
+    sum: f64,
+    squares: f64,
+}
+
+impl Sums {
+    fn add(&mut self, chunk: &[f32]) {
+        let Some(sums) = Sums::fast(chunk).or_else(|| Sums::finite(chunk)) else { return };
+        let first = self.count == 0;
+        self.min = if first { sums.min } else { self.min.min(sums.min) };
+        self.max = if first { sums.max } else { self.max.max(sums.max) };
+        self.count += sums.count;
+        self.sum += sums.sum;
+        self.squares += sums.squares;
+    }
+
+    /// `None` if a number, or the sum of the squares in f32, is not finite.
+    fn fast(chunk: &[f32]) -> Option<Self> {
+        let (rows, rest) = chunk.as_chunks::<LANES>();
+        let start = *chunk.first()?;
+        let (mut min, mut max) = ([start; LANES], [start; LANES]);
+        let (mut sum, mut squares) = ([0f32; LANES], [0f32; LANES]);
+        let mut take = |lane: usize, x: f32| {
+            min[lane] = if x < min[lane] { x } else { min[lane] };
+            max[lane] = if x > max[lane] { x } else { max[lane] };
+            sum[lane] += x;
+            squares[lane] += x * x;
+        };
+        for row in rows {
+            (0..LANES).for_each(|lane| take(lane, row[lane]));
+        }
+        rest.iter().enumerate().for_each(|(lane, &x)| take(lane, x));
+        let total = |lanes: [f32; LANES]| lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
+        let sums = Sums {
+            count: chunk.len() as u64,
+            min: min.into_iter().fold(start, f32::min),
+            max: max.into_iter().fold(start, f32::max),
+            sum: total(sum),
+            squares: total(squares),
+        };
+        sums.squares.is_finite().then_some(sums)
+    }
+
+    /// The same over the finite numbers alone; `None` if there are none.
+    fn finite(chunk: &[f32]) -> Option<Self> {
+        let finite = || chunk.iter().copied().filter(|x| x.is_finite());
+        let wide = || finite().map(f64::from);
+        Some(Sums {
+            count: finite().count() as u64,
+            min: finite().reduce(f32::min)?,
+            max: finite().reduce(f32::max)?,
+            sum: wide().sum(),
+            squares: wide().map(|x| x * x).sum(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! The report as Markdown.
+
+use crate::{
+    numbers::{bits, bytes, count, decibels, percent, ratio},
+    report::{Mode, Report, Runtime},
+};
+use std::fmt::{self, Write};
+
+/// Text from a file inside a line of Markdown: nothing of it is markup.
+fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '&' => out.push_str("&amp;"),
+            '\\' | '|' | '`' | '*' | '_' | '[' | ']' | '#' | '!' | '~' => out.extend(['\\', c]),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+pub(crate) fn page(report: &Report) -> String {
+    let mut out = String::new();
+    write_page(&mut out, report).expect("writing to a string does not fail");
+    out
+}
+
+fn write_page(out: &mut String, report: &Report) -> fmt::Result {
+    let model = &report.model;
+    writeln!(out, "# {}\n", plain(&report.title))?;
+    if !report.command.is_empty() {
+        writeln!(out, "Made by: {}\n", plain(&report.command))?;
+    }
+    writeln!(out, "{}: {} parameters, {} MAC.\n", plain(&model.name), count(model.parameters), count(model.macs))?;
+    for warning in &report.warnings {
+        writeln!(out, "- **warning:** {}", plain(warning))?;
+    }
+    if !report.accuracy.is_empty() {
+        table(out, "Accuracy", "| mode | metric | value | images |\n|---|---|--:|--:|")?;
+        for a in &report.accuracy {
+            let mode = match a.mode {
+                Mode::Float => "float",
+                Mode::Fake => "fake-quantized",
+                Mode::Integer => "integer",
+            };
+            writeln!(out, "| {mode} | {} | {} | {} |", plain(&a.metric), percent(a.value), a.samples)?;
+        }
+    }
+    if !report.sizes.is_empty() {
+        table(out, "Size", "| counted | float | quantized | smaller |\n|---|--:|--:|--:|")?;
+        for s in &report.sizes {
+            let (float, quantized) = (bytes(s.float_bytes), bytes(s.bytes));
+            writeln!(out, "| {} | {float} | {quantized} | {} |", plain(&s.convention), ratio(s.float_bytes, s.bytes))?;
+        }
+    }
+    if !report.layers.is_empty() {
+        table(
+            out,
+            "Layers",
+            "| name | operator | weight bits | activation bits | runtime | SQNR dB | MAC | parameters | reason |\n\
+             |---|---|--:|--:|---|--:|--:|--:|---|",
+        )?;
+        for l in &report.layers {
+            let runtime = if l.runtime == Runtime::Integer { "integer" } else { "float" };
+            let (w, a, db) = (bits(l.weight_bits), bits(l.activation_bits), decibels(l.sqnr_db));
+            let (name, op, reason) = (plain(&l.name), plain(&l.op), plain(&l.reason));
+            let (macs, parameters) = (count(l.macs), count(l.parameters));
+            writeln!(out, "| {name} | {op} | {w} | {a} | {runtime} | {db} | {macs} | {parameters} | {reason} |")?;
+        }
+    }
+    if !report.tensors.is_empty() {
+        table(
+            out,
+            "Activation ranges",
+            "| tensor | bits | rule | range | seen | scale | zero point |\n|---|--:|---|---|---|--:|--:|",
+        )?;
+        for t in &report.tensors {
+            let (name, rule) = (plain(&t.name), plain(&t.rule));
+            let ranges = format!("{} … {} | {} … {}", t.lo, t.hi, t.min, t.max);
+            writeln!(out, "| {name} | {} | {rule} | {ranges} | {} | {} |", t.bits, t.scale, t.zero_point)?;
+        }
+    }
+    if !report.settings.is_empty() {
+        table(out, "Settings", "| setting | value |\n|---|---|")?;
+        for (name, value) in &report.settings {
+            writeln!(out, "| {} | {} |", plain(name), plain(value))?;
+        }
+    }
+    Ok(())
+}
+
+fn table(out: &mut String, title: &str, head: &str) -> fmt::Result {
+    writeln!(out, "\n## {title}\n\n{head}")
+}

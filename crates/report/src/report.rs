@@ -1,0 +1,219 @@
+//! The contents of a report.
+
+use fewbits_graph::{Grid, QuantParams};
+use fewbits_quant::{Mapping, RangeRule, TensorStats};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Everything that a report says. Empty parts are left out of the page.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// First line.
+    pub title: String,
+    /// The command line that made it.
+    pub command: String,
+    /// Every setting as it was resolved, by name.
+    pub settings: BTreeMap<String, String>,
+    /// The float model.
+    pub model: Model,
+    /// Accuracies measured.
+    pub accuracy: Vec<Accuracy>,
+    /// The size of the model, by each way of counting.
+    pub sizes: Vec<Size>,
+    /// Nodes in the order of the graph.
+    pub layers: Vec<Layer>,
+    /// Quantized activations in the order of the graph.
+    pub tensors: Vec<TensorRange>,
+    /// What inspection found wrong, a sentence each.
+    pub warnings: Vec<String>,
+    /// How long it took.
+    pub seconds: Option<f64>,
+    /// Calibration images.
+    pub images: Option<u64>,
+}
+
+/// Facts about the float model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    /// File name or other name.
+    pub name: String,
+    /// Identity of the prepared graph.
+    pub sha256: String,
+    /// Number of nodes after preparation.
+    pub nodes: u64,
+    /// Number of weights and biases.
+    pub parameters: u64,
+    /// Multiply-accumulates for one image.
+    pub macs: u64,
+    /// Inputs, each with type and shape, such as `images: float32 [1, 3, 224, 224]`.
+    pub inputs: Vec<String>,
+    /// Outputs likewise.
+    pub outputs: Vec<String>,
+}
+
+/// How a model was run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The float model.
+    Float,
+    /// Rounded to its grids, computed in floats.
+    Fake,
+    /// Computed in integers.
+    Integer,
+}
+
+/// One accuracy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Accuracy {
+    /// How the model was run.
+    pub mode: Mode,
+    /// What was measured: `top-1`, `top-5`, `AP`, `AP50`.
+    pub metric: String,
+    /// Its value, between 0 and 1.
+    pub value: f64,
+    /// Number of images.
+    pub samples: u64,
+}
+
+/// The size of the model by one convention.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Size {
+    /// What is counted, in words.
+    pub convention: String,
+    /// Bytes of the float model.
+    pub float_bytes: u64,
+    /// Bytes of the quantized one.
+    pub bytes: u64,
+}
+
+/// How the target computes a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Runtime {
+    /// In integers.
+    Integer,
+    /// In floats.
+    Float,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Node name.
+    pub name: String,
+    /// Operator type.
+    pub op: String,
+    /// Width of its weights, if they are quantized.
+    pub weight_bits: Option<u8>,
+    /// Width of its output, if it is quantized.
+    pub activation_bits: Option<u8>,
+    /// How the target computes it.
+    pub runtime: Runtime,
+    /// Why.
+    pub reason: String,
+    /// Signal-to-noise ratio of its output against the float model's, in dB.
+    pub sqnr_db: Option<f64>,
+    /// Multiply-accumulates for one image.
+    pub macs: u64,
+    /// Number of weights and biases.
+    pub parameters: u64,
+}
+
+/// One quantized activation: what was seen of it and which range was chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorRange {
+    /// Tensor name.
+    pub name: String,
+    /// Width.
+    pub bits: u8,
+    /// The rule that chose the range.
+    pub rule: String,
+    /// Lower end of what the grid can hold.
+    pub lo: f32,
+    /// Upper end.
+    pub hi: f32,
+    /// Step of the grid.
+    pub scale: f32,
+    /// Code of zero.
+    pub zero_point: i32,
+    /// Smallest element seen.
+    pub min: f32,
+    /// Largest element seen.
+    pub max: f32,
+    /// How the elements are distributed.
+    pub bins: Bins,
+    /// What other rules would have chosen.
+    pub others: Vec<RuleRange>,
+}
+
+/// The range that a rule proposes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RuleRange {
+    /// Name of the rule.
+    pub rule: String,
+    /// Lower end.
+    pub lo: f32,
+    /// Upper end.
+    pub hi: f32,
+}
+
+/// A histogram coarse enough to draw.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Bins {
+    /// Lower edge of the first bin.
+    pub start: f64,
+    /// Width of each bin.
+    pub width: f64,
+    /// Elements by bin, without the zeros.
+    pub counts: Vec<u64>,
+    /// Elements equal to zero.
+    pub zeros: u64,
+}
+
+/// Most bins of a drawn histogram.
+const DRAWN_BINS: usize = 96;
+
+impl TensorRange {
+    /// What the page shows of a tensor with these statistics on this per-tensor grid.
+    pub fn new(name: &str, rule: &str, stats: &TensorStats, params: &QuantParams) -> Self {
+        let (lo, hi) = params.range(0);
+        TensorRange {
+            name: name.into(),
+            bits: params.grid.bits,
+            rule: rule.into(),
+            lo,
+            hi,
+            scale: params.scale[0],
+            zero_point: params.zero_point[0],
+            min: stats.min,
+            max: stats.max,
+            bins: Bins::of(stats),
+            others: vec![],
+        }
+    }
+
+    /// Adds what each of `rules` would have chosen for `grid`.
+    pub fn with_others(mut self, rules: &[RangeRule], stats: &TensorStats, grid: Grid, mapping: Mapping) -> Self {
+        let chosen = |rule: &RangeRule| {
+            let range = rule.range(stats, grid, mapping);
+            RuleRange { rule: rule.to_string(), lo: range.lo as f32, hi: range.hi as f32 }
+        };
+        self.others = rules.iter().map(chosen).collect();
+        self
+    }
+}
+
+impl Bins {
+    /// The histogram of `stats`, neighbouring bins merged.
+    pub fn of(stats: &TensorStats) -> Self {
+        let histogram = &stats.histogram;
+        let merged = histogram.counts.len().div_ceil(DRAWN_BINS).max(1);
+        Bins {
+            start: histogram.edge(0),
+            width: histogram.width() * merged as f64,
+            counts: histogram.counts.chunks(merged).map(|bins| bins.iter().sum()).collect(),
+            zeros: histogram.zeros,
+        }
+    }
+}
