@@ -19,7 +19,7 @@ pub(super) fn to_global_average_pool(graph: &mut Graph) -> Result<usize, GraphEr
         if !spatial {
             continue;
         }
-        let (keep, input, output) = (mean.keepdims, graph.nodes[i].inputs[0].clone(), graph.nodes[i].output().to_string());
+        let (keep, input, output) = (mean.keep_dims, graph.nodes[i].inputs[0].clone(), graph.nodes[i].output().to_string());
         graph.nodes[i].op = GlobalAveragePool.into();
         graph.nodes[i].inputs = vec![input];
         if !keep {
