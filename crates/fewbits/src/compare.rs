@@ -270,7 +270,14 @@ impl Difference {
 
     fn named(&self, name: &str, op: &str, noise_added: f64) -> TensorDifference {
         let (name, op) = (name.into(), op.into());
-        TensorDifference { name, op, sqnr_db: self.db(), cosine: self.cosine(), max_abs_diff: self.largest, noise_added }
+        TensorDifference {
+            name,
+            op,
+            sqnr_db: self.db(),
+            cosine: self.cosine(),
+            max_abs_diff: self.largest,
+            noise_added,
+        }
     }
 }
 
@@ -328,7 +335,8 @@ fn chunk_sums(
             sums.tensors.insert(name.into(), difference);
         }
     };
-    let sample_error = |source_error| Error::Sample { sample: source.dataset.name(chunk.batch.indices[0]), source: source_error };
+    let sample_error =
+        |source_error| Error::Sample { sample: source.dataset.name(chunk.batch.indices[0]), source: source_error };
     let outputs = executor.run_tapped(&[Tensor::f32(&shape, data)], &mut tap).map_err(sample_error)?;
     if let Some(what) = misfit {
         return Err(mismatch(a, b, what));
@@ -379,10 +387,12 @@ fn conclude(b: &Graph, a: &Graph, pairs: &[(usize, usize)], total: &Sums, thresh
     let tensors = in_order(b, &total.tensors);
     let producers = b.producers();
     let op_of = |name: &str| producers.get(name).map_or("", |&i| b.nodes[i].op.name());
-    let named = |(&(i, j), d): (&(usize, usize), &Difference)| d.named(&a.outputs[i].name, op_of(&b.outputs[j].name), 0.0);
+    let named =
+        |(&(i, j), d): (&(usize, usize), &Difference)| d.named(&a.outputs[i].name, op_of(&b.outputs[j].name), 0.0);
     let outputs: Vec<TensorDifference> = pairs.iter().zip(&total.outputs).map(named).collect();
     let below = |t: &&TensorDifference| t.sqnr_db < threshold_db;
-    let noisiest = tensors.iter().filter(|t| t.noise_added > 0.0).max_by(|x, y| x.noise_added.total_cmp(&y.noise_added));
+    let noisiest =
+        tensors.iter().filter(|t| t.noise_added > 0.0).max_by(|x, y| x.noise_added.total_cmp(&y.noise_added));
     Comparison {
         samples: total.samples,
         max_abs_diff: all.largest,

@@ -41,7 +41,7 @@ pub struct Layer {
     pub op: String,
     /// Shape of the first output for one batch, where it is known.
     pub shape: Option<Vec<usize>>,
-    /// Elements of its float constants.
+    /// Elements of its weights, bias and normalization.
     pub parameters: u64,
     /// Multiply-accumulates for one image.
     pub macs: u64,
@@ -175,6 +175,9 @@ pub fn inspect(model: &Model, target: &Target, stats: &Stats) -> Inspection {
     let mut warnings = unknown_warnings(&graph);
     warnings.extend(weights::warnings(&graph, &placement, stats));
     warnings.extend(activations::warnings(&graph, &placement, stats));
+    if let Some(grids) = &model.grids {
+        warnings.retain(|w| !settled(w, &graph, grids));
+    }
     warnings.sort_by_key(|w| w.severity);
     let mut operators: BTreeMap<String, usize> = BTreeMap::new();
     for node in &model.graph.nodes {
@@ -203,6 +206,12 @@ pub fn inspect(model: &Model, target: &Target, stats: &Stats) -> Inspection {
         layers,
         warnings,
     }
+}
+
+/// Whether a warning is about channels in one scale, and the quantized file gives each its own.
+fn settled(warning: &Warning, graph: &Graph, grids: &Grids) -> bool {
+    let weight = || graph.nodes.iter().find(|n| n.name == warning.node).and_then(|n| grids.params(n.input(1)?));
+    matches!(warning.kind, "outlier_channel" | "channel_spread") && weight().is_some_and(|p| p.scale.len() > 1)
 }
 
 fn port(info: &ValueInfo) -> Port {
@@ -245,7 +254,11 @@ fn layers(
     let row = |(node, planned): (&Node, &fewbits_quant::placement::Runtime)| {
         let ins: Vec<Option<&Fact>> = node.inputs.iter().map(|name| facts.get(name)).collect();
         let outs: Option<Vec<Fact>> = node.outputs.iter().map(|name| facts.get(name).cloned()).collect();
-        let constants = node.present_inputs().filter_map(|name| graph.constant(name)).filter(|t| t.as_f32().is_some());
+        // Bounds of a Clip and the like are no parameters.
+        let learned = |i: &usize| {
+            matches!(node.op, Op::BatchNormalization(_)) || node.op.def().quant_rule().role(*i) != Role::Other
+        };
+        let constants = (0..node.inputs.len()).filter(learned).filter_map(|i| graph.constant(node.input(i)?));
         let grid = |name: &str| grids.and_then(|g| g.params(name));
         let weight = node.input(1).filter(|w| graph.constant(w).is_some()).and_then(grid);
         let (integer, reason) = match grids {
@@ -256,7 +269,7 @@ fn layers(
             name: node.name.clone(),
             op: node.op.name().into(),
             shape: facts.get(node.output()).map(|f| f.dims.clone()),
-            parameters: constants.map(|t| t.len() as u64).sum(),
+            parameters: constants.filter(|t| t.as_f32().is_some()).map(|t| t.len() as u64).sum(),
             macs: outs.map_or(0, |outs| node.op.def().macs(&ins, &outs)) / batch,
             runtime: if integer { "integer" } else { "float" },
             reason,
@@ -286,11 +299,19 @@ fn stated(graph: &Graph, grids: &Grids, target: &Target, node: &Node, readers: &
     if !(lists(&target.layers) || lists(&target.integer) || lists(&target.same_grid)) {
         let absorbs = || {
             let producer = graph.nodes.iter().find(|n| Some(n.output()) == node.input(0))?;
-            (target.absorbs(producer.op.name(), op) && !has_grid(producer.output()) && has_grid(node.output())).then_some(producer)
+            (target.absorbs(producer.op.name(), op) && !has_grid(producer.output()) && has_grid(node.output()))
+                .then_some(producer)
         };
         return match absorbs() {
             Some(producer) => (true, format!("computed by the output grid of `{}`", producer.name)),
-            None => (false, target.float_reasons.get(op).cloned().unwrap_or(format!("{} has no integer kernel for {op}", target.runtime))),
+            None => (
+                false,
+                target
+                    .float_reasons
+                    .get(op)
+                    .cloned()
+                    .unwrap_or(format!("{} has no integer kernel for {op}", target.runtime)),
+            ),
         };
     }
     match ungridded {

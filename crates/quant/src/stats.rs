@@ -12,6 +12,7 @@ mod histogram;
 
 pub use histogram::{Histogram, MAX_BINS};
 
+use fewbits_kernels::moments::{Moments, moments};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -225,8 +226,7 @@ fn sampling_stride(len: usize) -> usize {
 }
 
 /// Elements summed in f32 before the sums move on to f64, and looked at while they are in the cache.
-const CHUNK: usize = 1024;
-const LANES: usize = 8;
+const CHUNK: usize = 4096;
 
 /// Sums and extremes of the finite numbers of one image.
 #[derive(Debug, Default)]
@@ -251,29 +251,10 @@ impl Sums {
 
     /// `None` if a number, or the sum of the squares in f32, is not finite.
     fn fast(chunk: &[f32]) -> Option<Self> {
-        let (rows, rest) = chunk.as_chunks::<LANES>();
-        let start = *chunk.first()?;
-        let (mut min, mut max) = ([start; LANES], [start; LANES]);
-        let (mut sum, mut squares) = ([0f32; LANES], [0f32; LANES]);
-        let mut take = |lane: usize, x: f32| {
-            min[lane] = if x < min[lane] { x } else { min[lane] };
-            max[lane] = if x > max[lane] { x } else { max[lane] };
-            sum[lane] += x;
-            squares[lane] += x * x;
-        };
-        for row in rows {
-            (0..LANES).for_each(|lane| take(lane, row[lane]));
-        }
-        rest.iter().enumerate().for_each(|(lane, &x)| take(lane, x));
-        let total = |lanes: [f32; LANES]| lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
-        let sums = Sums {
-            count: chunk.len() as u64,
-            min: min.into_iter().fold(start, f32::min),
-            max: max.into_iter().fold(start, f32::max),
-            sum: total(sum),
-            squares: total(squares),
-        };
-        sums.squares.is_finite().then_some(sums)
+        let mut found = Moments::default();
+        moments(chunk, &mut found);
+        let Moments { min, max, sum, squares } = found;
+        (!chunk.is_empty() && squares.is_finite()).then_some(Sums { count: chunk.len() as u64, min, max, sum, squares })
     }
 
     /// The same over the finite numbers alone; `None` if there are none.

@@ -74,7 +74,10 @@ fn summary(seen: &Inspection) -> Vec<String> {
     let ports = |ports: &[Port]| ports.iter().map(port).collect::<Vec<_>>().join(", ");
     let mut ends = format!("{} -> {}", ports(&seen.inputs), ports(&seen.outputs));
     if ends.chars().count() > WIDTH {
-        ends = shortened(&format!("{} -> {} outputs, {}", ports(&seen.inputs), seen.outputs.len(), ports(&seen.outputs)), WIDTH);
+        ends = shortened(
+            &format!("{} -> {} outputs, {}", ports(&seen.inputs), seen.outputs.len(), ports(&seen.outputs)),
+            WIDTH,
+        );
     }
     let integer = seen.layers.iter().filter(|l| l.runtime == "integer");
     let integer_macs: u64 = integer.clone().map(|l| l.macs).sum();
@@ -180,7 +183,10 @@ fn table(seen: &Inspection, verbose: bool) -> Vec<String> {
     let grid = if seen.quantized { "bits w/a" } else { "runs in" };
     lines.push(format!("{:<40} {:<18} {:<18} {:>7} {:>7} {grid}", "node", "op", "output", "params", "MACs"));
     for layer in shown {
-        let shape = layer.shape.as_ref().map_or("?".into(), |s| s.iter().map(ToString::to_string).collect::<Vec<_>>().join("×"));
+        let shape = layer
+            .shape
+            .as_ref()
+            .map_or("?".into(), |s| s.iter().map(ToString::to_string).collect::<Vec<_>>().join("×"));
         let bits = |bits: Option<u8>| bits.map_or("-".into(), |b| b.to_string());
         let last = match seen.quantized {
             true => format!("{}/{}", bits(layer.weight_bits), bits(layer.activation_bits)),

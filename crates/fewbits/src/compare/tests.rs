@@ -104,7 +104,8 @@ fn a_scaled_output_keeps_the_order_and_a_negated_one_does_not() {
 fn grids_are_looked_at_without_changing_what_is_computed() {
     let graph = network();
     let tensor = |scale, zero| TensorQuant::Quantized(QuantParams::per_tensor(Grid::activations(8), scale, zero));
-    let weight = |count| TensorQuant::Quantized(QuantParams::per_channel(Grid::weights(8), 0, vec![1.0 / 127.0; count]));
+    let weight =
+        |count| TensorQuant::Quantized(QuantParams::per_channel(Grid::weights(8), 0, vec![1.0 / 127.0; count]));
     let grids = [
         ("x", tensor(2.0 / 255.0, 128)),
         ("w1", weight(4)),

@@ -48,7 +48,8 @@ fn unlike_inputs(graph: &Graph, node: &Node, stats: &Stats) -> Option<Warning> {
             let wide = ranges.iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
             let ratio = wide.1 / narrow.1;
             (ratio >= UNLIKE && narrow.1 > 0.0).then(|| {
-                let (narrow, wide) = (format!("`{}` spans {:.2}", narrow.0, narrow.1), format!("`{}` spans {:.2}", wide.0, wide.1));
+                let (narrow, wide) =
+                    (format!("`{}` spans {:.2}", narrow.0, narrow.1), format!("`{}` spans {:.2}", wide.0, wide.1));
                 format!("joins unlike ranges: {wide}, {narrow}; the narrow one loses {:.1} bits", ratio.log2())
             })?
         }
@@ -70,7 +71,8 @@ fn is_raw(graph: &Graph, name: &str) -> bool {
 }
 
 /// Operators that decode boxes or scores.
-const DECODING: &[&str] = &["Sigmoid", "Exp", "Mul", "Add", "Sub", "Div", "Concat", "Softmax", "TopK", "NonMaxSuppression"];
+const DECODING: &[&str] =
+    &["Sigmoid", "Exp", "Mul", "Add", "Sub", "Div", "Concat", "Softmax", "TopK", "NonMaxSuppression"];
 
 /// Nodes behind the last layers that compute rather than move.
 fn tail(nodes: &[Runtime]) -> Option<Warning> {

@@ -1,6 +1,6 @@
 //! Shapes of a graph as far as they can be known, and the memory that follows from them.
 
-use fewbits_graph::{DType, GraphError, Graph, Op, exec, op::Fact};
+use fewbits_graph::{DType, Graph, GraphError, Op, exec, op::Fact};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What is known of the tensors.
@@ -49,7 +49,9 @@ pub(super) fn peak_bytes(graph: &Graph, facts: &BTreeMap<String, Fact>) -> u64 {
         last_reader.extend(node.present_inputs().map(|name| (name, i)));
     }
     last_reader.extend(graph.outputs.iter().map(|o| (o.name.as_str(), graph.nodes.len())));
-    let size = |name: &str| facts.get(name).filter(|f| f.value.is_none()).map_or(0, |f| f.len() as u64 * element_bytes(f.dtype));
+    let size = |name: &str| {
+        facts.get(name).filter(|f| f.value.is_none()).map_or(0, |f| f.len() as u64 * element_bytes(f.dtype))
+    };
     let mut alive: u64 = graph.inputs.iter().map(|v| size(&v.name)).sum();
     let mut peak = alive;
     for (i, node) in graph.nodes.iter().enumerate() {

@@ -180,6 +180,17 @@ fn decoding_behind_the_last_layer_is_a_note() {
 }
 
 #[test]
+fn channels_with_scales_of_their_own_settle_what_one_scale_would_lose() {
+    let graph = changed(|w, _| scale_channel(w, 5, 10.0));
+    let kinds = |params: QuantParams| -> Vec<&str> {
+        let grids = Grids([("w1".to_string(), TensorQuant::Quantized(params))].into());
+        look(graph.clone(), Some(grids), &Stats::default()).warnings.iter().map(|w| w.kind).collect()
+    };
+    assert_eq!(kinds(QuantParams::per_channel(Grid::weights(8), 0, vec![0.1; 8])), [""; 0]);
+    assert_eq!(kinds(QuantParams::per_tensor(Grid::weights(8), 0.1, 0)), ["outlier_channel"]);
+}
+
+#[test]
 fn grids_of_a_quantized_file_are_stated() {
     let tensor = |scale| TensorQuant::Quantized(QuantParams::per_tensor(Grid::activations(8), scale, 0));
     let channels = |count| TensorQuant::Quantized(QuantParams::per_channel(Grid::weights(4), 0, vec![0.25; count]));

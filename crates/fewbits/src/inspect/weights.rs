@@ -57,8 +57,15 @@ fn non_finite(node: &Node, name: &str, tensor: &Tensor) -> Option<Warning> {
         return None;
     }
     let count = values.iter().filter(|v| !v.is_finite()).count();
-    let message = format!("`{name}` has {count} numbers that are not finite, the first at element {first} ({})", values[first]);
-    Some(warning(node, "non_finite", Severity::Error, message, "export the model again from a checkpoint without NaN or infinity"))
+    let message =
+        format!("`{name}` has {count} numbers that are not finite, the first at element {first} ({})", values[first]);
+    Some(warning(
+        node,
+        "non_finite",
+        Severity::Error,
+        message,
+        "export the model again from a checkpoint without NaN or infinity",
+    ))
 }
 
 /// Magnitudes of a weight tensor by output channel.
@@ -87,10 +94,13 @@ impl Channels {
         (channels > 0 && inner > 0).then_some(Channels { largest, second, count: values.len() / channels })
     }
 
-    fn warnings(&self, node: &Node) -> Vec<Warning> {
+    fn is_alive(&self, channel: usize) -> bool {
         let most = self.largest.iter().copied().fold(0.0, f32::max);
-        let (alive, dead): (Vec<usize>, Vec<usize>) =
-            (0..self.largest.len()).partition(|&c| most > 0.0 && self.largest[c] > most * DEAD_SHARE);
+        most > 0.0 && self.largest[channel] > most * DEAD_SHARE
+    }
+
+    fn warnings(&self, node: &Node) -> Vec<Warning> {
+        let (alive, dead): (Vec<usize>, Vec<usize>) = (0..self.largest.len()).partition(|&c| self.is_alive(c));
         let living = self.of_living(node, &alive);
         self.of_dead(node, &dead).into_iter().chain(living).chain(self.of_lone(node, &alive)).collect()
     }
@@ -132,7 +142,8 @@ impl Channels {
 
     fn of_lone(&self, node: &Node, alive: &[usize]) -> Option<Warning> {
         let ratio = |c: usize| self.largest[c] / self.second[c].max(f32::MIN_POSITIVE);
-        let lone: Vec<usize> = alive.iter().copied().filter(|&c| self.count >= LEAST_WEIGHTS && ratio(c) >= LONE).collect();
+        let lone: Vec<usize> =
+            alive.iter().copied().filter(|&c| self.count >= LEAST_WEIGHTS && ratio(c) >= LONE).collect();
         let worst = *lone.iter().max_by(|&&a, &&b| ratio(a).total_cmp(&ratio(b)))?;
         let message = format!(
             "in {} of {} channels one weight is {LONE} or more times every other (channel {worst}: {:.3} against {:.3})",
@@ -169,10 +180,12 @@ fn bias_overflow(
     let grid = Grid::weights(8);
     let mut scale = weight_params(name, weight, grid, Granularity::Channel { axis }, WeightRule::MinMax).ok()?.scale;
     let before = scale.clone();
-    let raised = guard_bias(&mut scale, range / 255.0, bias);
+    let channels = Channels::of(weight, axis)?;
+    let mut raised = guard_bias(&mut scale, range / 255.0, bias);
+    raised.retain(|&c| channels.is_alive(c));
     let worst = *raised.iter().max_by(|&&a, &&b| (scale[a] / before[a]).total_cmp(&(scale[b] / before[b])))?;
     let message = format!(
-        "biases of {} channels overflow their grid at 8 bits (channel {worst}: bias {:.2e}, weights up to {:.1e}; input range {range:.1} {how})",
+        "{} biases overflow their grid at 8 bits (channel {worst}: bias {:.2e}, weights up to {:.1e}; input range {range:.1} {how})",
         raised.len(),
         bias[worst],
         before[worst] * grid.qmax() as f32
@@ -187,7 +200,7 @@ fn depthwise(node: &Node, weight: &Tensor) -> Option<Warning> {
         return None;
     }
     let taps: usize = weight.dims[2..].iter().product();
-    let message = format!("depthwise: {} channels of {taps} weights each", weight.dims[0]);
+    let message = format!("{} channels with {taps} weights each", weight.dims[0]);
     let hint = "needs --granularity channel, the default; suffers first below 8 bits: give it more bits than the rest";
     Some(warning(node, "depthwise", Severity::Note, message, hint))
 }

@@ -16,9 +16,11 @@ const LABELS: f64 = 12.0;
 /// for each of the other rules, in the colour of its place in `rules`, then the numbers.
 pub(super) fn histogram(out: &mut String, tensor: &TensorRange, rules: &[&str]) -> fmt::Result {
     let bins = &tensor.bins;
-    let end = bins.start + bins.width * bins.counts.len() as f64;
+    // The outermost bins reach beyond the extremes; the labels should not.
+    let end = (bins.start + bins.width * bins.counts.len() as f64).min(tensor.max.into());
+    let start = bins.start.max(tensor.min.into());
     let (lo, hi) = (f64::from(tensor.lo), f64::from(tensor.hi));
-    let (left, right) = (bins.start.min(lo).min(0.0), end.max(hi).max(0.0));
+    let (left, right) = (start.min(lo).min(0.0), end.max(hi).max(0.0));
     let span = if (right - left).is_finite() && right > left { right - left } else { 1.0 };
     let x = |value: f64| ((value - left) / span * WIDTH).clamp(0.0, WIDTH);
     let most = bins.counts.iter().copied().max().unwrap_or(0).max(1) as f64;
