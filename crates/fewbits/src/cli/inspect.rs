@@ -181,7 +181,7 @@ fn table(seen: &Inspection, verbose: bool) -> Vec<String> {
     let more = if rest > 0 { format!("; {rest} nodes without weights are left out (-v)") } else { String::new() };
     lines.push(format!("{} nodes, shapes for batch 1{more}", shown.len()));
     let grid = if seen.quantized { "bits w/a" } else { "runs in" };
-    lines.push(format!("{:<40} {:<18} {:<18} {:>7} {:>7} {grid}", "node", "op", "output", "params", "MACs"));
+    lines.push(format!("{:<36} {:<18} {:<18} {:>7} {:>7} {grid}", "node", "op", "output", "params", "MACs"));
     for layer in shown {
         let shape = layer
             .shape
@@ -192,9 +192,9 @@ fn table(seen: &Inspection, verbose: bool) -> Vec<String> {
             true => format!("{}/{}", bits(layer.weight_bits), bits(layer.activation_bits)),
             false => layer.runtime.into(),
         };
-        let (name, op) = (shortened(&layer.name, 40), shortened(&layer.op, 18));
+        let (name, op) = (shortened(&layer.name, 36), shortened(&layer.op, 18));
         let (params, macs) = (short(layer.parameters), short(layer.macs));
-        lines.push(format!("{name:<40} {op:<18} {shape:<18} {params:>7} {macs:>7} {last}"));
+        lines.push(format!("{name:<36} {op:<18} {shape:<18} {params:>7} {macs:>7} {last}"));
         if verbose {
             let grids = [("weight", &layer.weight_grid), ("output", &layer.activation_grid)];
             lines.extend(grids.iter().filter_map(|(what, grid)| Some(format!("    {what} {}", (*grid).as_ref()?))));
