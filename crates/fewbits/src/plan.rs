@@ -14,6 +14,7 @@ pub fn of(quantized: &Quantized, settings: &Settings, samples: usize, seed: u64,
     let preprocess = serde_json::to_value(preprocess).expect("numbers and names are valid JSON");
     let mut plan = Plan::new(&quantized.graph, &settings.target.name, preprocess);
     plan.tensors = quantized.grids.clone();
+    plan.patches = quantized.patches.clone();
     plan.history.push(Step {
         method: "ptq".into(),
         config: describe(quantized, settings, samples),
@@ -31,6 +32,7 @@ pub fn describe(quantized: &Quantized, settings: &Settings, samples: usize) -> s
         "policy": settings.policy,
         "ranges": settings.ranges.to_string(),
         "range_rule": quantized.rule,
+        "bias_correction": settings.bias_correction,
         "keep_float": settings.keep_float,
         "samples": samples,
     })

@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Model,
+    correct::{Patches, correct_biases},
     observe::{Observation, observe},
     progress::Progress,
     sqnr::Sqnr,
@@ -42,6 +43,8 @@ pub const CANDIDATES: &[RangeRule] = &[
 
 /// Samples on which [`Ranges::Auto`] compares the rules.
 const COMPARED_SAMPLES: usize = 32;
+/// Samples from which biases are corrected.
+const CORRECTION_SAMPLES: usize = 32;
 
 impl fmt::Display for Ranges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -69,6 +72,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Activation ranges.
     pub ranges: Ranges,
+    /// Whether biases are corrected for the mean that rounding adds.
+    pub bias_correction: bool,
     /// Nodes that take no part.
     pub keep_float: BTreeSet<String>,
 }
@@ -85,7 +90,7 @@ pub struct Trial {
 /// A quantized network and how it came about.
 #[derive(Clone, Debug)]
 pub struct Quantized {
-    /// The prepared float network.
+    /// The prepared float network, with patches.
     pub graph: Graph,
     /// What preparation changed.
     pub changes: Vec<Change>,
@@ -93,6 +98,8 @@ pub struct Quantized {
     pub placement: Placement,
     /// The grids.
     pub grids: Grids,
+    /// Constants that were changed.
+    pub patches: Patches,
     /// The rule that was applied to activations.
     pub rule: RangeRule,
     /// Every rule that was tried.
@@ -129,30 +136,47 @@ pub fn quantize(
     let kept = if settings.ranges == Ranges::Auto { compared.div_ceil(Model::fixed_batch(&graph).unwrap_or(1)) } else { 0 };
     let Observation { stats, references } = observe(&graph, observed, source, kept, threads, progress)?;
 
-    let grids_for = |rule: RangeRule| -> Result<(Grids, Vec<String>), Error> {
+    let rules = match settings.ranges {
+        Ranges::Auto => CANDIDATES.to_vec(),
+        Ranges::Rule(rule) => vec![rule],
+    };
+    let mut choices = Vec::new();
+    let mut guarded = Vec::new();
+    for &rule in &rules {
         let mut grids = calibrate::activations(&graph, &placement, &stats, &settings.policy, &settings.target, |_| rule)?;
-        let guarded = calibrate::weights(&graph, &placement, &settings.policy, &mut grids)?;
-        Ok((grids, guarded))
+        guarded = calibrate::weights(&graph, &placement, &settings.policy, &mut grids)?;
+        choices.push(grids);
+    }
+    let first = |count: usize| Source { indices: source.indices[..count].to_vec(), ..*source };
+    let patches = match settings.bias_correction {
+        true => {
+            let samples = first(source.indices.len().min(CORRECTION_SAMPLES));
+            correct_biases(model, &graph, &choices, &samples, threads, progress)?
+        }
+        false => vec![Patches::new(); choices.len()],
     };
     let mut trials = Vec::new();
-    let rule = match settings.ranges {
-        Ranges::Rule(rule) => rule,
-        Ranges::Auto => {
-            progress.begin("choosing ranges", compared * CANDIDATES.len());
-            let subset = Source { indices: source.indices[..compared].to_vec(), ..*source };
-            for &rule in CANDIDATES {
-                let (grids, _) = grids_for(rule)?;
-                let sqnr_db = output_sqnr(&graph, Mode::Integer(&grids), &subset, &references, threads, progress)?;
-                trials.push(Trial { rule, sqnr_db });
-            }
-            progress.end();
-            let better = |a: &Trial, b: &Trial| a.sqnr_db.total_cmp(&b.sqnr_db);
-            // Of equals the first: the simpler rule.
-            trials.iter().rev().max_by(|a, b| better(a, b)).expect("there are candidates").rule
+    let chosen = if rules.len() == 1 { 0 } else {
+        progress.begin("choosing ranges", compared * rules.len());
+        let subset = first(compared);
+        for ((&rule, grids), patches) in rules.iter().zip(&choices).zip(&patches) {
+            let patched = patched(&graph, patches);
+            let sqnr_db = output_sqnr(&patched, Mode::Integer(grids), &subset, &references, threads, progress)?;
+            trials.push(Trial { rule, sqnr_db });
         }
+        progress.end();
+        // Of equals the first: the simpler rule.
+        (0..trials.len()).rev().max_by(|&a, &b| trials[a].sqnr_db.total_cmp(&trials[b].sqnr_db)).unwrap_or(0)
     };
-    let (grids, guarded) = grids_for(rule)?;
-    Ok(Quantized { graph, changes, placement, grids, rule, trials, stats, guarded })
+    let (grids, patches, rule) = (choices.swap_remove(chosen), patches[chosen].clone(), rules[chosen]);
+    Ok(Quantized { graph: patched(&graph, &patches), changes, placement, grids, patches, rule, trials, stats, guarded })
+}
+
+/// `graph` with `patches` in place of its constants.
+fn patched(graph: &Graph, patches: &Patches) -> Graph {
+    let mut graph = graph.clone();
+    graph.constants.extend(patches.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
+    graph
 }
 
 /// The prepared graph, after a check that it computes the same as the original.

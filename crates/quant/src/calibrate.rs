@@ -50,12 +50,12 @@ pub fn activations(
     let mut grids = Grids::default();
     for (name, site) in &placement.sites {
         let quant = match site {
-            Site::Activation { bounds, edge } => {
+            Site::Activation { bounds, reader, edge } => {
                 let grid = target.activation_grid(policy.activation_bits(*edge));
                 let constant = graph.constant(name).and_then(|t| t.as_f32());
                 let params = match (constant, stats.0.get(name)) {
                     (Some(values), _) => constant_range(values).params(grid, mapping),
-                    (None, Some(stats)) => rule(name).params(stats, grid, mapping),
+                    (None, Some(stats)) => rule(name).range_behind(stats, grid, mapping, *reader).params(grid, mapping),
                     (None, None) => return Err(QuantError::NoStats { tensor: name.clone() }),
                 };
                 TensorQuant::Quantized(within(params, *bounds))

@@ -16,6 +16,6 @@ mod testing;
 
 pub use error::QuantError;
 pub use plan::{Plan, Step};
-pub use ranges::{Mapping, Range, RangeRule};
+pub use ranges::{Mapping, Range, RangeRule, Reader};
 pub use stats::{Stats, TensorStats};
 pub use weights::WeightRule;

@@ -6,7 +6,10 @@
 //! there nothing is gained and ranges are unlike. An integer operator needs grids on its data inputs and on its output; the
 //! output grid stands behind an activation that the target absorbs. Operators that only move elements pass grids on.
 
-use crate::target::{Style, Target};
+use crate::{
+    ranges::Reader,
+    target::{Style, Target},
+};
 use fewbits_graph::{
     Graph, Node, Op,
     op::{Fact, OutRule, Role},
@@ -20,6 +23,8 @@ pub enum Site {
     Activation {
         /// Interval that the grid must not exceed.
         bounds: Option<(f32, f32)>,
+        /// The function through which integer operators read it, if that is all they do.
+        reader: Reader,
         /// Read by a first or last layer, or written by a last one: keeps 8 bits when others get fewer.
         edge: bool,
     },
@@ -206,11 +211,11 @@ impl<'a> Placer<'a> {
         match (absorbed, bounds) {
             (Some(r), Some(bounds)) => {
                 let activation = &self.graph.nodes[r];
-                self.sites.insert(activation.output().into(), Site::Activation { bounds: Some(bounds), edge: false });
+                self.sites.insert(activation.output().into(), Site::Activation { bounds: Some(bounds), reader: Reader::Identity, edge: false });
                 self.integer.insert(r, format!("computed by the output grid of `{}`", node.name));
             }
             _ => {
-                self.sites.entry(output.into()).or_insert(Site::Activation { bounds: None, edge: false });
+                self.sites.entry(output.into()).or_insert(Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
             }
         }
     }
@@ -231,7 +236,7 @@ impl<'a> Placer<'a> {
                 }
             }
             None => {
-                self.sites.insert(tensor.into(), Site::Activation { bounds: None, edge: false });
+                self.sites.insert(tensor.into(), Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
             }
         }
     }
@@ -251,13 +256,13 @@ impl<'a> Placer<'a> {
         for i in 0..self.graph.nodes.len() {
             let node = &self.graph.nodes[i];
             if self.is_layer(i) {
-                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation { bounds: None, edge: false });
+                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
                 self.place_weight(i);
                 self.integer.insert(i, "integer kernel (fused with what follows it)".into());
             } else if let (Op::Add(_), false) = (&node.op, self.keep_float.contains(&node.name)) {
                 self.place_residual(i);
             } else if self.before_layer[i] && self.behind_layer[i] && self.listed(&self.target.integer, i) {
-                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation { bounds: None, edge: false });
+                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
                 self.integer.insert(i, "integer kernel".into());
             }
         }
@@ -272,7 +277,7 @@ impl<'a> Placer<'a> {
         let Some(main) = node.inputs.iter().rposition(from_layer) else { return };
         let shortcut = &node.inputs[1 - main];
         if self.graph.constant(shortcut).is_none() {
-            self.sites.entry(shortcut.clone()).or_insert(Site::Activation { bounds: None, edge: false });
+            self.sites.entry(shortcut.clone()).or_insert(Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
             self.integer.insert(i, "fused into the layer before it".into());
         }
     }
@@ -300,6 +305,45 @@ impl<'a> Placer<'a> {
         }
     }
 
+    /// Notes for each activation through which function it is read.
+    fn mark_readers(&mut self) {
+        let names: Vec<String> = self.sites.keys().cloned().collect();
+        for name in names {
+            let found = self.reader_of(&name);
+            if let Some(Site::Activation { reader, .. }) = self.sites.get_mut(&name) {
+                *reader = found;
+            }
+        }
+    }
+
+    fn reader_of(&self, name: &str) -> Reader {
+        let integer = |i: usize| self.integer.contains_key(&i);
+        let activation = |i: usize| {
+            use fewbits_graph::op::Activation;
+            match self.graph.nodes[i].op.def().activation(&[]) {
+                Some(Activation::LeakyRelu { alpha }) => Reader::LeakyRelu { alpha },
+                Some(Activation::Sigmoid) => Reader::Sigmoid,
+                Some(Activation::HardSwish) => Reader::HardSwish,
+                _ => Reader::Identity,
+            }
+        };
+        match *self.readers(name) {
+            _ if self.graph.is_output(name) => Reader::Identity,
+            [one] if integer(one) => activation(one),
+            [gate, product] if integer(gate) && integer(product) => {
+                let (gate, product) = (&self.graph.nodes[gate], &self.graph.nodes[product]);
+                let inputs_fit = product.inputs.iter().all(|input| input == name || input == gate.output());
+                let gate_only = self.readers(gate.output()).len() == 1;
+                match (&gate.op, &product.op) {
+                    (Op::Sigmoid(_), Op::Mul(_)) if inputs_fit && gate_only => Reader::Silu,
+                    (Op::HardSigmoid(_), Op::Mul(_)) if inputs_fit && gate_only => Reader::HardSwish,
+                    _ => Reader::Identity,
+                }
+            }
+            _ => Reader::Identity,
+        }
+    }
+
     /// The tensor whose grid `name` has.
     fn owner(&self, name: &str) -> String {
         let mut name = name;
@@ -311,6 +355,7 @@ impl<'a> Placer<'a> {
 
     fn finish(mut self) -> Placement {
         self.mark_edges();
+        self.mark_readers();
         for i in 0..self.graph.nodes.len() {
             let has_grid = |name: &String| self.sites.contains_key(name);
             let node = &self.graph.nodes[i];

@@ -9,10 +9,12 @@ mod moments;
 mod mse;
 mod params;
 mod percentile;
+mod reader;
 
 pub use aciq::Prior;
 pub use moments::Moments;
 pub use params::{Mapping, Range};
+pub use reader::Reader;
 
 use crate::{error::QuantError, stats::TensorStats};
 use fewbits_graph::{Grid, QuantParams};
@@ -114,6 +116,18 @@ impl RangeRule {
             }
         };
         proposed.intersect(seen)
+    }
+
+    /// The range that this rule proposes for a tensor that is only read through `reader`: no wider than what is best behind it.
+    pub fn range_behind(self, stats: &TensorStats, grid: Grid, mapping: Mapping, reader: Reader) -> Range {
+        let range = self.range(stats, grid, mapping);
+        match reader {
+            Reader::Identity => range,
+            _ => {
+                let seen = Range::of(f64::from(stats.min), f64::from(stats.max));
+                range.intersect(mse::range(&Moments::behind(stats, reader), seen, grid, mapping))
+            }
+        }
     }
 
     /// The grid that this rule chooses for a tensor.

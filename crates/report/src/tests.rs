@@ -103,6 +103,11 @@ fn clipped_elements_are_drawn_apart_and_every_element_is_drawn() {
     assert_eq!(tensor.bins.counts.iter().sum::<u64>() + tensor.bins.zeros, 5);
     assert!(tensor.bins.counts.len() <= 96);
     assert!(report.to_html().contains("<path class=\"out\""));
+    let mut stats = TensorStats::new();
+    stats.observe_image(&[0.0, 1.0, 2.0, 6.0, 6.0]);
+    let params = RangeRule::MinMax.params(&stats, Grid::activations(8), Mapping::Affine);
+    let whole = Report { tensors: vec![TensorRange::new("relu6", "minmax", &stats, &params)], ..Report::default() };
+    assert!(!whole.to_html().contains("<path class=\"out\""), "what is at the end of the range is not clipped");
 }
 
 #[test]

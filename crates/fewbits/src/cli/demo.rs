@@ -67,6 +67,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
                 per_channel: true,
             },
             ranges: Ranges::Auto,
+            bias_correction: true,
             keep_float: BTreeSet::new(),
         };
         let begun = Instant::now();

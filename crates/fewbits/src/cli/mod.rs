@@ -1,10 +1,12 @@
 //! The command line. stdout carries the result, stderr progress and messages.
 
 mod bar;
+mod compare;
 mod data;
 mod demo;
 mod eval;
 mod export;
+mod inspect;
 mod output;
 mod plan;
 mod quantize;
@@ -58,10 +60,14 @@ enum Format {
 enum Command {
     /// Everything on the built-in network and images; needs no files and no network
     Demo(demo::Args),
+    /// What is in a model, and what will quantize badly
+    Inspect(inspect::Args),
     /// Turn a float model into a low-bit one, from a few hundred images
     Quantize(quantize::Args),
     /// Accuracy of a model on labelled data
     Eval(eval::Args),
+    /// Where two models part
+    Compare(compare::Args),
     /// Outputs of a model on data, as an .npz file
     Run(run::Args),
     /// Write the ONNX file of a model and a plan
@@ -85,8 +91,10 @@ pub fn main() -> ExitCode {
     let out = Output::new(cli.global);
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args, &out),
+        Command::Inspect(args) => inspect::run(&args, &out),
         Command::Quantize(args) => quantize::run(&args, &out),
         Command::Eval(args) => eval::run(&args, &out),
+        Command::Compare(args) => compare::run(&args, &out),
         Command::Run(args) => run::run(&args, &out),
         Command::Export(args) => export::run(&args, &out),
         Command::Bench(args) => run::bench(&args, &out),

@@ -63,6 +63,9 @@ pub struct PolicyArgs {
     /// One weight scale per output channel, or one per tensor
     #[arg(long, default_value = "channel", value_parser = ["channel", "tensor"], value_name = "channel|tensor")]
     granularity: String,
+    /// Leave biases as they are instead of correcting the mean that rounding adds to each channel
+    #[arg(long)]
+    no_bias_correction: bool,
 }
 
 impl PolicyArgs {
@@ -88,6 +91,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         target,
         policy: args.policy.policy(),
         ranges: args.policy.ranges,
+        bias_correction: !args.policy.no_bias_correction,
         keep_float: args.keep_float.iter().cloned().collect::<BTreeSet<_>>(),
     };
     if settings.policy.edge_bits > settings.policy.weight_bits.min(settings.policy.activation_bits) {

@@ -1,7 +1,7 @@
-"""same_outputs.py INPUT.npy PAIRS.json: compares outputs that Fewbits computed with ONNX Runtime's, element by element.
+"""same_outputs.py CASES.json: compares outputs that Fewbits computed with ONNX Runtime's, element by element.
 
-PAIRS.json: [[MODEL.onnx, OUTPUTS.npz], ...]. INPUT.npy is fed whole, or sample by sample where the model fixes its batch size.
-Prints one JSON object: model -> {output: [elements, different elements, largest difference]}.
+CASES.json: [[MODEL.onnx, INPUTS.npz, OUTPUTS.npz], ...], arrays by name. Inputs are fed whole, or sample by sample where the
+model fixes its batch size. Prints one JSON object: model -> output -> {elements, different, largest, values}.
 """
 
 import json
@@ -11,25 +11,30 @@ import numpy as np
 import onnxruntime as ort
 
 
-def main(data, pairs):
-    x = np.load(data)
-    report = {}
-    for model, outputs in json.load(open(pairs)):
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        feed = session.get_inputs()[0]
-        batch = feed.shape[0] if isinstance(feed.shape[0], int) else len(x)
-        names = [o.name for o in session.get_outputs()]
-        parts = [session.run(None, {feed.name: x[i : i + batch]}) for i in range(0, len(x), batch)]
-        ours = np.load(outputs)
-        rows = {}
-        for k, name in enumerate(names):
-            want = np.concatenate([p[k] for p in parts])
-            got = ours[name].reshape(want.shape)
-            rows[name] = [int(want.size), int((want != got).sum()), float(np.abs(want - got).max())]
-        report[model] = rows
-    print(json.dumps(report))
+def compare(model, inputs, outputs):
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    inputs, ours = np.load(inputs), np.load(outputs)
+    feeds = {value.name: inputs[value.name] for value in session.get_inputs()}
+    first = session.get_inputs()[0]
+    samples = len(feeds[first.name])
+    batch = first.shape[0] if isinstance(first.shape[0], int) else samples
+    parts = [session.run(None, {n: x[i : i + batch] for n, x in feeds.items()}) for i in range(0, samples, batch)]
+    rows = {}
+    for k, value in enumerate(session.get_outputs()):
+        want = np.concatenate([part[k] for part in parts])
+        got = ours[value.name]
+        assert got.shape == want.shape, f"{model}: {value.name} has shape {got.shape}, should have {want.shape}"
+        apart = np.abs(want.astype(np.float64) - got)
+        rows[value.name] = {
+            "elements": want.size,
+            "different": int((want != got).sum()),
+            "largest": float(apart.max(initial=0)),
+            "values": len(np.unique(want)),
+        }
+    return rows
 
 
-main(*sys.argv[1:3])
+print(json.dumps({case[0]: compare(*case) for case in json.load(open(sys.argv[1]))}))

@@ -74,7 +74,7 @@ pub(super) fn quantized(tensor: &Tensor, grid: &int::GridParams) -> Option<Tenso
 }
 
 /// The constant `name` with every element rounded to the grid that `grids` give it; unchanged if they give none.
-pub(super) fn fake_quantized(name: &str, tensor: &Arc<Tensor>, grids: &Grids) -> Arc<Tensor> {
+pub fn rounded_constant(name: &str, tensor: &Arc<Tensor>, grids: &Grids) -> Arc<Tensor> {
     let Some(values) = tensor.as_f32() else { return tensor.clone() };
     let mut out = values.to_vec();
     if let Some(params) = grids.params(name) {

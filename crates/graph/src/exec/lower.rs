@@ -396,7 +396,7 @@ impl<'a> Lowering<'a> {
     /// The constant `name` as the mode sees it: rounded to its grid unless in float mode.
     fn add_constant(&mut self, name: &str, value: Arc<Tensor>) {
         let value = match self.mode.grids() {
-            Some(grids) => constant::fake_quantized(name, &value, grids),
+            Some(grids) => constant::rounded_constant(name, &value, grids),
             None => value,
         };
         self.add_form(name, Fact::constant(value.clone()), Home::Constant(value));

@@ -17,6 +17,7 @@ use crate::{
     tensor::Tensor,
 };
 use fewbits_kernels::Threads;
+pub use constant::rounded_constant;
 pub use program::{Program, Tapped};
 use std::collections::{BTreeMap, BTreeSet};
 

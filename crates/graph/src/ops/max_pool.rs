@@ -78,10 +78,12 @@ impl OpDef for MaxPool {
 
     fn infer(&self, ins: Facts) -> Result<Vec<Fact>, OpError> {
         let frame = self.frame(ins)?;
-        expect_dtype(ins, 0, DType::F32)?;
         let x = required(ins, 0)?;
+        if x.dtype != DType::U8 {
+            expect_dtype(ins, 0, DType::F32)?;
+        }
         let dims = frame.output_dims(x.dims[0], x.dims[1], x.dims.len() - 2);
-        Ok(vec![Fact::new(DType::F32, &dims), Fact::new(DType::I64, &dims)])
+        Ok(vec![Fact::new(x.dtype, &dims), Fact::new(DType::I64, &dims)])
     }
 
     fn layout(&self) -> LayoutRule {
@@ -91,6 +93,10 @@ impl OpDef for MaxPool {
     fn build(&self, ins: Facts, outs: &[Fact]) -> Result<Kernel, OpError> {
         let (x, frame) = (required(ins, 0)?, self.frame(ins)?);
         let (geometry, stack, column_major) = (frame.pool(), frame.stack(x.dims[0], x.dims[1]), self.column_major);
+        if x.dtype == DType::U8 && outs.len() == 1 {
+            return Ok(bytes(x, &frame));
+        }
+        expect_dtype(ins, 0, DType::F32)?;
         if outs.len() > 1 {
             let [_, h, w, c] = stack;
             return Ok(Kernel::new(move |io: &mut Io<'_>| {
@@ -111,16 +117,21 @@ impl OpDef for MaxPool {
         if outs.len() > 1 || clamp != Activation::Identity || !integer::same_grid(x, &outs[0]) {
             return Ok(None);
         }
-        let (shape, window) = frame.integer_pool(x.dims[0], x.dims[1]);
-        Ok(Some(Kernel::new(move |io| {
-            let (threads, x) = (io.threads, io.u8(0));
-            int::pool::max_pool(threads, &shape, &window, x, io.out_u8(0));
-        })))
+        Ok(Some(bytes(x, &frame)))
     }
 
     fn quant_rule(&self) -> QuantRule {
         QuantRule::movement()
     }
+}
+
+/// The kernel for bytes: numbers, or codes of one grid.
+fn bytes(x: &Fact, frame: &Frame) -> Kernel {
+    let (shape, window) = frame.integer_pool(x.dims[0], x.dims[1]);
+    Kernel::new(move |io| {
+        let (threads, x) = (io.threads, io.u8(0));
+        int::pool::max_pool(threads, &shape, &window, x, io.out_u8(0));
+    })
 }
 
 impl OpFile for MaxPool {

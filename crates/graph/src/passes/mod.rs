@@ -36,6 +36,7 @@ const PASSES: &[(&str, Pass)] = &[
     ("batch normalizations folded into the layer before", batch_norm::fold_backward),
     ("batch normalizations folded into the layer behind", batch_norm::fold_forward),
     ("additions folded into biases", bias::fold),
+    ("layers given a bias of zero", bias::add_zero),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
 ];
 

@@ -2,8 +2,9 @@
 //!
 //! Numbers are taken to be spread evenly within each bin. Cumulative sums of `1`, `x` and `x²` over the bins then give the
 //! squared error of a grid exactly, with one look-up for each of its points: at 8 bits a grid costs about a microsecond,
-//! however many elements were seen.
+//! however many elements were seen. Behind a [`Reader`] `f` the same holds of `f(x)`, taken to be quadratic within each bin.
 
+use super::Reader;
 use crate::stats::TensorStats;
 use fewbits_graph::QuantParams;
 
@@ -15,6 +16,7 @@ pub struct Moments {
     bins: Vec<Bin>,
     sum_of_squares: f64,
     total: f64,
+    reader: Reader,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +27,9 @@ struct Bin {
     /// Its reciprocal, or a huge number.
     inverse_width: f64,
     count: f64,
-    /// How many numbers lie in lower bins, and their sum.
+    /// Mean of `f` over the bin.
+    mean: f64,
+    /// How many numbers lie in lower bins, and the sum of `f` over them.
     count_below: f64,
     sum_below: f64,
 }
@@ -33,6 +37,11 @@ struct Bin {
 impl Moments {
     /// The moments of what was seen. Exact zeros only count towards the total: every grid holds them without error.
     pub fn new(stats: &TensorStats) -> Self {
+        Self::behind(stats, Reader::Identity)
+    }
+
+    /// The moments of what was seen, as `reader` makes it. It must map zero to zero unless no number is exactly zero.
+    pub fn behind(stats: &TensorStats, reader: Reader) -> Self {
         let histogram = &stats.histogram;
         // The outermost edges are the exact extremes.
         let edge = |k: usize| histogram.edge(k).clamp(f64::from(stats.min), f64::from(stats.max));
@@ -42,10 +51,12 @@ impl Moments {
             let (start, end, count) = (edge(k), edge(k + 1), count as f64);
             let width = end - start;
             let inverse_width = if width > 0.0 { 1.0 / width } else { f64::MAX };
-            bins.push(Bin { start, width, inverse_width, count, count_below, sum_below });
+            let (low, middle, high) = (reader.value(start), reader.value(0.5 * (start + end)), reader.value(end));
+            let mean = (low + 4.0 * middle + high) / 6.0;
+            bins.push(Bin { start, width, inverse_width, count, mean, count_below, sum_below });
             count_below += count;
-            sum_below += count * 0.5 * (start + end);
-            sum_of_squares += count * (start * start + start * end + end * end) / 3.0;
+            sum_below += count * mean;
+            sum_of_squares += count * mean_square(low, middle, high);
         }
         Moments {
             inverse_width: 1.0 / histogram.width(),
@@ -53,22 +64,29 @@ impl Moments {
             bins,
             sum_of_squares,
             total: histogram.total() as f64,
+            reader,
         }
     }
 
-    /// How many numbers lie below `x`, and their sum. There is at least one bin.
+    /// How many numbers lie below `x`, and the sum of `f` over them. There is at least one bin.
     fn below(&self, x: f64) -> (f64, f64) {
         let k = (x * self.inverse_width - self.first).max(0.0) as u32 as usize;
         let bin = &self.bins[k.min(self.bins.len() - 1)];
         let part = ((x - bin.start) * bin.inverse_width).clamp(0.0, 1.0);
         let inside = bin.count * part;
-        (bin.count_below + inside, bin.sum_below + inside * (bin.start + 0.5 * part * bin.width))
+        // `f` at the middle of the part; within a bin a straight line will do.
+        let mean = match self.reader {
+            Reader::Identity => bin.start + 0.5 * part * bin.width,
+            _ if part >= 1.0 => bin.mean,
+            reader => reader.value(bin.start + 0.5 * part * bin.width),
+        };
+        (bin.count_below + inside, bin.sum_below + inside * mean)
     }
 
-    /// Expected `(x − dequantize(quantize(x)))²` on a per-tensor grid, rounding and clipping together.
+    /// Expected `(f(x) − f(dequantize(quantize(x))))²` on a per-tensor grid, rounding and clipping together.
     ///
     /// With `c_q` the number that code `q` stands for, `N_q` and `X_q` the count and the sum of the numbers nearest to it, this
-    /// is `(Σx² + Σ_q (c_q²·N_q − 2·c_q·X_q)) / N`.
+    /// is `(Σx² + Σ_q (c_q²·N_q − 2·c_q·X_q)) / N`; behind a reader, `f` stands before every `x` and `c`.
     pub fn mean_squared_error(&self, params: &QuantParams) -> f64 {
         let (scale, zero_point) = (params.scale[0], params.zero_point[0]);
         self.error(scale, zero_point, params.grid.qmin(), params.grid.qmax()) / self.total.max(1.0)
@@ -84,7 +102,7 @@ impl Moments {
         let mut error = self.sum_of_squares;
         let mut seen = (0.0, 0.0);
         let mut take = |q: f64, below: (f64, f64)| {
-            let c = (q - zero) * scale;
+            let c = self.reader.value((q - zero) * scale);
             error += c * (c * (below.0 - seen.0) - 2.0 * (below.1 - seen.1));
             seen = below;
         };
@@ -96,4 +114,9 @@ impl Moments {
         take(last, self.below(f64::INFINITY));
         error.max(0.0)
     }
+}
+
+/// Mean over a bin of the square of the quadratic through its ends and middle (Simpson's rule on the squares, exact for straight lines).
+fn mean_square(low: f64, middle: f64, high: f64) -> f64 {
+    (low * low + 4.0 * middle * middle + high * high) / 6.0
 }

@@ -19,7 +19,7 @@ pub(super) fn histogram(out: &mut String, tensor: &TensorRange, rules: &[&str]) 
     // The outermost bins reach beyond the extremes; the labels should not.
     let end = (bins.start + bins.width * bins.counts.len() as f64).min(tensor.max.into());
     let start = bins.start.max(tensor.min.into());
-    let (lo, hi) = (f64::from(tensor.lo), f64::from(tensor.hi));
+    let (lo, hi, half_step) = (f64::from(tensor.lo), f64::from(tensor.hi), 0.5 * f64::from(tensor.scale));
     let (left, right) = (start.min(lo).min(0.0), end.max(hi).max(0.0));
     let span = if (right - left).is_finite() && right > left { right - left } else { 1.0 };
     let x = |value: f64| ((value - left) / span * WIDTH).clamp(0.0, WIDTH);
@@ -33,11 +33,14 @@ pub(super) fn histogram(out: &mut String, tensor: &TensorRange, rules: &[&str]) 
     let mut paths = [String::new(), String::new()];
     for (k, &count) in bins.counts.iter().enumerate().filter(|(_, c)| **c > 0) {
         let from = bins.start + k as f64 * bins.width;
-        let (a, b) = (x(from), x(from + bins.width));
+        // A bin whose numbers are all alike, such as the 6.0 of a ReLU6, may have no width of its own.
+        let width = (x(from + bins.width) - x(from) - 0.25).max(1.2);
+        let a = x(from).min(WIDTH - width);
         let height = (1.0 + count as f64).ln() / (1.0 + most).ln() * (BARS - 4.0);
-        let middle = from + 0.5 * bins.width;
-        let inside = middle >= lo && middle <= hi;
-        write!(paths[usize::from(!inside)], "M{a:.1} {BARS}v-{height:.1}h{:.1}v{height:.1}z", (b - a - 0.25).max(0.4))?;
+        let middle = (from + 0.5 * bins.width).max(start).min(end);
+        // Up to half a step beyond the last code is rounding, not clipping.
+        let clipped = middle < lo - half_step || middle > hi + half_step;
+        write!(paths[usize::from(clipped)], "M{a:.1} {BARS}v-{height:.1}h{width:.1}v{height:.1}z")?;
     }
     for (path, class) in paths.iter().zip(["data", "out"]).filter(|(path, _)| !path.is_empty()) {
         write!(out, "<path class=\"{class}\" d=\"{path}\"/>")?;
