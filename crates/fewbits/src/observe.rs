@@ -9,9 +9,10 @@ use crate::{
 use fewbits_graph::{
     Graph, Tensor,
     exec::{Mode, Tapped},
-    op::Slice,
+    op::{Layout, Slice},
 };
 use fewbits_quant::{Stats, TensorStats, stats::ImageStats};
+use std::collections::BTreeMap;
 
 /// What the calibration pass leaves.
 #[derive(Debug, Default)]
@@ -22,7 +23,7 @@ pub struct Observation {
     pub references: Vec<Vec<Tensor>>,
 }
 
-/// Runs `source` through the float `graph` and gathers statistics of `tensors`; keeps the outputs of the first `references`
+/// Runs `source` through the float `graph` and gathers statistics of `tensors`, weighted by `weights` per channel too; keeps the outputs of the first `references`
 /// chunks of samples.
 ///
 /// # Errors
@@ -31,6 +32,7 @@ pub fn observe(
     graph: &Graph,
     tensors: Vec<String>,
     source: &Source<'_>,
+    weights: &BTreeMap<String, Vec<u32>>,
     references: usize,
     threads: usize,
     progress: &dyn Progress,
@@ -49,7 +51,10 @@ pub fn observe(
             let count = tensor.fact.dims.first().copied().unwrap_or(1).max(1);
             // Samples stand one behind the other in either memory order.
             let samples = values.chunks((values.len() / count).max(1)).zip(*first..);
-            let stats = samples.map(|(values, image)| ImageStats::of(values, image)).collect();
+            // Weights are per channel, so the channels must be the fastest axis.
+            let by_channel = tensor.fact.layout == Layout::ChannelsLast || tensor.fact.dims.len() == 2;
+            let weights = weights.get(tensor.name).filter(|_| by_channel).map_or(&[][..], Vec::as_slice);
+            let stats = samples.map(|(values, image)| ImageStats::of(values, image, weights)).collect();
             images.push((tensor.name.to_string(), stats));
         },
         |(_, images), chunk| Ok((images, chunk)),

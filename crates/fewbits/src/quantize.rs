@@ -10,13 +10,14 @@ use crate::{
 };
 use fewbits_graph::{
     DType, Graph, Grids, Tensor,
-    exec::{Executor, Mode},
+    exec::{self, Executor, Mode},
     passes::{self, Change},
 };
 use fewbits_kernels::Threads;
 use fewbits_quant::{
     RangeRule, Stats,
     calibrate::{self, Policy},
+    importance,
     placement::{Placement, Site, place},
     target::Target,
 };
@@ -38,6 +39,7 @@ pub const CANDIDATES: &[RangeRule] = &[
     RangeRule::Percentile(99.999),
     RangeRule::Percentile(99.99),
     RangeRule::Mse,
+    RangeRule::OutputMse,
     RangeRule::MeanMinMax,
 ];
 
@@ -134,7 +136,9 @@ pub fn quantize(
     let observed = observed_tensors(&graph, &placement);
     let compared = source.indices.len().min(COMPARED_SAMPLES);
     let kept = if settings.ranges == Ranges::Auto { compared.div_ceil(Model::fixed_batch(&graph).unwrap_or(1)) } else { 0 };
-    let Observation { stats, references } = observe(&graph, observed, source, kept, threads, progress)?;
+    let facts = exec::infer(&graph, &model.example_shapes()).map_err(Error::graph(&model.path))?;
+    let weights = importance::weights(&graph, &facts);
+    let Observation { stats, references } = observe(&graph, observed, source, &weights, kept, threads, progress)?;
 
     let rules = match settings.ranges {
         Ranges::Auto => CANDIDATES.to_vec(),

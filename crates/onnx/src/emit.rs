@@ -9,7 +9,10 @@ use crate::{
     error::OnnxError,
     import::{captured, first_free},
 };
-use fewbits_graph::{Attr, Attrs, Granularity, Graph, Grids, Node, Op, QuantParams, Tensor, TensorQuant};
+use fewbits_graph::{
+    Attr, Attrs, Granularity, Graph, Grids, Node, Op, QuantParams, Tensor, TensorQuant,
+    op::{Activation, Fact, OutRule},
+};
 use fewbits_kernels::int::quantize::quantize_bias;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -31,7 +34,9 @@ pub struct EmitOptions {
 /// Lays `grids` over `graph` as nodes.
 ///
 /// Weights are stored as `clamp(round_ties_even(w / s) + z)`, biases as `round_ties_even(b / f32(s_x · s_w))`. A grid of
-/// fewer codes than its type gets a Clip to `(qmin − z) · s … (qmax − z) · s` before its QuantizeLinear.
+/// fewer codes than its type gets a Clip to `(qmin − z) · s … (qmax − z) · s` before its QuantizeLinear. The operator before the
+/// Clip (and before a Relu or Clip of the network that the grid implies) gets a Q/DQ pair of its own with the same scale: that
+/// rounds to the same codes, and without it ONNX Runtime would compute the operator in float.
 ///
 /// # Errors
 /// [`OnnxError::Grid`] for a name that the graph does not have, or parameters that do not fit the tensor.
@@ -45,9 +50,10 @@ pub fn emit_qdq(graph: &Graph, grids: &Grids, options: &EmitOptions) -> Result<G
     names.extend(graph.nodes.iter().map(|n| n.name.clone()));
     let out = Graph { nodes: Vec::new(), ..graph.clone() };
     let (read_as, parameters, bits) = Default::default();
-    let mut emitter = Emitter { graph, grids, options, out, names, read_as, parameters, bits };
+    let consumers = graph.consumers();
+    let mut emitter = Emitter { graph, grids, options, consumers, out, names, read_as, parameters, bits };
     for input in &graph.inputs {
-        emitter.activation(&input.name, &input.name)?;
+        emitter.activation(&input.name, &input.name, Rounding::None)?;
     }
     for node in &graph.nodes {
         emitter.node(node)?;
@@ -61,10 +67,24 @@ pub fn emit_qdq(graph: &Graph, grids: &Grids, options: &EmitOptions) -> Result<G
     Ok(out)
 }
 
+/// What is known about the values of a tensor whose grid has fewer codes than its type.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rounding {
+    /// Nothing.
+    None,
+    /// They come from an operator that can only run on codes if a Q/DQ pair follows it.
+    Due,
+    /// They are on the grid of the type already.
+    Done,
+    /// They are on the grid itself.
+    Inherited,
+}
+
 struct Emitter<'a> {
     graph: &'a Graph,
     grids: &'a Grids,
     options: &'a EmitOptions,
+    consumers: HashMap<&'a str, Vec<usize>>,
     out: Graph,
     /// Every tensor and node name in use.
     names: HashSet<String>,
@@ -120,6 +140,14 @@ impl Emitter<'_> {
                 name.clone_from(dequantized);
             }
         }
+        let rounding = if self.inherits(node) {
+            Rounding::Inherited
+        } else if let Some(params) = self.implied_grid(node) {
+            copy.inputs[0] = self.round(&node.inputs[0], node.output(), &params)?;
+            Rounding::Done
+        } else {
+            Rounding::Due
+        };
         let mut renamed = Vec::new();
         for name in copy.outputs.iter_mut().filter(|name| self.grids.params(name).is_some()) {
             let stem = name.clone();
@@ -129,12 +157,51 @@ impl Emitter<'_> {
             renamed.push((name.clone(), stem));
         }
         self.out.nodes.push(copy);
-        renamed.iter().try_for_each(|(name, stem)| self.activation(name, stem))
+        renamed.iter().try_for_each(|(name, stem)| self.activation(name, stem, rounding))
+    }
+
+    /// Whether `node` moves elements of one grid about, so that no code outside the grid can appear.
+    fn inherits(&self, node: &Node) -> bool {
+        let pads_any = matches!(node.op, Op::Pad(_)) && node.input(2).is_some();
+        let moves = node.op.def().quant_rule().output == OutRule::SameAsInput && !pads_any;
+        let grid = node.input(0).and_then(|name| self.grids.params(name));
+        moves && grid.is_some() && node.outputs.iter().all(|name| self.grids.params(name) == grid)
+    }
+
+    /// The grid of the output of `node`, if it has fewer codes than its type, and `node` is a Relu or Clip that cuts off nothing
+    /// of the grid and alone reads what another node computes.
+    fn implied_grid(&self, node: &Node) -> Option<QuantParams> {
+        let (input, params) = (node.input(0)?, self.grids.params(node.output())?);
+        let alone = self.consumers.get(input).is_some_and(|readers| readers.len() == 1) && !self.graph.is_output(input);
+        let computed = self.graph.constant(input).is_none() && self.graph.inputs.iter().all(|v| v.name != input);
+        if !is_partial(params) || params.tensor_params().is_none() || !alone || !computed || self.grids.params(input).is_some() {
+            return None;
+        }
+        let bounds: Vec<Option<Fact>> =
+            node.inputs.iter().map(|name| self.graph.constant(name).cloned().map(Fact::constant)).collect();
+        let known = node.inputs.iter().zip(&bounds).skip(1).all(|(name, fact)| name.is_empty() || fact.is_some());
+        let facts: Vec<Option<&Fact>> = bounds.iter().map(Option::as_ref).collect();
+        let Some(Activation::Clamp { min, max }) = node.op.def().activation(&facts).filter(|_| known) else { return None };
+        let (low, high) = params.range(0);
+        (min - low <= f32::EPSILON && high - max <= f32::EPSILON).then(|| params.clone())
+    }
+
+    /// A Q/DQ pair behind tensor `name` with the scale and zero point of `stem`; returns its output.
+    fn round(&mut self, name: &str, stem: &str, params: &QuantParams) -> Result<String, OnnxError> {
+        let container = Container { bits: 8, signed: params.grid.signed };
+        let [scale, zero_point] = self.parameter_names(stem, params, container);
+        let codes = self.fresh(&format!("{stem}_round_QuantizeLinear_Output"));
+        let rounded = self.fresh(&format!("{stem}_round_DequantizeLinear_Output"));
+        let operands = [name, &scale, &zero_point];
+        self.push(&format!("{stem}_round_QuantizeLinear"), "QuantizeLinear", Attrs::default(), &operands, &codes)?;
+        let operands = [&codes[..], &scale, &zero_point];
+        self.push(&format!("{stem}_round_DequantizeLinear"), "DequantizeLinear", Attrs::default(), &operands, &rounded)?;
+        Ok(rounded)
     }
 
     /// Quantizes the tensor now called `name`, whose grid is that of `stem`; a graph output `stem` is written by the
     /// DequantizeLinear.
-    fn activation(&mut self, name: &str, stem: &str) -> Result<(), OnnxError> {
+    fn activation(&mut self, name: &str, stem: &str, rounding: Rounding) -> Result<(), OnnxError> {
         let Some(params) = self.grids.params(stem) else { return Ok(()) };
         let refused = |reason| OnnxError::Grid { tensor: stem.to_string(), reason };
         if let Some(reason) = misfit(params, None) {
@@ -142,15 +209,19 @@ impl Emitter<'_> {
         }
         let container = Container { bits: 8, signed: params.grid.signed };
         let mut real = name.to_string();
-        let all = container.grid();
-        if (params.grid.qmin(), params.grid.qmax()) != (all.qmin(), all.qmax()) {
+        if is_partial(params) {
+            self.bits.insert(stem.to_string(), params.grid.bits);
+        }
+        if is_partial(params) && rounding != Rounding::Inherited {
             params.tensor_params().ok_or_else(|| refused("fewer codes than the type has, for each channel"))?;
+            if rounding == Rounding::Due {
+                real = self.round(name, stem, params)?;
+            }
             let (low, high) = params.range(0);
             let low = self.constant(&format!("{stem}_clip_min"), Tensor::f32(&[], vec![low]));
             let high = self.constant(&format!("{stem}_clip_max"), Tensor::f32(&[], vec![high]));
             let clipped = self.fresh(&format!("{stem}_Clip_Output"));
             self.push(&format!("{stem}_Clip"), "Clip", Attrs::default(), &[&real, &low, &high], &clipped)?;
-            self.bits.insert(stem.to_string(), params.grid.bits);
             real = clipped;
         }
         let [scale, zero_point] = self.parameter_names(stem, params, container);
@@ -251,6 +322,12 @@ impl Emitter<'_> {
         self.parameters.insert(key, names.clone());
         names
     }
+}
+
+/// Whether the 8-bit type has more codes than the grid.
+fn is_partial(params: &QuantParams) -> bool {
+    let all = Container { bits: 8, signed: params.grid.signed }.grid();
+    (params.grid.qmin(), params.grid.qmax()) != (all.qmin(), all.qmax())
 }
 
 fn axis_attr(params: &QuantParams) -> Attrs {

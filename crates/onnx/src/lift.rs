@@ -118,6 +118,17 @@ impl Codes {
     }
 }
 
+/// What a grid was meant for.
+struct Meant<'a> {
+    /// The tensor.
+    source: &'a str,
+    grid: Grid,
+    /// Positions of nodes that only serve the grid.
+    removed: Vec<usize>,
+    /// A tensor, and what its reader reads when those nodes are gone.
+    bypass: Option<(&'a str, &'a str)>,
+}
+
 struct Lifter<'a> {
     graph: &'a Graph,
     producers: HashMap<&'a str, usize>,
@@ -162,7 +173,12 @@ impl<'a> Lifter<'a> {
 
     fn activations(&mut self) {
         let mut seen = HashSet::new();
-        for (_, node) in self.nodes_of("QuantizeLinear") {
+        // The last first: of two pairs of one low-bit grid, the second one knows what belongs to it.
+        let quantizers: Vec<_> = self.nodes_of("QuantizeLinear").collect();
+        for (i, node) in quantizers.into_iter().rev() {
+            if self.lifted.contains(&i) {
+                continue;
+            }
             let Some(tensor) = node.input(0).filter(|t| seen.insert(*t)) else { continue };
             if let Err(reason) = self.activation(tensor) {
                 let readers = self.readers(tensor).to_vec();
@@ -207,7 +223,7 @@ impl<'a> Lifter<'a> {
             return Err("a sub-graph reads the result");
         }
         let outputs: Vec<&str> = results.iter().copied().filter(|r| graph.is_output(r)).collect();
-        let (source, grid, clip) = self.without_clip(tensor, outputs.first().copied(), &codes)?;
+        let Meant { source, grid, removed, bypass } = self.without_clip(tensor, outputs.first().copied(), &codes)?;
         let rank = graph.constant(tensor).map(|t| t.dims.len());
         let params = codes.params(grid, rank).ok_or("the axis is counted from the end")?;
         if misfit(&params, graph.constant(tensor).map(|t| &t.dims[..])).is_some() {
@@ -222,28 +238,28 @@ impl<'a> Lifter<'a> {
             self.renamed.insert(source.into(), name.into());
         }
         self.renamed.extend(results.iter().filter(|r| **r != name).map(|r| (r.to_string(), name.to_string())));
-        self.lifted.extend(pair.into_iter().chain(clip));
+        self.renamed.extend(bypass.map(|(rounded, before)| (rounded.into(), before.into())));
+        self.lifted.extend(pair.into_iter().chain(removed));
         self.grids.0.insert(name.into(), TensorQuant::Quantized(params));
         Ok(())
     }
 
-    /// The tensor and grid that were meant, if `tensor` was clipped to fewer codes than its type has; also the Clip.
-    fn without_clip(
-        &self,
-        tensor: &'a str,
-        output: Option<&str>,
-        codes: &Codes,
-    ) -> Result<(&'a str, Grid, Option<usize>), &'static str> {
+    /// The tensor and grid that were meant, if `tensor` was clipped to fewer codes than its type has; also the Clip, and the Q/DQ
+    /// pair before it (or before a Relu or Clip of the network).
+    fn without_clip(&self, tensor: &'a str, output: Option<&str>, codes: &Codes) -> Result<Meant<'a>, &'static str> {
         let container = Container::of(codes.dtype).ok_or("16-bit or other wide codes")?;
-        let plain = (tensor, container.grid(), None);
-        let Some(&at) = self.producers.get(tensor).filter(|&&i| self.graph.nodes[i].op.name() == "Clip") else {
+        let plain = Meant { source: tensor, grid: container.grid(), removed: vec![], bypass: None };
+        let graph = self.graph;
+        let Some(&at) = self.producers.get(tensor).filter(|&&i| graph.nodes[i].op.name() == "Clip") else {
             return Ok(plain);
         };
-        let clip = &self.graph.nodes[at];
-        let Some(source) = clip.input(0).filter(|s| self.readers(s).len() == 1 && !self.graph.is_output(s)) else {
+        let clip = &graph.nodes[at];
+        let Some(clipped) = clip.input(0).filter(|s| self.readers(s).len() == 1 && !graph.is_output(s)) else {
             return Ok(plain);
         };
-        let bound = |i| clip.input(i).and_then(|name| self.graph.constant(name)).and_then(|t| t.scalar_f32());
+        let direct = self.unrounded(clipped, codes);
+        let source = direct.map_or(clipped, |(source, _)| source);
+        let bound = |i| clip.input(i).and_then(|name| graph.constant(name)).and_then(|t| t.scalar_f32());
         let (Some(bits), Some(low), Some(high)) = (self.bits.get(output.unwrap_or(source)), bound(1), bound(2)) else {
             return Ok(plain);
         };
@@ -252,7 +268,30 @@ impl<'a> Lifter<'a> {
             let params = codes.params(*grid, None).filter(|p| misfit(p, None).is_none());
             params.filter(|p| p.tensor_params().is_some()).is_some_and(|p| p.range(0) == (low, high))
         };
-        Ok(meant.into_iter().find(fits).map_or(plain, |grid| (source, grid, Some(at))))
+        let Some(grid) = meant.into_iter().find(fits) else { return Ok(plain) };
+        let mut removed = vec![at];
+        removed.extend(direct.iter().flat_map(|(_, pair)| pair));
+        let activation = self.producers.get(source).map(|&i| &graph.nodes[i]).filter(|n| matches!(n.op.name(), "Relu" | "Clip"));
+        let rounded = activation.and_then(|n| n.input(0));
+        let behind = rounded.and_then(|rounded| Some((rounded, self.unrounded(rounded, codes)?)));
+        removed.extend(behind.iter().flat_map(|(_, (_, pair))| pair));
+        Ok(Meant { source, grid, removed, bypass: behind.map(|(rounded, (before, _))| (rounded, before)) })
+    }
+
+    /// The tensor behind which a Q/DQ pair of the grid `codes` computes `name`, and the pair; all of them have one reader.
+    fn unrounded(&self, name: &'a str, codes: &Codes) -> Option<(&'a str, [usize; 2])> {
+        let graph = self.graph;
+        let step = |name: &str, op_type: &str| {
+            let alone = self.readers(name).len() == 1 && !graph.is_output(name);
+            let i = *self.producers.get(name).filter(|_| alone)?;
+            let node = &graph.nodes[i];
+            let same = node.op.name() == op_type && Codes::read(graph, node).is_ok_and(|found| found == *codes);
+            Some((i, node.input(0)?)).filter(|_| same)
+        };
+        let (dequantizer, quantized) = step(name, "DequantizeLinear")?;
+        let (quantizer, source) = step(quantized, "QuantizeLinear")?;
+        let computed = self.producers.contains_key(source) && self.readers(source).len() == 1 && !graph.is_output(source);
+        computed.then_some((source, [quantizer, dequantizer]))
     }
 
     /// DequantizeLinear nodes of constants that are not lifted yet.
@@ -457,7 +496,13 @@ fn share_grids(graph: &Graph, grids: &mut Grids) {
             continue;
         };
         for output in node.outputs.iter().filter(|o| o.as_str() != input) {
-            if grids.params(output) == Some(&params) {
+            // Behind moved codes, a grid of the same steps holds no others.
+            let same = |found: &QuantParams| {
+                let Grid { bits, narrow, .. } = params.grid;
+                let confined = QuantParams { grid: Grid { bits, narrow, ..found.grid }, ..found.clone() };
+                found == &params || (found.grid.bits == 8 && confined == params)
+            };
+            if grids.params(output).is_some_and(same) {
                 grids.0.insert(output.clone(), TensorQuant::SameAs(input.into()));
             }
         }

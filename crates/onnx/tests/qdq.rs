@@ -27,7 +27,7 @@ fn noise(len: usize, step: f32) -> Vec<f32> {
     (0..len).map(|i| ((i * 37 + 11) % 101) as f32 * step - 50.0 * step).collect()
 }
 
-/// x → Conv → Relu → MaxPool → Flatten → Gemm → y, every tensor on a grid; `r` on 4 bits, `w` on 3.
+/// x → Conv → Relu → MaxPool → Flatten → Gemm → y, every tensor on a grid; `r` and `y` on 4 bits, `w` on 3.
 fn network() -> (Graph, Grids) {
     let mut graph = Graph {
         name: "small".into(),
@@ -60,7 +60,7 @@ fn network() -> (Graph, Grids) {
         ("x", own(8, 0.02, 131)),
         ("r", own(4, 0.21, 0)),
         ("p", TensorQuant::SameAs("r".into())),
-        ("y", own(8, 0.05, 100)),
+        ("y", own(4, 0.4, 5)),
         ("w", weights(3, 0, vec![0.3, 0.25, 0.35])),
         ("fc_w", weights(8, 0, vec![0.004, 0.005, 0.004, 0.003, 0.006])),
         ("b", bias("x", "w")),
@@ -116,7 +116,7 @@ fn names_follow_onnx_runtime() {
     }
     let codes = emitted.constants["w_quantized"].as_i8().unwrap();
     assert!(codes.iter().all(|q| (-3..=3).contains(q)) && codes.contains(&3));
-    assert_eq!(emitted.metadata[BITS_KEY], r#"{"f":4,"p":4,"r":4,"w":3}"#);
+    assert_eq!(emitted.metadata[BITS_KEY], r#"{"f":4,"p":4,"r":4,"w":3,"y":4}"#);
 }
 
 #[test]

@@ -74,7 +74,7 @@ impl QuantError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             QuantError::UnknownRangeRule { .. } => {
-                "rules are minmax, mean-minmax, moving-average, percentile:P (50 < P <= 100, e.g. percentile:99.99), mse, kl, \
+                "rules are minmax, mean-minmax, moving-average, percentile:P (50 < P <= 100, e.g. percentile:99.99), mse, output-mse, kl, \
                  aciq, aciq-laplace and aciq-gauss"
             }
             QuantError::UnknownWeightRule { .. } => "rules are minmax and mse",

@@ -5,6 +5,7 @@
 
 pub mod calibrate;
 pub mod error;
+pub mod importance;
 pub mod plan;
 pub mod placement;
 pub mod ranges;

@@ -16,7 +16,10 @@ pub use moments::Moments;
 pub use params::{Mapping, Range};
 pub use reader::Reader;
 
-use crate::{error::QuantError, stats::TensorStats};
+use crate::{
+    error::QuantError,
+    stats::{Histogram, TensorStats},
+};
 use fewbits_graph::{Grid, QuantParams};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -35,6 +38,8 @@ pub enum RangeRule {
     Percentile(f64),
     /// `mse`: the range with the least expected squared error.
     Mse,
+    /// `output-mse`: the same with every element weighted by how much its channel matters to the layers behind.
+    OutputMse,
     /// `kl`: the threshold with the least relative entropy, as TensorRT does.
     Kl,
     /// `aciq`: the analytic clipping of ACIQ under whichever prior has the lower squared error.
@@ -51,6 +56,7 @@ impl fmt::Display for RangeRule {
             RangeRule::MovingAverage => "moving-average",
             RangeRule::Percentile(p) => return write!(f, "percentile:{p}"),
             RangeRule::Mse => "mse",
+            RangeRule::OutputMse => "output-mse",
             RangeRule::Kl => "kl",
             RangeRule::Aciq => "aciq",
             RangeRule::AciqPrior(Prior::Laplace) => "aciq-laplace",
@@ -68,6 +74,7 @@ impl FromStr for RangeRule {
             "mean-minmax" => RangeRule::MeanMinMax,
             "moving-average" => RangeRule::MovingAverage,
             "mse" => RangeRule::Mse,
+            "output-mse" => RangeRule::OutputMse,
             "kl" => RangeRule::Kl,
             "aciq" => RangeRule::Aciq,
             "aciq-laplace" => RangeRule::AciqPrior(Prior::Laplace),
@@ -106,6 +113,9 @@ impl RangeRule {
             RangeRule::MovingAverage => Range::of(stats.moving_min, stats.moving_max),
             RangeRule::Percentile(percent) => percentile::range(stats, percent / 100.0),
             RangeRule::Mse => mse::range(&Moments::new(stats), seen, grid, mapping),
+            RangeRule::OutputMse => {
+                mse::range(&Moments::behind(stats, self.histogram(stats), Reader::Identity), seen, grid, mapping)
+            }
             RangeRule::Kl => kl::range(stats, grid),
             RangeRule::AciqPrior(prior) => aciq::range(stats, prior, grid),
             RangeRule::Aciq => {
@@ -124,10 +134,16 @@ impl RangeRule {
         match reader {
             Reader::Identity => range,
             _ => {
+                let range = if self == RangeRule::OutputMse { Range::of(stats.min.into(), stats.max.into()) } else { range };
                 let seen = Range::of(f64::from(stats.min), f64::from(stats.max));
-                range.intersect(mse::range(&Moments::behind(stats, reader), seen, grid, mapping))
+                range.intersect(mse::range(&Moments::behind(stats, self.histogram(stats), reader), seen, grid, mapping))
             }
         }
+    }
+
+    /// The histogram that squared errors are taken over.
+    fn histogram(self, stats: &TensorStats) -> &Histogram {
+        if self == RangeRule::OutputMse && stats.weighted.total() > 0 { &stats.weighted } else { &stats.histogram }
     }
 
     /// The grid that this rule chooses for a tensor.

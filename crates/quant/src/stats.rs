@@ -54,6 +54,8 @@ pub struct TensorStats {
     pub moving_max: f64,
     /// Distribution of the elements.
     pub histogram: Histogram,
+    /// The same with each element counted as often as its channel matters to the layers behind; empty if that is not known.
+    pub weighted: Histogram,
     /// By channel, if asked for.
     pub channels: Option<ChannelStats>,
 }
@@ -114,7 +116,7 @@ impl TensorStats {
 
     /// Adds one image: its elements in any order, the same order for every image.
     pub fn observe_image(&mut self, values: &[f32]) {
-        self.add(&ImageStats::of(values, self.images));
+        self.add(&ImageStats::of(values, self.images, &[]));
         if let Some(channels) = &mut self.channels {
             channels.observe(values);
         }
@@ -123,6 +125,7 @@ impl TensorStats {
     /// Adds one image that was looked at elsewhere. Images are added in their order.
     pub fn add(&mut self, image: &ImageStats) {
         self.histogram.add(&image.samples, image.sums.min, image.sums.max);
+        self.weighted.add_weighted(&image.samples, &image.weights, image.sums.min, image.sums.max);
         self.non_finite += image.non_finite;
         if image.sums.count > 0 {
             self.add_image(&image.sums);
@@ -154,11 +157,14 @@ pub struct ImageStats {
     sums: Sums,
     non_finite: u64,
     samples: Vec<f32>,
+    /// One for each sample, or none.
+    weights: Vec<u32>,
 }
 
 impl ImageStats {
-    /// Looks at the elements of image number `image` (from 0).
-    pub fn of(values: &[f32], image: u64) -> Self {
+    /// Looks at the elements of image number `image` (from 0). `weights` says how often an element of each channel counts in the
+    /// weighted histogram; the channels are then the fastest axis. It may be empty.
+    pub fn of(values: &[f32], image: u64, weights: &[u32]) -> Self {
         let mut seen = ImageStats::default();
         let stride = sampling_stride(values.len());
         // Multiples of the golden ratio, taken modulo 1, spread evenly whatever their number.
@@ -169,6 +175,9 @@ impl ImageStats {
             // Sampling here finds the chunk in the cache.
             while let Some(&x) = chunk.get(next - i * CHUNK) {
                 seen.samples.push(x);
+                if !weights.is_empty() {
+                    seen.weights.push(weights[next % weights.len()]);
+                }
                 next += stride;
             }
             seen.sums.add(chunk);

@@ -173,7 +173,7 @@ fn errors_name_the_file_and_say_what_to_do() {
         Refusal { args: quantize(&model, &empty, &[]), words: &["empty", "no images"], hint: true },
         Refusal { args: quantize(&model, "nowhere", &[]), words: &["nowhere", "does not exist"], hint: true },
         Refusal { args: quantize(&model, &list, &[]), words: &["list.csv", "line 2", "nowhere.png"], hint: true },
-        Refusal { args: quantize(&model, &broken, &[]), words: &["a.png"], hint: false },
+        Refusal { args: quantize(&model, &broken, &[]), words: &["cannot decode", "a.png"], hint: true },
         Refusal { args: quantize(&nan, &data, &[]), words: &["NaN"], hint: true },
         Refusal { args: quantize(&quantized, &data, &[]), words: &["demo.int8.onnx", "quantized already"], hint: true },
         Refusal { args: quantize(&model, &data, &["--keep-float", "no_such_node"]), words: &["no_such_node"], hint: true },

@@ -37,6 +37,15 @@ const FAMILIES: &[(&str, usize, Family)] = &[
     ("softmax", 8, softmax),
     ("movement", 40, movement),
     ("resize", 8, resize),
+    ("low_bits_conv", 30, |b| conv(low_bits(b))),
+    ("low_bits_depthwise", 15, |b| conv_depthwise(low_bits(b))),
+    ("low_bits_gemm", 15, |b| gemm(low_bits(b))),
+    ("low_bits_add", 15, |b| binary(low_bits(b), "Add")),
+    ("low_bits_concat", 15, |b| concat(low_bits(b))),
+    ("low_bits_average_pool", 10, |b| average_pool(low_bits(b))),
+    ("low_bits_movement", 20, |b| movement(low_bits(b))),
+    ("low_bits_max_pool", 8, |b| max_pool(low_bits(b))),
+    ("low_bits_silu", 6, |b| silu(low_bits(b))),
     ("island_relu", 6, |b| pointwise(b, "Relu", Attrs::default())),
     ("island_hard_sigmoid", 4, |b| pointwise(b, "HardSigmoid", Attrs::default())),
     ("island_hard_swish", 4, |b| pointwise(b, "HardSwish", Attrs::default())),
@@ -99,6 +108,11 @@ fn integers_are_those_of_onnx_runtime_on_random_operators() {
     }
     assert!(failures.is_empty(), "{} of {} cases:\n{}", failures.len(), files.len(), failures.join("\n"));
     assert!(flat * 20 < files.len(), "{flat} cases have only one value, which tests nothing");
+}
+
+fn low_bits(mut b: Builder) -> Builder {
+    b.bits = b.random.within(2..=7) as u8;
+    b
 }
 
 /// Strides, padding and, if asked for, dilations of a window that fits `image`.
@@ -342,7 +356,7 @@ fn softmax(mut b: Builder) -> Case {
     let input = b.input(&dims);
     let output = b.node("Softmax", Attrs::default().with("axis", Attr::Int(-1)), &[&input]);
     // A grid that holds 0 … 1: beyond it, ONNX Runtime writes zeros.
-    let (grid, scale) = (b.activation_grid(8), b.random.pick(&[1.0 / 255.0, 1.0 / 256.0, 1.0 / 200.0]));
+    let (grid, scale) = (b.activation_grid(), b.random.pick(&[1.0 / 255.0, 1.0 / 256.0, 1.0 / 200.0]));
     let params = QuantParams::per_tensor(grid, scale, grid.qmin());
     b.case.grids.0.insert(output.clone(), TensorQuant::Quantized(params));
     b.finish(&[&output])

@@ -53,20 +53,22 @@ pub struct Case {
 /// Grows a [`Case`] node by node; every tensor that a node writes can be measured, because the inputs are there from the start.
 pub struct Builder {
     pub random: Random,
+    /// Of the grids of activations.
+    pub bits: u8,
     pub case: Case,
 }
 
 impl Builder {
     pub fn new(seed: u64) -> Self {
         let graph = Graph { opset: 13, ..Graph::default() };
-        Builder { random: Random(seed), case: Case { graph, grids: Grids::default(), inputs: vec![] } }
+        Builder { random: Random(seed), bits: 8, case: Case { graph, grids: Grids::default(), inputs: vec![] } }
     }
 
     /// An input on a random grid, with values on, between and beyond the grid's codes.
     pub fn input(&mut self, dims: &[usize]) -> String {
         let name = format!("x{}", self.case.inputs.len());
-        let scale = 0.02 * (1.0 + self.random.real() * 0.9);
-        let grid = self.activation_grid(8);
+        let grid = self.activation_grid();
+        let scale = 5.0 / grid.steps() as f32 * (1.0 + self.random.real() * 0.9);
         let zero_point = self.zero_point(grid);
         let params = QuantParams::per_tensor(grid, scale, zero_point);
         let (low, high) = params.range(0);
@@ -83,8 +85,8 @@ impl Builder {
         name
     }
 
-    pub fn activation_grid(&mut self, bits: u8) -> Grid {
-        Grid { bits, signed: self.random.chance(30), narrow: false }
+    pub fn activation_grid(&mut self) -> Grid {
+        Grid { bits: self.bits, signed: self.random.chance(30), narrow: false }
     }
 
     fn zero_point(&mut self, grid: Grid) -> i32 {
@@ -145,12 +147,12 @@ impl Builder {
     pub fn grid(&mut self, name: &str, clamp: Option<(f32, f32)>) {
         let values = self.values(name);
         let (low, high) = values.iter().fold((0f32, 1e-3f32), |(l, h), &v| (l.min(v), h.max(v)));
-        let grid = self.activation_grid(8);
-        let stretch = 1.0 + 0.4 * self.random.real();
+        let grid = self.activation_grid();
+        let (stretch, steps) = (1.0 + 0.4 * self.random.real(), grid.steps() as f32);
         let (scale, zero_point) = match clamp {
-            Some((_, bound)) => (high.min(bound) * stretch.min(1.0) / 255.0, grid.qmin()),
+            Some((_, bound)) => (high.min(bound) * stretch.min(1.0) / steps, grid.qmin()),
             None => {
-                let scale = (high - low) * stretch / 255.0;
+                let scale = (high - low) * stretch / steps;
                 (scale, ((grid.qmin() as f32 - low / scale) as i32).clamp(grid.qmin(), grid.qmax()))
             }
         };

@@ -115,7 +115,7 @@ pub(super) fn lower(
     let mut lowering = Lowering { graph, mode, observed, facts, values: vec![], steps: vec![], forms: HashMap::new() };
     for (i, info) in graph.inputs.iter().enumerate() {
         let fact = Fact::new(info.dtype, &lowering.facts[&info.name].dims);
-        lowering.add_form(&info.name, fact, Home::Input(i));
+        lowering.add_input(&info.name, fact, i);
     }
     for (i, node) in graph.nodes.iter().enumerate() {
         match groups.get(&i) {
@@ -391,6 +391,22 @@ impl<'a> Lowering<'a> {
         let id = self.add_value(fact, home);
         self.add_known_form(name, id);
         id
+    }
+
+    /// A graph input; with a grid, every reader sees it rounded.
+    fn add_input(&mut self, name: &str, fact: Fact, index: usize) {
+        let raw = self.add_value(fact.clone(), Home::Input(index));
+        let grid = self.mode.grids().and_then(|grids| constant::stored_grid(grids, name));
+        let id = match (self.mode, grid) {
+            (Mode::Integer(_), Some((params, grid))) if fact.dtype == DType::F32 => self.quantize(raw, params.clone(), grid),
+            (Mode::FakeQuant(_), Some((_, grid))) if fact.dtype == DType::F32 => {
+                let rounded = self.convert(transpose_kernel(Transpose::new(&[fact.len()], &[0])), raw, fact);
+                self.steps.last_mut().expect("a step was just added").fake = vec![Some(grid)];
+                rounded
+            }
+            _ => raw,
+        };
+        self.add_known_form(name, id);
     }
 
     /// The constant `name` as the mode sees it: rounded to its grid unless in float mode.

@@ -8,6 +8,7 @@ pub mod conv;
 mod depthwise;
 mod direct;
 pub mod elementwise;
+mod global_average;
 pub mod pool;
 pub mod reference;
 pub mod resize;

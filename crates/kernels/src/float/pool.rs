@@ -3,6 +3,7 @@
 //! What enters: an image, a window, and the output size that the caller computed (ceil or floor). What leaves: one number per
 //! channel and window. A window adds its numbers row by row from left to right.
 
+use super::global_average::global_average;
 use super::Shared;
 use crate::Threads;
 use crate::simd::{Isa, Kernel, Simd};
@@ -101,6 +102,9 @@ pub fn global(threads: &Threads, max: bool, [n, positions, c]: [usize; 3], x: &[
     assert_eq!(y.len(), n * c, "the output has the given shape");
     if y.is_empty() {
         return;
+    }
+    if !max && positions > 0 {
+        return global_average(threads, [n, positions, c], x, y);
     }
     let isa = Isa::best();
     /// Channels in a task: each reads a few cache lines of every position.

@@ -5,7 +5,7 @@
 //! however many elements were seen. Behind a [`Reader`] `f` the same holds of `f(x)`, taken to be quadratic within each bin.
 
 use super::Reader;
-use crate::stats::TensorStats;
+use crate::stats::{Histogram, TensorStats};
 use fewbits_graph::QuantParams;
 
 /// Cumulative moments of a tensor's distribution.
@@ -37,12 +37,11 @@ struct Bin {
 impl Moments {
     /// The moments of what was seen. Exact zeros only count towards the total: every grid holds them without error.
     pub fn new(stats: &TensorStats) -> Self {
-        Self::behind(stats, Reader::Identity)
+        Self::behind(stats, &stats.histogram, Reader::Identity)
     }
 
-    /// The moments of what was seen, as `reader` makes it. It must map zero to zero unless no number is exactly zero.
-    pub fn behind(stats: &TensorStats, reader: Reader) -> Self {
-        let histogram = &stats.histogram;
+    /// The moments of one of the histograms of `stats`, as `reader` makes it. It must map zero to zero unless no number is exactly zero.
+    pub fn behind(stats: &TensorStats, histogram: &Histogram, reader: Reader) -> Self {
         // The outermost edges are the exact extremes.
         let edge = |k: usize| histogram.edge(k).clamp(f64::from(stats.min), f64::from(stats.max));
         let mut bins = Vec::with_capacity(histogram.counts.len());

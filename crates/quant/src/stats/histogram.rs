@@ -55,6 +55,25 @@ impl Histogram {
         }
     }
 
+    /// Counts each of `values` as often as the number beside it in `weights` says; nothing if there are no weights.
+    pub fn add_weighted(&mut self, values: &[f32], weights: &[u32], lo: f32, hi: f32) {
+        if weights.is_empty() {
+            return;
+        }
+        let pairs = || values.iter().zip(weights).filter(|(x, _)| x.is_finite());
+        if lo == 0.0 && hi == 0.0 {
+            self.zeros += pairs().filter(|(x, _)| **x == 0.0).map(|(_, &w)| u64::from(w)).sum::<u64>();
+            return;
+        }
+        self.cover(lo, hi);
+        let (inverse, first) = (1.0 / self.width(), self.first as i32);
+        for (&x, &w) in pairs() {
+            let zero = u64::from(x == 0.0) * u64::from(w);
+            self.zeros += zero;
+            self.counts[(floor(f64::from(x) * inverse) - first) as usize] += u64::from(w) - zero;
+        }
+    }
+
     /// Widens and extends the bins until they hold `lo..=hi`.
     fn cover(&mut self, lo: f32, hi: f32) {
         if self.counts.is_empty() {
