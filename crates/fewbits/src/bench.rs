@@ -4,6 +4,7 @@ use crate::{Error, Model};
 use fewbits_graph::{
     Tensor,
     exec::{Executor, Mode},
+    passes,
 };
 use fewbits_kernels::Threads;
 use serde::Serialize;
@@ -26,7 +27,8 @@ pub struct Timing {
     pub buffer_bytes: usize,
 }
 
-/// Runs `model` in `mode` on `batch` made-up images, `runs` times after the first.
+/// Runs `model` in `mode` on `batch` made-up images, `runs` times after the first. A float network is prepared first, as
+/// runtimes do it: batch normalizations are folded.
 ///
 /// # Errors
 /// [`Error::Graph`] if the network cannot be computed.
@@ -43,7 +45,11 @@ pub fn time(model: &Model, mode: Mode<'_>, batch: usize, runs: usize, threads: u
         Tensor::f32(dims, (0..count).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0).collect())
     };
     let inputs: Vec<Tensor> = shapes.iter().map(example).collect();
-    let mut executor = Executor::new(&model.graph, mode, &threads);
+    let prepared = match mode {
+        Mode::Float => passes::prepare(&model.graph).map_err(Error::graph(&model.path))?.0,
+        Mode::FakeQuant(_) | Mode::Integer(_) => model.graph.clone(),
+    };
+    let mut executor = Executor::new(&prepared, mode, &threads);
     let mut timed = || -> Result<f64, Error> {
         let start = Instant::now();
         executor.run(&inputs).map_err(Error::graph(&model.path))?;

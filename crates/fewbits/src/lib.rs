@@ -5,7 +5,6 @@
 
 pub mod bench;
 pub mod compare;
-pub mod correct;
 pub mod demo;
 pub mod error;
 pub mod evaluate;

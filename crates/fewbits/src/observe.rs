@@ -9,10 +9,16 @@ use crate::{
 use fewbits_graph::{
     Graph, Tensor,
     exec::{Mode, Tapped},
-    op::{Layout, Slice},
+    op::{Fact, Layout, Slice},
 };
-use fewbits_quant::{Stats, TensorStats, stats::ImageStats};
+use fewbits_quant::{
+    Stats, TensorStats,
+    stats::{ChannelStats, ImageStats},
+};
 use std::collections::BTreeMap;
+
+/// Samples from which statistics by channel are taken.
+const CHANNEL_SAMPLES: u64 = 64;
 
 /// What the calibration pass leaves.
 #[derive(Debug, Default)]
@@ -54,7 +60,11 @@ pub fn observe(
             // Weights are per channel, so the channels must be the fastest axis.
             let by_channel = tensor.fact.layout == Layout::ChannelsLast || tensor.fact.dims.len() == 2;
             let weights = weights.get(tensor.name).filter(|_| by_channel).map_or(&[][..], Vec::as_slice);
-            let stats = samples.map(|(values, image)| ImageStats::of(values, image, weights)).collect();
+            let stats = samples.map(|(values, image)| {
+                let channels = (image < CHANNEL_SAMPLES).then(|| by_channels(values, tensor.fact, by_channel));
+                ImageStats::of(values, image, weights).with_channels(channels)
+            });
+            let stats = stats.collect();
             images.push((tensor.name.to_string(), stats));
         },
         |(_, images), chunk| Ok((images, chunk)),
@@ -72,4 +82,10 @@ pub fn observe(
     )?;
     progress.end();
     Ok(seen)
+}
+
+/// Statistics by channel of one sample.
+fn by_channels(values: &[f32], fact: &Fact, fastest: bool) -> ChannelStats {
+    let channels = fact.dims.get(1).copied().unwrap_or(1);
+    if fastest { ChannelStats::of(values, channels) } else { ChannelStats::of_planes(values, channels) }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Model,
-    quantize::{Quantized, Settings, prepare},
+    quantize::{Quantized, Settings, laid_out, prepare},
 };
 use fewbits_data::Preprocess;
 use fewbits_quant::{Plan, Step};
@@ -12,7 +12,7 @@ use std::path::Path;
 /// The plan of a quantization, with its settings and what it measured.
 pub fn of(quantized: &Quantized, settings: &Settings, samples: usize, seed: u64, preprocess: Option<&Preprocess>) -> Plan {
     let preprocess = serde_json::to_value(preprocess).expect("numbers and names are valid JSON");
-    let mut plan = Plan::new(&quantized.graph, &settings.target.name, preprocess);
+    let mut plan = Plan::new(&quantized.prepared, &settings.target.name, preprocess);
     plan.tensors = quantized.grids.clone();
     plan.patches = quantized.patches.clone();
     plan.history.push(Step {
@@ -32,7 +32,7 @@ pub fn describe(quantized: &Quantized, settings: &Settings, samples: usize) -> s
         "policy": settings.policy,
         "ranges": settings.ranges.to_string(),
         "range_rule": quantized.rule,
-        "bias_correction": settings.bias_correction,
+        "repair": settings.repair,
         "keep_float": settings.keep_float,
         "samples": samples,
     })
@@ -46,7 +46,7 @@ pub fn apply(model: &Model, path: &Path) -> Result<Model, Error> {
     let plan = Plan::load(path)?;
     let (graph, _) = prepare(model)?;
     plan.check(&graph)?;
-    let mut graph = plan.patched(&graph);
+    let mut graph = laid_out(&graph, &plan.patches);
     let stated = (!plan.preprocess.is_null()).then(|| plan.preprocess.to_string());
     graph.metadata.extend(stated.map(|text| (fewbits_data::preprocess::METADATA_KEY.to_string(), text)));
     Ok(Model { path: model.path.clone(), graph, grids: Some(plan.tensors) })

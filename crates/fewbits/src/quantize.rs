@@ -2,7 +2,6 @@
 
 use crate::{
     Error, Model,
-    correct::{Patches, correct_biases},
     observe::{Observation, observe},
     progress::Progress,
     sqnr::Sqnr,
@@ -11,18 +10,28 @@ use crate::{
 use fewbits_graph::{
     DType, Graph, Grids, Tensor,
     exec::{self, Executor, Mode},
+    op::Fact,
     passes::{self, Change},
 };
 use fewbits_kernels::Threads;
+use fewbits_methods::{bias_correction, equalization, output_scaling};
 use fewbits_quant::{
-    RangeRule, Stats,
+    Range, RangeRule, Stats,
     calibrate::{self, Policy},
     importance,
     placement::{Placement, Site, place},
     target::Target,
 };
 use serde::Serialize;
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+    sync::Arc,
+};
+
+/// Replacement constants by name.
+pub type Patches = BTreeMap<String, Arc<Tensor>>;
 
 /// How activation ranges are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,8 +54,6 @@ pub const CANDIDATES: &[RangeRule] = &[
 
 /// Samples on which [`Ranges::Auto`] compares the rules.
 const COMPARED_SAMPLES: usize = 32;
-/// Samples from which biases are corrected.
-const CORRECTION_SAMPLES: usize = 32;
 
 impl fmt::Display for Ranges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -74,8 +81,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Activation ranges.
     pub ranges: Ranges,
-    /// Whether biases are corrected for the mean that rounding adds.
-    pub bias_correction: bool,
+    /// Whether weights may be changed: output scaling, equalization, bias correction.
+    pub repair: bool,
     /// Nodes that take no part.
     pub keep_float: BTreeSet<String>,
 }
@@ -92,7 +99,9 @@ pub struct Trial {
 /// A quantized network and how it came about.
 #[derive(Clone, Debug)]
 pub struct Quantized {
-    /// The prepared float network, with patches.
+    /// The prepared float network, as the plan names it.
+    pub prepared: Graph,
+    /// The same with the changed constants: what is quantized.
     pub graph: Graph,
     /// What preparation changed.
     pub changes: Vec<Change>,
@@ -131,49 +140,118 @@ pub fn quantize(
         });
     }
     check_names(model, &settings.keep_float)?;
-    let (graph, changes) = prepare(model)?;
+    let (prepared, changes) = prepare(model)?;
+    let first = |count: usize| Source { indices: source.indices[..count.min(source.indices.len())].to_vec(), ..*source };
+    let Reshaped { mut patches, ranges } = reshape(&prepared, settings, &first(COMPARED_SAMPLES), threads, progress)?;
+    let graph = laid_out(&prepared, &patches);
     let placement = place(&graph, &settings.target, &settings.keep_float);
-    let observed = observed_tensors(&graph, &placement);
-    let compared = source.indices.len().min(COMPARED_SAMPLES);
-    let kept = if settings.ranges == Ranges::Auto { compared.div_ceil(Model::fixed_batch(&graph).unwrap_or(1)) } else { 0 };
     let facts = exec::infer(&graph, &model.example_shapes()).map_err(Error::graph(&model.path))?;
     let weights = importance::weights(&graph, &facts);
-    let Observation { stats, references } = observe(&graph, observed, source, &weights, kept, threads, progress)?;
-
     let rules = match settings.ranges {
         Ranges::Auto => CANDIDATES.to_vec(),
         Ranges::Rule(rule) => vec![rule],
     };
+    let compared = first(if rules.len() > 1 { COMPARED_SAMPLES } else { 0 });
+    let kept = compared.indices.len().div_ceil(Model::fixed_batch(&graph).unwrap_or(1));
+    let observed = observed_tensors(&graph, &placement);
+    let Observation { stats, references } = observe(&graph, observed, source, &weights, kept, threads, progress)?;
+
     let mut choices = Vec::new();
-    let mut guarded = Vec::new();
+    progress.begin("choosing ranges", compared.indices.len() * rules.len());
     for &rule in &rules {
-        let mut grids = calibrate::activations(&graph, &placement, &stats, &settings.policy, &settings.target, |_| rule)?;
-        guarded = calibrate::weights(&graph, &placement, &settings.policy, &mut grids)?;
-        choices.push(grids);
+        let choice = choose(&graph, &placement, &facts, &stats, &ranges, settings, rule)?;
+        let trial = match references.is_empty() {
+            true => None,
+            false => {
+                let patched = patched(&graph, &choice.biases);
+                let mode = Mode::Integer(&choice.grids);
+                let sqnr_db = output_sqnr(&patched, mode, &compared, &references, threads, progress)?;
+                Some(Trial { rule, sqnr_db })
+            }
+        };
+        choices.push((choice, trial));
     }
-    let first = |count: usize| Source { indices: source.indices[..count].to_vec(), ..*source };
-    let patches = match settings.bias_correction {
-        true => {
-            let samples = first(source.indices.len().min(CORRECTION_SAMPLES));
-            correct_biases(model, &graph, &choices, &samples, threads, progress)?
-        }
-        false => vec![Patches::new(); choices.len()],
+    progress.end();
+    let trials: Vec<Trial> = choices.iter().filter_map(|(_, trial)| trial.clone()).collect();
+    // Of equals the first: the simpler rule.
+    let best = (0..trials.len()).rev().max_by(|&a, &b| trials[a].sqnr_db.total_cmp(&trials[b].sqnr_db)).unwrap_or(0);
+    let (Choice { grids, biases, guarded }, _) = choices.swap_remove(best);
+    patches.extend(biases);
+    let graph = laid_out(&prepared, &patches);
+    Ok(Quantized { prepared, graph, changes, placement, grids, patches, rule: rules[best], trials, stats, guarded })
+}
+
+/// Grids under one rule, and the biases that go with them.
+struct Choice {
+    grids: Grids,
+    biases: Patches,
+    guarded: Vec<String>,
+}
+
+fn choose(
+    graph: &Graph,
+    placement: &Placement,
+    facts: &BTreeMap<String, Fact>,
+    stats: &Stats,
+    ranges: &BTreeMap<String, Range>,
+    settings: &Settings,
+    rule: RangeRule,
+) -> Result<Choice, Error> {
+    let mut grids = calibrate::activations(graph, placement, stats, &settings.policy, &settings.target, rule, ranges)?;
+    let guarded = calibrate::weights(graph, placement, &settings.policy, &mut grids)?;
+    let biases = match settings.repair {
+        true => bias_correction::corrections(graph, &grids, facts, stats),
+        false => Patches::new(),
     };
-    let mut trials = Vec::new();
-    let chosen = if rules.len() == 1 { 0 } else {
-        progress.begin("choosing ranges", compared * rules.len());
-        let subset = first(compared);
-        for ((&rule, grids), patches) in rules.iter().zip(&choices).zip(&patches) {
-            let patched = patched(&graph, patches);
-            let sqnr_db = output_sqnr(&patched, Mode::Integer(grids), &subset, &references, threads, progress)?;
-            trials.push(Trial { rule, sqnr_db });
-        }
-        progress.end();
-        // Of equals the first: the simpler rule.
-        (0..trials.len()).rev().max_by(|&a, &b| trials[a].sqnr_db.total_cmp(&trials[b].sqnr_db)).unwrap_or(0)
+    Ok(Choice { grids, biases, guarded })
+}
+
+/// Changed weights that leave the float network as it is, and ranges that follow from them.
+#[derive(Default)]
+struct Reshaped {
+    patches: Patches,
+    ranges: BTreeMap<String, Range>,
+}
+
+/// Output scaling, and equalization where it brings the quantized outputs closer on `source`.
+fn reshape(
+    prepared: &Graph,
+    settings: &Settings,
+    source: &Source<'_>,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Reshaped, Error> {
+    let slots = passes::output_slots(prepared);
+    let pairs = equalization::pairs(prepared);
+    if !settings.repair || slots.is_empty() && pairs.is_empty() {
+        return Ok(Reshaped::default());
+    }
+    let tensors = slots.iter().map(|s| &s.tensor).chain(pairs.iter().map(|p| &p.tensor)).cloned().collect();
+    let none = BTreeMap::new();
+    let Observation { stats, .. } = observe(prepared, tensors, source, &none, 0, threads, progress)?;
+    let output_scaling::Scaling { patches, ranges } = output_scaling::scaling(prepared, &slots, &stats);
+    let plain = Reshaped { patches, ranges };
+    let equalized = equalization::patches(&patched(prepared, &plain.patches), &stats);
+    if equalized.is_empty() {
+        return Ok(plain);
+    }
+    let mut both = plain.patches.clone();
+    both.extend(equalized);
+    let sqnr = |patches: &Patches| -> Result<f64, Error> {
+        let graph = laid_out(prepared, patches);
+        let placement = place(&graph, &settings.target, &settings.keep_float);
+        let observed = observed_tensors(&graph, &placement);
+        let seen = observe(&graph, observed, source, &none, usize::MAX, threads, progress)?;
+        let rule = RangeRule::Percentile(99.99);
+        let choice = choose(&graph, &placement, &BTreeMap::new(), &seen.stats, &plain.ranges, settings, rule)?;
+        output_sqnr(&graph, Mode::Integer(&choice.grids), source, &seen.references, threads, progress)
     };
-    let (grids, patches, rule) = (choices.swap_remove(chosen), patches[chosen].clone(), rules[chosen]);
-    Ok(Quantized { graph: patched(&graph, &patches), changes, placement, grids, patches, rule, trials, stats, guarded })
+    if sqnr(&both)? > sqnr(&plain.patches)? { Ok(Reshaped { patches: both, ranges: plain.ranges }) } else { Ok(plain) }
+}
+
+/// The graph that is quantized: `prepared` with changed constants, without the output slots that stayed neutral.
+pub fn laid_out(prepared: &Graph, patches: &Patches) -> Graph {
+    passes::drop_neutral_slots(&patched(prepared, patches))
 }
 
 /// `graph` with `patches` in place of its constants.

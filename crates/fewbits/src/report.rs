@@ -1,25 +1,241 @@
-//! The report of a quantization.
+//! The report of a quantization: what was decided and measured enters, a [`Report`] leaves, and a file if one is wanted.
+//!
+//! The one thing measured here is the error of each layer: the float network and the integer network run side by side on a few calibration samples. Everything else was known before.
 
 use crate::{
     Error, Model,
+    compare::{QUANTIZED_THRESHOLD_DB, Side, compare},
     evaluate::Scores,
+    inspect::{self, Inspection, Severity, inspect},
+    plan,
     progress::Progress,
-    quantize::{Quantized, Settings},
+    quantize::{CANDIDATES, Quantized, Settings},
     stream::Source,
-    summary::Summary,
+    summary::{Summary, parameters},
 };
-use std::path::Path;
+use fewbits_data::atomic::write_atomically;
+use fewbits_graph::exec;
+use fewbits_quant::{Mapping, RangeRule, placement::Site};
+use fewbits_report::{Accuracy, Layer, Mode, Model as Facts, Report, Runtime, Size, TensorRange, Trial};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Write,
+    path::Path,
+};
 
-pub fn write(
-    _path: &Path,
-    _model: &Model,
-    _quantized: &Quantized,
-    _settings: &Settings,
-    _source: &Source<'_>,
-    _summary: &Summary,
-    _scores: &[(&str, &Scores)],
-    _threads: usize,
-    _progress: &dyn Progress,
-) -> Result<(), Error> {
-    Ok(())
+/// Calibration samples on which the error of each layer is measured.
+const COMPARED_SAMPLES: usize = 8;
+/// Nodes named for one kind of warning.
+const NAMED: usize = 4;
+
+/// What a report is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// The command line.
+    pub command: &'a str,
+    /// The float model.
+    pub model: &'a Model,
+    /// What became of it.
+    pub quantized: &'a Quantized,
+    /// What was asked for.
+    pub settings: &'a Settings,
+    /// What it was calibrated on.
+    pub source: &'a Source<'a>,
+    /// Rows and sizes.
+    pub summary: &'a Summary,
+    /// Accuracies, if they were measured.
+    pub scores: &'a [(Mode, &'a Scores)],
+}
+
+/// The report of `subject`.
+///
+/// # Errors
+/// Errors of the data and of the networks.
+pub fn of(subject: Subject<'_>, threads: usize, progress: &dyn Progress) -> Result<Report, Error> {
+    let Subject { model, quantized, settings, summary, .. } = subject;
+    let sqnr = layer_sqnr(subject, threads, progress)?;
+    // The original with its grids: warnings that the grids settle are left out.
+    let seen = Model { path: model.path.clone(), graph: quantized.graph.clone(), grids: Some(quantized.grids.clone()) };
+    let seen = inspect(&seen, &settings.target, &quantized.stats);
+    let name = model.path.file_name().unwrap_or(model.path.as_os_str()).to_string_lossy().into_owned();
+    let (weights, activations) = (settings.policy.weight_bits, settings.policy.activation_bits);
+    let described = plan::describe(quantized, settings, summary.samples);
+    let mut resolved = BTreeMap::new();
+    flatten("", &described, &mut resolved);
+    if !subject.source.dataset.is_prepared() {
+        resolved.insert("preprocessing".into(), subject.source.preprocess.to_string());
+    }
+    Ok(Report {
+        title: format!("{name} in {weights}-bit weights and {activations}-bit activations"),
+        command: subject.command.into(),
+        settings: resolved,
+        model: Facts {
+            name,
+            sha256: fewbits_quant::plan::model_sha256(&quantized.prepared),
+            nodes: quantized.graph.nodes.len() as u64,
+            parameters: parameters(&model.graph),
+            macs: seen.totals.macs,
+            inputs: seen.inputs.iter().map(port).collect(),
+            outputs: seen.outputs.iter().map(port).collect(),
+        },
+        preparation: preparation(quantized),
+        trials: trials(quantized),
+        accuracy: subject.scores.iter().flat_map(|(mode, scores)| accuracies(*mode, scores)).collect(),
+        sizes: sizes(subject),
+        layers: layers(summary, &seen, quantized, &sqnr),
+        tensors: ranges(quantized, settings),
+        warnings: warnings(&seen, quantized),
+        seconds: Some(summary.seconds),
+        images: Some(summary.samples as u64),
+    })
+}
+
+/// Writes `report` as a page that loads nothing else; the file appears only when it is complete.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be written.
+pub fn write(path: &Path, report: &Report) -> Result<(), Error> {
+    write_atomically(path, |file| file.write_all(report.to_html().as_bytes())).map_err(Error::io("write", path))
+}
+
+/// SQNR in dB by tensor name, of the integer network against the float network.
+fn layer_sqnr(subject: Subject<'_>, threads: usize, progress: &dyn Progress) -> Result<HashMap<String, f64>, Error> {
+    let Subject { model, quantized, source, .. } = subject;
+    let count = source.indices.len().min(COMPARED_SAMPLES);
+    let few = Source { indices: source.indices[..count].to_vec(), ..*source };
+    // Where weights were rescaled, tensors of one name differ from the original's by a factor of their own for each channel.
+    let rescaled = |name| matches!(quantized.placement.sites.get(name), Some(Site::Weight { .. }));
+    let rescaled = quantized.patches.keys().any(|name| rescaled(name.as_str()));
+    let reference = if rescaled { &quantized.graph } else { &model.graph };
+    let float = Side { path: &model.path, graph: reference, mode: exec::Mode::Float };
+    let integer = Side { path: &model.path, graph: &quantized.graph, mode: exec::Mode::Integer(&quantized.grids) };
+    let found = compare(float, integer, &few, QUANTIZED_THRESHOLD_DB, threads, progress)?;
+    Ok(found.tensors.into_iter().map(|t| (t.name, t.sqnr_db)).collect())
+}
+
+fn layers(
+    summary: &Summary,
+    seen: &Inspection,
+    quantized: &Quantized,
+    sqnr: &HashMap<String, f64>,
+) -> Vec<Layer> {
+    let rows = summary.layers.iter().zip(&seen.layers).zip(&quantized.graph.nodes);
+    let row = |((row, facts), node): ((&crate::summary::Layer, &inspect::Layer), &fewbits_graph::Node)| Layer {
+        name: row.name.clone(),
+        op: row.op.clone(),
+        weight_bits: row.weight_bits,
+        activation_bits: row.activation_bits,
+        runtime: if row.runtime == "integer" { Runtime::Integer } else { Runtime::Float },
+        reason: row.reason.clone(),
+        sqnr_db: sqnr.get(node.output()).copied(),
+        macs: facts.macs,
+        parameters: facts.parameters,
+    };
+    rows.map(row).collect()
+}
+
+/// Every activation with a grid of its own, in graph order.
+fn ranges(quantized: &Quantized, settings: &Settings) -> Vec<TensorRange> {
+    let graph = &quantized.graph;
+    let mapping = if settings.target.symmetric_activations { Mapping::Symmetric } else { Mapping::Affine };
+    let rules: Vec<RangeRule> = CANDIDATES.iter().copied().filter(|rule| *rule != quantized.rule).collect();
+    let made = graph.nodes.iter().flat_map(|n| &n.outputs);
+    let names = graph.inputs.iter().map(|input| &input.name).chain(made);
+    let range = |name: &String| {
+        let Some(Site::Activation { reader, .. }) = quantized.placement.sites.get(name) else { return None };
+        let (stats, params) = (quantized.stats.0.get(name)?, quantized.grids.params(name)?);
+        let tensor = TensorRange::new(name, &quantized.rule.to_string(), stats, params);
+        Some(tensor.with_others(&rules, |rule| rule.range_behind(stats, params.grid, mapping, *reader)))
+    };
+    names.filter_map(range).collect()
+}
+
+fn preparation(quantized: &Quantized) -> Vec<String> {
+    let repaired = Some(quantized.patches.len()).filter(|n| *n > 0);
+    let repaired = repaired.map(|n| format!("weights and biases changed to make up for rounding ({n})"));
+    quantized.changes.iter().map(ToString::to_string).chain(repaired).collect()
+}
+
+fn trials(quantized: &Quantized) -> Vec<Trial> {
+    let trial = |t: &crate::quantize::Trial| Trial {
+        rule: t.rule.to_string(),
+        sqnr_db: t.sqnr_db,
+        chosen: t.rule == quantized.rule,
+    };
+    quantized.trials.iter().map(trial).collect()
+}
+
+fn accuracies(mode: Mode, scores: &Scores) -> Vec<Accuracy> {
+    let (metrics, samples) = match *scores {
+        Scores::Classification { top1, top5, samples } => ([("top-1", top1), ("top-5", top5)], samples),
+        Scores::Detection { ap, ap50, samples } => ([("AP", ap), ("AP50", ap50)], samples),
+    };
+    let accuracy = |(metric, percent): (&str, f64)| Accuracy {
+        mode,
+        metric: metric.into(),
+        value: percent / 100.0,
+        samples: samples as u64,
+    };
+    metrics.map(accuracy).into()
+}
+
+/// The conventions, the one that is deployed last.
+fn sizes(subject: Subject<'_>) -> Vec<Size> {
+    let sizes = &subject.summary.size_bytes;
+    let size = |convention: &str, float_bytes, bytes| Size { convention: convention.into(), float_bytes, bytes };
+    let folded = 4 * parameters(&subject.quantized.graph);
+    let file = std::fs::metadata(&subject.model.path).map_or(sizes.float, |m| m.len());
+    vec![
+        size("the ONNX file, whose integers take a byte each", file, sizes.file),
+        size("every parameter at its bits (as ZeroQ and HAWQ count)", sizes.float, sizes.all_parameters),
+        size("weights at their bits, the rest at 32 (as HAQ counts)", sizes.float, sizes.weights_only),
+        size(
+            "deployed: weights packed at their bits, 32-bit biases, scales and zero points, normalization folded",
+            folded,
+            sizes.packed,
+        ),
+    ]
+}
+
+/// Warnings of each kind, worst first, at most [`NAMED`] of a kind.
+fn warnings(seen: &Inspection, quantized: &Quantized) -> Vec<String> {
+    let mut kinds: Vec<Vec<&inspect::Warning>> = Vec::new();
+    for warning in seen.warnings.iter().filter(|w| w.severity != Severity::Note) {
+        match kinds.iter_mut().find(|kind| kind[0].kind == warning.kind) {
+            Some(kind) => kind.push(warning),
+            None => kinds.push(vec![warning]),
+        }
+    }
+    let sentences = |kind: Vec<&inspect::Warning>| {
+        let more = (kind.len() > NAMED).then(|| format!("… and {} more like the last", kind.len() - NAMED));
+        let found: Vec<String> = kind.iter().take(NAMED).map(|w| format!("`{}`: {}", w.node, w.message)).collect();
+        found.into_iter().chain(more)
+    };
+    let guarded = quantized.guarded.iter().map(|name| {
+        format!("bias guard: scales of `{name}` raised for channels whose bias dwarfs their weights")
+    });
+    kinds.into_iter().flat_map(sentences).chain(guarded).collect()
+}
+
+fn port(port: &inspect::Port) -> String {
+    let dims = port.dims.as_ref().map_or("any shape".into(), |dims| format!("[{}]", dims.join(", ")));
+    format!("{}: {} {dims}", port.name, port.dtype)
+}
+
+/// Settings by dotted names.
+fn flatten(prefix: &str, value: &Value, found: &mut BTreeMap<String, String>) {
+    let text = match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                flatten(&name, value, found);
+            }
+            return;
+        }
+        Value::String(text) => text.clone(),
+        Value::Array(items) if items.is_empty() => "none".into(),
+        other => other.to_string(),
+    };
+    found.insert(prefix.into(), text);
 }

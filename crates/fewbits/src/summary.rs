@@ -4,7 +4,7 @@ use crate::{
     Error, Model,
     quantize::{Quantized, Settings},
 };
-use fewbits_graph::{Graph, Op, QuantParams, exec};
+use fewbits_graph::{Graph, Op, exec, op::Role};
 use fewbits_quant::placement::Site;
 use serde::Serialize;
 use std::time::Duration;
@@ -31,13 +31,15 @@ pub struct Layer {
 pub struct Sizes {
     /// The written file.
     pub file: u64,
-    /// Weights bit-packed at their true widths, 32-bit biases, scales and zero points: what must be deployed.
+    /// What must be deployed: weights bit-packed at their true widths, each output channel from a whole byte on, 32-bit biases,
+    /// scales (4 bytes), zero points of activations (1 byte); normalization folded.
     pub packed: u64,
-    /// All parameters of the original at 32 bits.
+    /// All parameters of the model as it was read, at 32 bits.
     pub float: u64,
-    /// All parameters at their layer's bits (ZeroQ, HAWQ convention).
+    /// All parameters `· b / 8` (ZeroQ, HAWQ): weights at their own bits, float weights at 32, biases and normalization at the bits
+    /// that were asked for.
     pub all_parameters: u64,
-    /// Weights at their bits, everything else at 32 (HAQ convention).
+    /// Weights at their own bits, biases and normalization at 32 (HAQ).
     pub weights_only: u64,
 }
 
@@ -95,38 +97,48 @@ fn layers(quantized: &Quantized) -> Vec<Layer> {
 }
 
 fn sizes(model: &Model, quantized: &Quantized, settings: &Settings, file: u64) -> Sizes {
-    let mut sizes = Sizes { file, float: 4 * parameters(&model.graph), ..Sizes::default() };
-    let mut weight_bits = 0;
+    let original = parameters(&model.graph);
+    let (mut weights, mut weight_bits, mut packed) = (0, 0, 0);
     for (name, tensor) in &quantized.graph.constants {
         let Some(values) = tensor.as_f32() else { continue };
         let count = values.len() as u64;
-        match (quantized.placement.sites.get(name), quantized.grids.params(name)) {
-            (Some(Site::Weight { axis, .. }), Some(params)) => {
-                let bits = u64::from(params.grid.bits);
-                let rows = tensor.dims.get(*axis).copied().unwrap_or(1).max(1) as u64;
-                // Rows start at whole bytes.
-                sizes.packed += rows * (count / rows * bits).div_ceil(8) + 4 * params.scale.len() as u64;
-                weight_bits += count * bits;
+        let params = quantized.grids.params(name);
+        let bits = params.map_or(32, |p| u64::from(p.grid.bits));
+        let axis = match quantized.placement.sites.get(name) {
+            Some(Site::Weight { axis, .. }) => Some(*axis),
+            _ if is_float_weight(&quantized.graph, name) => Some(0),
+            _ => None,
+        };
+        weights += if axis.is_some() { count } else { 0 };
+        weight_bits += if axis.is_some() { count * bits } else { 0 };
+        packed += match params {
+            // Rows start at whole bytes; zero points of weights are 0 and take nothing.
+            Some(params) => {
+                let rows = axis.and_then(|axis| tensor.dims.get(axis)).map_or(1, |&n| n.max(1) as u64);
+                let scales = if axis.is_some() { params.scale.len() as u64 } else { 0 };
+                rows * (count / rows * bits).div_ceil(8) + 4 * scales
             }
-            _ => sizes.packed += 4 * count,
-        }
+            None => 4 * count,
+        };
     }
     let activations = quantized.placement.sites.iter().filter(|(_, s)| matches!(s, Site::Activation { .. }));
-    sizes.packed += activations.filter_map(|(name, _)| quantized.grids.params(name)).map(grid_bytes).sum::<u64>();
-    let original = parameters(&model.graph);
-    let weights: u64 = quantized.graph.constants.iter().filter(|(name, _)| is_weight(quantized, name)).map(|(_, t)| t.len() as u64).sum();
+    packed += activations.filter_map(|(name, _)| quantized.grids.params(name)).map(|p| 5 * p.scale.len() as u64).sum::<u64>();
     let rest = original.saturating_sub(weights);
-    sizes.weights_only = weight_bits / 8 + 4 * rest;
-    sizes.all_parameters = weight_bits / 8 + rest * u64::from(settings.policy.weight_bits) / 8;
-    sizes
+    Sizes {
+        file,
+        packed,
+        float: 4 * original,
+        all_parameters: (weight_bits + rest * u64::from(settings.policy.weight_bits)).div_ceil(8),
+        weights_only: weight_bits.div_ceil(8) + 4 * rest,
+    }
 }
 
-fn is_weight(quantized: &Quantized, name: &str) -> bool {
-    matches!(quantized.placement.sites.get(name), Some(Site::Weight { .. }))
-}
-
-fn grid_bytes(params: &QuantParams) -> u64 {
-    5 * params.scale.len() as u64
+/// Whether constant `name` is the weight of a layer; asked of those that have no grid.
+fn is_float_weight(graph: &Graph, name: &str) -> bool {
+    let reads = |node: &fewbits_graph::Node| {
+        node.input(1) == Some(name) && matches!(node.op.def().quant_rule().role(1), Role::Weight { .. })
+    };
+    graph.nodes.iter().any(reads)
 }
 
 /// Parameters that training learns: every float constant but the statistics of BatchNormalization and bounds.

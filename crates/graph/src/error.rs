@@ -80,7 +80,7 @@ pub enum GraphError {
         inputs: String,
         /// Why.
         #[source]
-        source: OpError,
+        source: Box<OpError>,
     },
     /// A tensor that nothing produces.
     #[error("tensor `{tensor}`, read by node `{node}`, is produced by no node and is no input")]
@@ -121,7 +121,7 @@ impl GraphError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            GraphError::Node { node, source: OpError::Unknown(_), .. } => {
+            GraphError::Node { node, source, .. } if matches!(**source, OpError::Unknown(_)) => {
                 Some(format!("cut the model before `{node}`, or run it in ONNX Runtime"))
             }
             GraphError::Input { .. } => Some("`fewbits inspect` prints the inputs of a model".into()),

@@ -87,6 +87,43 @@ fn squeezenet() -> Vec<Layer> {
     layers
 }
 
+fn mobilenet_v1_025() -> Vec<Layer> {
+    let mut layers = vec![layer(3, 8, 3, 2, 224)];
+    let (mut from, mut size) = (8, 112);
+    for (to, stride) in [(16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1)] {
+        for _ in 0..if (from, to, stride) == (128, 128, 1) { 5 } else { 1 } {
+            layers.push(conv(from, from, 3, stride, size, from));
+            size /= stride;
+            layers.push(layer(from, to, 1, 1, size));
+            from = to;
+        }
+    }
+    layers.push(layer(256, 1000, 1, 1, 1));
+    layers
+}
+
+fn yolox() -> Vec<Layer> {
+    vec![
+        layer(12, 16, 3, 1, 208),
+        conv(16, 16, 3, 2, 208, 16),
+        layer(16, 32, 1, 1, 104),
+        layer(32, 16, 1, 1, 104),
+        conv(16, 16, 3, 1, 104, 16),
+        layer(32, 32, 1, 1, 104),
+        conv(32, 32, 3, 2, 104, 32),
+        layer(32, 64, 1, 1, 52),
+        conv(64, 64, 3, 1, 52, 64),
+        layer(64, 64, 1, 1, 52),
+        conv(128, 128, 3, 1, 26, 128),
+        layer(128, 128, 1, 1, 26),
+        layer(64, 80, 1, 1, 52),
+    ]
+}
+
+fn dw() -> Vec<Layer> {
+    vec![conv(384, 384, 3, 1, 14, 384), conv(384, 384, 3, 1, 14, 384), conv(384, 384, 3, 1, 14, 384)]
+}
+
 fn cifar() -> Vec<Layer> {
     vec![
         layer(3, 16, 3, 1, 32),
@@ -107,6 +144,9 @@ fn main() {
         Some("resnet") => resnet(),
         Some("squeezenet") => squeezenet(),
         Some("cifar") => cifar(),
+        Some("dw") => dw(),
+        Some("mobilenet_v1_025") => mobilenet_v1_025(),
+        Some("yolox") => yolox(),
         _ => mobilenet_v2(),
     };
     let weights: Vec<f32> = (0..3_000_000).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.002).collect();

@@ -4,3 +4,5 @@
 //! knows no files, no data sets and no command line.
 
 pub mod bias_correction;
+pub mod equalization;
+pub mod output_scaling;

@@ -174,14 +174,21 @@ impl Emitter<'_> {
         let (input, params) = (node.input(0)?, self.grids.params(node.output())?);
         let alone = self.consumers.get(input).is_some_and(|readers| readers.len() == 1) && !self.graph.is_output(input);
         let computed = self.graph.constant(input).is_none() && self.graph.inputs.iter().all(|v| v.name != input);
-        if !is_partial(params) || params.tensor_params().is_none() || !alone || !computed || self.grids.params(input).is_some() {
+        if !is_partial(params)
+            || params.tensor_params().is_none()
+            || !alone
+            || !computed
+            || self.grids.params(input).is_some()
+        {
             return None;
         }
         let bounds: Vec<Option<Fact>> =
             node.inputs.iter().map(|name| self.graph.constant(name).cloned().map(Fact::constant)).collect();
         let known = node.inputs.iter().zip(&bounds).skip(1).all(|(name, fact)| name.is_empty() || fact.is_some());
         let facts: Vec<Option<&Fact>> = bounds.iter().map(Option::as_ref).collect();
-        let Some(Activation::Clamp { min, max }) = node.op.def().activation(&facts).filter(|_| known) else { return None };
+        let Some(Activation::Clamp { min, max }) = node.op.def().activation(&facts).filter(|_| known) else {
+            return None;
+        };
         let (low, high) = params.range(0);
         (min - low <= f32::EPSILON && high - max <= f32::EPSILON).then(|| params.clone())
     }
@@ -195,7 +202,13 @@ impl Emitter<'_> {
         let operands = [name, &scale, &zero_point];
         self.push(&format!("{stem}_round_QuantizeLinear"), "QuantizeLinear", Attrs::default(), &operands, &codes)?;
         let operands = [&codes[..], &scale, &zero_point];
-        self.push(&format!("{stem}_round_DequantizeLinear"), "DequantizeLinear", Attrs::default(), &operands, &rounded)?;
+        self.push(
+            &format!("{stem}_round_DequantizeLinear"),
+            "DequantizeLinear",
+            Attrs::default(),
+            &operands,
+            &rounded,
+        )?;
         Ok(rounded)
     }
 

@@ -271,7 +271,8 @@ impl<'a> Lifter<'a> {
         let Some(grid) = meant.into_iter().find(fits) else { return Ok(plain) };
         let mut removed = vec![at];
         removed.extend(direct.iter().flat_map(|(_, pair)| pair));
-        let activation = self.producers.get(source).map(|&i| &graph.nodes[i]).filter(|n| matches!(n.op.name(), "Relu" | "Clip"));
+        let activation =
+            self.producers.get(source).map(|&i| &graph.nodes[i]).filter(|n| matches!(n.op.name(), "Relu" | "Clip"));
         let rounded = activation.and_then(|n| n.input(0));
         let behind = rounded.and_then(|rounded| Some((rounded, self.unrounded(rounded, codes)?)));
         removed.extend(behind.iter().flat_map(|(_, (_, pair))| pair));
@@ -290,7 +291,8 @@ impl<'a> Lifter<'a> {
         };
         let (dequantizer, quantized) = step(name, "DequantizeLinear")?;
         let (quantizer, source) = step(quantized, "QuantizeLinear")?;
-        let computed = self.producers.contains_key(source) && self.readers(source).len() == 1 && !graph.is_output(source);
+        let computed =
+            self.producers.contains_key(source) && self.readers(source).len() == 1 && !graph.is_output(source);
         computed.then_some((source, [quantizer, dequantizer]))
     }
 

@@ -1,12 +1,14 @@
 //! Lifting and emitting quantization: on a small network made here, and on files of ONNX Runtime's own quantizer.
 
-mod support;
-
 use fewbits_graph::{
     Attr, Attrs, DType, Data, Dim, Graph, Grid, Grids, Node, Op, QuantParams, Tensor, TensorQuant, ValueInfo,
 };
 use fewbits_onnx::{BITS_KEY, EmitOptions, Lifted, emit_qdq, export, import, import_bytes, lift, write};
+use fewbits_testing::{models, python};
 use std::sync::Arc;
+
+const SAME_OUTPUTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/same_outputs.py");
+const ORT_QUANTIZE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ort_quantize.py");
 
 fn node(op_type: &str, attrs: Attrs, inputs: &[&str], output: &str) -> Node {
     Node {
@@ -144,7 +146,7 @@ fn emitted_network_runs_as_its_lifted_copy() {
     write(path("a.onnx").as_ref(), &emit_qdq(&graph, &grids, &EmitOptions::default()).unwrap(), 13).unwrap();
     let packed = EmitOptions { packed_weights: true, ..EmitOptions::default() };
     write(path("b.onnx").as_ref(), &emit_qdq(&graph, &grids, &packed).unwrap(), 13).unwrap();
-    support::python("same_outputs.py", &[&path("a.onnx"), &path("b.onnx")]);
+    python(SAME_OUTPUTS, &[&path("a.onnx"), &path("b.onnx")]);
 }
 
 /// Files of ONNX Runtime's quantizer, lifted and emitted again, compute the same when fused.
@@ -154,8 +156,8 @@ fn onnx_runtime_files_survive_lifting() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     let cases = [("squeezenet1_1.onnx", "qdq", 26), ("cifar10_resnet20.onnx", "qoperator", 1)];
     for (name, form, biases) in cases {
-        for model in support::models().iter().filter(|m| m.ends_with(name)) {
-            if !support::python("ort_quantize.py", &[model.to_str().unwrap(), &path("in.onnx"), form]) {
+        for model in models().iter().filter(|m| m.ends_with(name)) {
+            if python(ORT_QUANTIZE, &[model.to_str().unwrap(), &path("in.onnx"), form]).is_none() {
                 return;
             }
             let Lifted { graph, grids, kept } = lift(&import(path("in.onnx").as_ref()).unwrap()).unwrap();
@@ -163,7 +165,7 @@ fn onnx_runtime_files_survive_lifting() {
             let bias = |state: &&TensorQuant| matches!(state, TensorQuant::BiasOf { .. });
             assert_eq!(grids.0.values().filter(bias).count(), biases);
             write(path("out.onnx").as_ref(), &emit_qdq(&graph, &grids, &EmitOptions::default()).unwrap(), 13).unwrap();
-            support::python("same_outputs.py", &[&path("in.onnx"), &path("out.onnx"), "--optimized"]);
+            python(SAME_OUTPUTS, &[&path("in.onnx"), &path("out.onnx"), "--optimized"]);
         }
     }
 }

@@ -1,24 +1,26 @@
 //! Real models, and small ones in the forms of old operator sets, compute the same after import and export.
 
-mod support;
-
 use fewbits_graph::{Attrs, DType, Graph, Node, Op, ValueInfo};
 use fewbits_onnx::{export, import, import_bytes, write};
+use fewbits_testing::{models, python};
+
+const SAME_OUTPUTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/same_outputs.py");
+const OLD_MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/old_models.py");
 
 #[test]
 fn models_compute_the_same_after_a_round_trip() {
     let folder = tempfile::tempdir().unwrap();
-    for model in support::models() {
+    for model in models() {
         let graph = import(&model).unwrap();
         let copy = folder.path().join("copy.onnx");
         write(&copy, &graph, 13).unwrap();
-        support::python("same_outputs.py", &[model.to_str().unwrap(), copy.to_str().unwrap()]);
+        python(SAME_OUTPUTS, &[model.to_str().unwrap(), copy.to_str().unwrap()]);
     }
 }
 
 #[test]
 fn a_second_round_trip_changes_no_byte() {
-    for model in support::models() {
+    for model in models() {
         let first = export(&import(&model).unwrap(), 18).unwrap();
         let second = export(&import_bytes(&first, None).unwrap(), 18).unwrap();
         assert!(first == second, "{}", model.display());
@@ -28,7 +30,7 @@ fn a_second_round_trip_changes_no_byte() {
 #[test]
 fn old_forms_compute_the_same_in_new_operator_sets() {
     let folder = tempfile::tempdir().unwrap();
-    if !support::python("old_models.py", &[folder.path().to_str().unwrap()]) {
+    if python(OLD_MODELS, &[folder.path().to_str().unwrap()]).is_none() {
         return;
     }
     let mut pairs = Vec::new();
@@ -46,7 +48,7 @@ fn old_forms_compute_the_same_in_new_operator_sets() {
         }
     }
     let args: Vec<&str> = pairs.iter().map(String::as_str).collect();
-    support::python("same_outputs.py", &args);
+    python(SAME_OUTPUTS, &args);
 }
 
 #[test]

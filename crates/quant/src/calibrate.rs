@@ -8,6 +8,7 @@ use crate::{
 };
 use fewbits_graph::{Granularity, Graph, Grid, Grids, QuantParams, TensorQuant};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// How many bits, and by which rules.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,7 +35,7 @@ impl Policy {
     }
 }
 
-/// Grids of activations under one range rule.
+/// Grids of activations under one range rule; tensors in `given` have their range already.
 ///
 /// # Errors
 /// [`QuantError::NoStats`] if a placed tensor was never observed and is no constant.
@@ -44,7 +45,8 @@ pub fn activations(
     stats: &Stats,
     policy: &Policy,
     target: &Target,
-    rule: impl Fn(&str) -> RangeRule,
+    rule: RangeRule,
+    given: &BTreeMap<String, Range>,
 ) -> Result<Grids, QuantError> {
     let mapping = if target.symmetric_activations { Mapping::Symmetric } else { Mapping::Affine };
     let mut grids = Grids::default();
@@ -54,8 +56,9 @@ pub fn activations(
                 let grid = target.activation_grid(policy.activation_bits(*edge));
                 let constant = graph.constant(name).and_then(|t| t.as_f32());
                 let params = match (constant, stats.0.get(name)) {
+                    _ if given.contains_key(name) => given[name].params(grid, mapping),
                     (Some(values), _) => constant_range(values).params(grid, mapping),
-                    (None, Some(stats)) => rule(name).range_behind(stats, grid, mapping, *reader).params(grid, mapping),
+                    (None, Some(stats)) => rule.range_behind(stats, grid, mapping, *reader).params(grid, mapping),
                     (None, None) => return Err(QuantError::NoStats { tensor: name.clone() }),
                 };
                 TensorQuant::Quantized(within(params, *bounds))

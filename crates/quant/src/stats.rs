@@ -116,10 +116,8 @@ impl TensorStats {
 
     /// Adds one image: its elements in any order, the same order for every image.
     pub fn observe_image(&mut self, values: &[f32]) {
-        self.add(&ImageStats::of(values, self.images, &[]));
-        if let Some(channels) = &mut self.channels {
-            channels.observe(values);
-        }
+        let channels = self.channels.as_ref().map(|c| ChannelStats::of(values, c.sum.len()));
+        self.add(&ImageStats::of(values, self.images, &[]).with_channels(channels));
     }
 
     /// Adds one image that was looked at elsewhere. Images are added in their order.
@@ -129,6 +127,9 @@ impl TensorStats {
         self.non_finite += image.non_finite;
         if image.sums.count > 0 {
             self.add_image(&image.sums);
+        }
+        if let Some(channels) = &image.channels {
+            self.channels.get_or_insert_default().add(channels);
         }
         self.images += 1;
     }
@@ -159,6 +160,7 @@ pub struct ImageStats {
     samples: Vec<f32>,
     /// One for each sample, or none.
     weights: Vec<u32>,
+    channels: Option<ChannelStats>,
 }
 
 impl ImageStats {
@@ -185,6 +187,11 @@ impl ImageStats {
         seen.non_finite = values.len() as u64 - seen.sums.count;
         seen
     }
+
+    /// The same with statistics by channel, if there are any.
+    pub fn with_channels(self, channels: Option<ChannelStats>) -> Self {
+        ImageStats { channels, ..self }
+    }
 }
 
 impl ChannelStats {
@@ -193,31 +200,54 @@ impl ChannelStats {
         self.sum.iter().map(|s| s / self.count.max(1) as f64).collect()
     }
 
-    /// Adds places of `channels` numbers each. Sums are in f32 over 64 places at a time, in f64 beyond.
-    fn observe(&mut self, values: &[f32]) {
-        let channels = self.sum.len();
-        if channels == 0 || values.is_empty() {
-            return;
-        }
-        if self.count == 0 {
-            let first = &values[..channels.min(values.len())];
-            self.min[..first.len()].copy_from_slice(first);
-            self.max[..first.len()].copy_from_slice(first);
-        }
+    /// Largest magnitude of each channel.
+    pub fn largest(&self) -> Vec<f32> {
+        self.min.iter().zip(&self.max).map(|(lo, hi)| lo.abs().max(hi.abs())).collect()
+    }
+
+    /// Statistics of `values`, places of `channels` numbers each. Sums are in f32 over 64 places at a time, in f64 beyond.
+    pub fn of(values: &[f32], channels: usize) -> Self {
+        let Some(first) = values.get(..channels).filter(|_| channels > 0) else { return Self::default() };
+        let (mut min, mut max, mut sum) = (first.to_vec(), first.to_vec(), vec![0.0; channels]);
         let mut partial = vec![0f32; channels];
         for block in values.chunks(64 * channels) {
             partial.fill(0.0);
             for place in block.chunks_exact(channels) {
-                let extremes = self.min.iter_mut().zip(&mut self.max);
+                let extremes = min.iter_mut().zip(&mut max);
                 for ((sum, (min, max)), &x) in partial.iter_mut().zip(extremes).zip(place) {
                     *sum += x;
                     *min = if x < *min { x } else { *min };
                     *max = if x > *max { x } else { *max };
                 }
             }
-            self.sum.iter_mut().zip(&partial).for_each(|(sum, &p)| *sum += f64::from(p));
+            sum.iter_mut().zip(&partial).for_each(|(sum, &p)| *sum += f64::from(p));
         }
-        self.count += (values.len() / channels) as u64;
+        ChannelStats { count: (values.len() / channels) as u64, sum, min, max }
+    }
+
+    /// Statistics of `values`, one plane of equal size after the other for each channel.
+    pub fn of_planes(values: &[f32], channels: usize) -> Self {
+        let size = (values.len() / channels.max(1)).max(1);
+        let mut stats = ChannelStats { count: size as u64, ..Self::default() };
+        for plane in values.chunks_exact(size) {
+            let part = ChannelStats::of(plane, 1);
+            stats.sum.extend(part.sum);
+            stats.min.extend(part.min);
+            stats.max.extend(part.max);
+        }
+        stats
+    }
+
+    /// Adds the statistics of other data of the same channels.
+    fn add(&mut self, other: &ChannelStats) {
+        if self.count == 0 {
+            self.clone_from(other);
+            return;
+        }
+        self.count += other.count;
+        self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
+        self.min.iter_mut().zip(&other.min).for_each(|(a, b)| *a = a.min(*b));
+        self.max.iter_mut().zip(&other.max).for_each(|(a, b)| *a = a.max(*b));
     }
 }
 

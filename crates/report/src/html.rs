@@ -3,7 +3,7 @@
 mod plot;
 
 use crate::{
-    numbers::{bits, bytes, count, decibels, percent, ratio},
+    numbers::{bits, bytes, count, percent, ratio},
     report::{Accuracy, Layer, Mode, Report, Runtime},
 };
 use std::{
@@ -34,6 +34,14 @@ fn escape(text: &str) -> impl Display + '_ {
     Escaped(text)
 }
 
+/// Text whose names stand between backticks, as elements.
+fn prose(out: &mut String, text: &str) -> fmt::Result {
+    text.split('`').enumerate().try_for_each(|(i, part)| match i % 2 {
+        0 => write!(out, "{}", escape(part)),
+        _ => write!(out, "<code>{}</code>", escape(part)),
+    })
+}
+
 pub(crate) fn page(report: &Report) -> String {
     let mut out = String::new();
     write_page(&mut out, report).expect("writing to a string does not fail");
@@ -52,11 +60,16 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
     tiles(out, report)?;
     if !report.warnings.is_empty() {
         out.write_str("<h2>Warnings</h2><ul class=\"warnings\">")?;
-        report.warnings.iter().try_for_each(|w| write!(out, "<li>{}</li>", escape(w)))?;
+        for warning in &report.warnings {
+            out.write_str("<li>")?;
+            prose(out, warning)?;
+            out.write_str("</li>")?;
+        }
         out.write_str("</ul>")?;
     }
     accuracy(out, report)?;
     sizes(out, report)?;
+    done(out, report)?;
     layers(out, report)?;
     ranges(out, report)?;
     runtimes(out, report)?;
@@ -149,6 +162,30 @@ fn sizes(out: &mut String, report: &Report) -> fmt::Result {
     out.write_str("</table></div>")
 }
 
+/// What preparation changed, and which range rules were tried.
+fn done(out: &mut String, report: &Report) -> fmt::Result {
+    if !report.preparation.is_empty() {
+        out.write_str("<h2>Preparation</h2><p>")?;
+        for (i, change) in report.preparation.iter().enumerate() {
+            write!(out, "{}{}", if i > 0 { " · " } else { "" }, escape(change))?;
+        }
+        out.write_str("</p>")?;
+    }
+    if report.trials.is_empty() {
+        return Ok(());
+    }
+    out.write_str("<h2>Range rules tried</h2><p class=\"soft\">SQNR of the outputs, on calibration images.</p>")?;
+    out.write_str("<div class=\"scroll\"><table><tr><th>rule<th>SQNR, dB<th></tr>")?;
+    let most = report.trials.iter().map(|t| t.sqnr_db).filter(|db| db.is_finite()).fold(1.0, f64::max);
+    for t in &report.trials {
+        let chosen = if t.chosen { "<b>taken</b>" } else { "" };
+        write!(out, "<tr><td><code>{}</code>", escape(&t.rule))?;
+        sqnr(out, t.sqnr_db, most, 2)?;
+        write!(out, "<td>{chosen}</tr>")?;
+    }
+    out.write_str("</table></div>")
+}
+
 fn layers(out: &mut String, report: &Report) -> fmt::Result {
     if report.layers.is_empty() {
         return Ok(());
@@ -164,17 +201,24 @@ fn layer(out: &mut String, l: &Layer, most: f64) -> fmt::Result {
     write!(out, "<tr><td class=\"name\"><code>{}</code><td>{}", escape(&l.name), escape(&l.op))?;
     write!(out, "<td class=\"n\">{}<td class=\"n\">{}<td>", bits(l.weight_bits), bits(l.activation_bits))?;
     runtime(out, l.runtime, &l.reason)?;
-    out.write_str("<td class=\"bar\">")?;
-    if let Some(db) = l.sqnr_db {
-        let class = match db {
-            FAIR_SQNR.. => "good",
-            BAD_SQNR.. => "fair",
-            _ => "bad",
-        };
-        let width = (100.0 * db / most).clamp(0.5, 100.0);
-        write!(out, "<div><i class=\"{class}\" style=\"width:{width:.1}%\"></i>{}</div>", decibels(l.sqnr_db))?;
+    match l.sqnr_db {
+        Some(db) => sqnr(out, db, most, 1)?,
+        // An integer kernel that goes on into the activation behind it never writes this tensor.
+        None if l.runtime == Runtime::Integer && l.activation_bits.is_none() => out.write_str("<td class=\"soft\">fused with what follows")?,
+        None => out.write_str("<td>")?,
     }
     write!(out, "<td class=\"n\">{}<td class=\"n\">{}</tr>", count(l.macs), count(l.parameters))
+}
+
+/// A cell with a number and its bar.
+fn sqnr(out: &mut String, db: f64, most: f64, decimals: usize) -> fmt::Result {
+    let class = match db {
+        FAIR_SQNR.. => "good",
+        BAD_SQNR.. => "fair",
+        _ => "bad",
+    };
+    let width = (100.0 * db / most).clamp(0.5, 100.0);
+    write!(out, "<td class=\"bar\"><div><i class=\"{class}\" style=\"width:{width:.1}%\"></i>{db:.decimals$}</div>")
 }
 
 fn runtime(out: &mut String, runtime: Runtime, reason: &str) -> fmt::Result {
@@ -186,7 +230,14 @@ fn ranges(out: &mut String, report: &Report) -> fmt::Result {
     if report.tensors.is_empty() {
         return Ok(());
     }
-    out.write_str("<h2>Activation ranges</h2><p class=\"soft\">How often each value was seen, on a logarithmic scale. The shaded part is what the grid can hold; red is clipped.")?;
+    // Said once if it is the same for all.
+    let rule = report.tensors[0].rule.as_str();
+    let common = report.tensors.iter().all(|t| t.rule == rule);
+    out.write_str("<h2>Activation ranges</h2><p class=\"soft\">How often each value was seen, on a logarithmic scale. The shaded part is what the grid can hold")?;
+    if common {
+        write!(out, ", by the rule <code>{}</code>", escape(rule))?;
+    }
+    out.write_str("; red is clipped.")?;
     let mut rules: Vec<&str> = Vec::new();
     for other in report.tensors.iter().flat_map(|t| &t.others) {
         if !rules.contains(&other.rule.as_str()) {
@@ -194,11 +245,13 @@ fn ranges(out: &mut String, report: &Report) -> fmt::Result {
         }
     }
     if !rules.is_empty() {
-        out.write_str(" The lines below are the ranges of other rules:</p><div class=\"legend\">")?;
+        out.write_str(" The lines below are the ranges of other rules.</p><div class=\"legend\">")?;
         for (i, rule) in rules.iter().enumerate() {
             write!(out, "<span class=\"c{}\">{}</span>", i % 6, escape(rule))?;
         }
         out.write_str("</div>")?;
+    } else {
+        out.write_str("</p>")?;
     }
     out.write_str("<div class=\"plots\">")?;
     for t in &report.tensors {
@@ -206,14 +259,11 @@ fn ranges(out: &mut String, report: &Report) -> fmt::Result {
         plot::histogram(out, t, &rules)?;
         let name = escape(&t.name);
         write!(out, "<figcaption><code title=\"{name}\">{name}</code><span class=\"soft\">")?;
-        write!(
-            out,
-            "{} bits, {}: {} … {}",
-            t.bits,
-            escape(&t.rule),
-            plot::short(t.lo.into()),
-            plot::short(t.hi.into())
-        )?;
+        write!(out, "{} bits", t.bits)?;
+        if !common {
+            write!(out, ", {}", escape(&t.rule))?;
+        }
+        write!(out, ": {} … {}", plot::short(t.lo.into()), plot::short(t.hi.into()))?;
         let total = t.bins.zeros + t.bins.counts.iter().sum::<u64>();
         if t.bins.zeros > 0 {
             write!(out, ", {:.0} % zeros", 100.0 * t.bins.zeros as f64 / total as f64)?;
@@ -229,14 +279,19 @@ fn runtimes(out: &mut String, report: &Report) -> fmt::Result {
         return Ok(());
     }
     out.write_str("<h2>What runs in integers, and why not</h2><div class=\"scroll\"><table><tr><th>runtime<th>reason<th class=\"n\">nodes<th>which</tr>")?;
-    let mut groups: BTreeMap<(bool, &str), Vec<&Layer>> = BTreeMap::new();
+    // Reasons that differ in a name only are one reason.
+    let nameless = |reason: &str| reason.split('`').step_by(2).collect::<Vec<_>>().join("…");
+    let mut groups: BTreeMap<(bool, String), Vec<&Layer>> = BTreeMap::new();
     for layer in &report.layers {
-        groups.entry((layer.runtime == Runtime::Integer, &layer.reason)).or_default().push(layer);
+        groups.entry((layer.runtime == Runtime::Integer, nameless(&layer.reason))).or_default().push(layer);
     }
     for ((_, reason), nodes) in &groups {
+        let reason = if nodes.len() == 1 { &nodes[0].reason } else { reason };
         out.write_str("<tr><td>")?;
         runtime(out, nodes[0].runtime, reason)?;
-        write!(out, "<td>{}<td class=\"n\">{}<td class=\"name\">", escape(reason), nodes.len())?;
+        out.write_str("<td>")?;
+        prose(out, reason)?;
+        write!(out, "<td class=\"n\">{}<td class=\"name\">", nodes.len())?;
         let names = |out: &mut String| {
             let name = |(i, l): (usize, &&Layer)| {
                 write!(out, "{}<code>{}</code>", if i > 0 { ", " } else { "" }, escape(&l.name))

@@ -8,7 +8,7 @@ mod markdown;
 mod numbers;
 mod report;
 
-pub use report::{Accuracy, Bins, Layer, Mode, Model, Report, RuleRange, Runtime, Size, TensorRange};
+pub use report::{Accuracy, Bins, Layer, Mode, Model, Report, RuleRange, Runtime, Size, TensorRange, Trial};
 
 impl Report {
     /// The report as one JSON object.

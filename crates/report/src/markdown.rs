@@ -37,6 +37,16 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
     for warning in &report.warnings {
         writeln!(out, "- **warning:** {}", plain(warning))?;
     }
+    if !report.preparation.is_empty() {
+        let changes: Vec<String> = report.preparation.iter().map(|change| plain(change)).collect();
+        writeln!(out, "\nPrepared: {}.", changes.join(", "))?;
+    }
+    if !report.trials.is_empty() {
+        table(out, "Range rules tried", "| rule | SQNR dB | taken |\n|---|--:|---|")?;
+        for t in &report.trials {
+            writeln!(out, "| {} | {:.2} | {} |", plain(&t.rule), t.sqnr_db, if t.chosen { "yes" } else { "" })?;
+        }
+    }
     if !report.accuracy.is_empty() {
         table(out, "Accuracy", "| mode | metric | value | images |\n|---|---|--:|--:|")?;
         for a in &report.accuracy {

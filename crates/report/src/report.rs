@@ -1,7 +1,7 @@
 //! The contents of a report.
 
-use fewbits_graph::{Grid, QuantParams};
-use fewbits_quant::{Mapping, RangeRule, TensorStats};
+use fewbits_graph::QuantParams;
+use fewbits_quant::{Range, RangeRule, TensorStats};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -16,6 +16,10 @@ pub struct Report {
     pub settings: BTreeMap<String, String>,
     /// The float model.
     pub model: Model,
+    /// What preparation did to it, in words.
+    pub preparation: Vec<String>,
+    /// The range rules that were tried.
+    pub trials: Vec<Trial>,
     /// Accuracies measured.
     pub accuracy: Vec<Accuracy>,
     /// The size of the model, by each way of counting.
@@ -49,6 +53,17 @@ pub struct Model {
     pub inputs: Vec<String>,
     /// Outputs likewise.
     pub outputs: Vec<String>,
+}
+
+/// A range rule that was tried on calibration samples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Name of the rule.
+    pub rule: String,
+    /// Signal-to-noise ratio of the outputs against the float model's, in dB.
+    pub sqnr_db: f64,
+    /// Whether it was taken.
+    pub chosen: bool,
 }
 
 /// How a model was run.
@@ -193,10 +208,10 @@ impl TensorRange {
         }
     }
 
-    /// Adds what each of `rules` would have chosen for `grid`.
-    pub fn with_others(mut self, rules: &[RangeRule], stats: &TensorStats, grid: Grid, mapping: Mapping) -> Self {
+    /// Adds what each of `rules` would have chosen, as `range` says.
+    pub fn with_others(mut self, rules: &[RangeRule], range: impl Fn(RangeRule) -> Range) -> Self {
         let chosen = |rule: &RangeRule| {
-            let range = rule.range(stats, grid, mapping);
+            let range = range(*rule);
             RuleRange { rule: rule.to_string(), lo: range.lo as f32, hi: range.hi as f32 }
         };
         self.others = rules.iter().map(chosen).collect();

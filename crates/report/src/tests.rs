@@ -27,6 +27,8 @@ fn hostile() -> Report {
         command: text(),
         settings: [(text(), text())].into(),
         model: Model { name: text(), sha256: text(), inputs: vec![text()], outputs: vec![text()], ..Model::default() },
+        preparation: vec![text()],
+        trials: vec![Trial { rule: text(), sqnr_db: 21.75, chosen: true }],
         accuracy: vec![
             Accuracy { mode: Mode::Float, metric: text(), value: 0.75, samples: 100 },
             Accuracy { mode: Mode::Integer, metric: text(), value: 0.7375, samples: 100 },
@@ -35,9 +37,7 @@ fn hostile() -> Report {
         layers: vec![layer(Runtime::Integer, Some(31.25)), layer(Runtime::Float, None)],
         tensors: vec![TensorRange::new(HOSTILE, HOSTILE, &stats, &params).with_others(
             &[RangeRule::MinMax],
-            &stats,
-            grid,
-            Mapping::Affine,
+            |rule| rule.range(&stats, grid, Mapping::Affine),
         )],
         warnings: vec![text()],
         seconds: Some(1.5),
@@ -58,6 +58,7 @@ fn a_page_says_what_the_report_holds() {
         "50.00 % of the MAC",
         "minmax",
         "20 % zeros",
+        "21.75",
     ] {
         assert!(page.contains(text), "no `{text}` in {page}");
     }
@@ -78,7 +79,7 @@ fn nothing_from_a_file_becomes_markup() {
     let cells = |line: &str| line.replace("\\|", "").matches('|').count();
     let rows: Vec<&str> = text.lines().filter(|l| l.starts_with('|')).collect();
     let heads = text.lines().filter(|l| l.starts_with("|--")).count();
-    assert_eq!(heads, 5);
+    assert_eq!(heads, 6);
     for pair in rows.windows(2).filter(|pair| !text.contains(&format!("{}\n\n", pair[0]))) {
         assert_eq!(cells(pair[0]), cells(pair[1]), "{pair:?}");
     }

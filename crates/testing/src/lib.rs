@@ -35,10 +35,11 @@ pub fn models() -> Vec<PathBuf> {
 ///
 /// # Panics
 /// If the script fails: the test that runs it has failed.
-pub fn python(script: &Path, args: &[&str]) -> Option<String> {
-    let output = Command::new(interpreter()?).arg(script).args(args).output().expect("Python ran a moment ago");
+pub fn python(script: impl AsRef<Path>, args: &[&str]) -> Option<String> {
+    let output =
+        Command::new(interpreter()?).arg(script.as_ref()).args(args).output().expect("Python ran a moment ago");
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{} {args:?}: {error}", script.display());
+    assert!(output.status.success(), "{} {args:?}: {error}", script.as_ref().display());
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -48,9 +49,12 @@ fn interpreter() -> Option<&'static Path> {
     PYTHON
         .get_or_init(|| {
             let found = std::env::var_os("FEWBITS_PYTHON").map(PathBuf::from).or_else(environment);
-            let found = found.filter(|python| succeeds(Command::new(python).args(["-c", "import onnx, onnxruntime, PIL"])));
+            let found =
+                found.filter(|python| succeeds(Command::new(python).args(["-c", "import onnx, onnxruntime, PIL"])));
             if found.is_none() {
-                eprintln!("SKIPPED: no Python 3 in which onnx, onnxruntime and pillow can be installed; set FEWBITS_PYTHON");
+                eprintln!(
+                    "SKIPPED: no Python 3 in which onnx, onnxruntime and pillow can be installed; set FEWBITS_PYTHON"
+                );
             }
             found
         })

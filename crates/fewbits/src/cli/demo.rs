@@ -1,17 +1,19 @@
 //! `fewbits demo`: the main job on what is built in.
 
-use super::{Verdict, output::Output};
+use super::{Verdict, output::Output, quantize::command_line};
 use fewbits::{
     Error, demo,
     evaluate::{Scores, evaluate},
     export,
     plan,
     quantize::{Ranges, Settings, quantize},
+    report,
     stream::Source,
     summary::summarize,
 };
 use fewbits_data::Preprocess;
 use fewbits_graph::exec::Mode;
+use fewbits_report::Mode as ReportMode;
 use fewbits_quant::{WeightRule, calibrate::Policy, target::Target};
 use serde::Serialize;
 use std::{collections::BTreeSet, path::PathBuf, time::Instant};
@@ -67,7 +69,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
                 per_channel: true,
             },
             ranges: Ranges::Auto,
-            bias_correction: true,
+            repair: true,
             keep_float: BTreeSet::new(),
         };
         let begun = Instant::now();
@@ -84,9 +86,17 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         let accuracy = |mode: Mode<'_>| evaluate(&quantized.graph, mode, &test, threads, &*progress);
         let (fake, integer) =
             (accuracy(Mode::FakeQuant(&quantized.grids))?, accuracy(Mode::Integer(&quantized.grids))?);
-        let report = args.out.join(format!("{stem}.html"));
-        let scores = [("float", &float), ("fake-quant", &fake), ("integer", &integer)];
-        fewbits::report::write(&report, &model, &quantized, &settings, &calibration, &summary, &scores, threads, &*progress)?;
+        let page = args.out.join(format!("{stem}.html"));
+        let subject = report::Subject {
+            command: &command_line(),
+            model: &model,
+            quantized: &quantized,
+            settings: &settings,
+            source: &calibration,
+            summary: &summary,
+            scores: &[(ReportMode::Float, &float), (ReportMode::Fake, &fake), (ReportMode::Integer, &integer)],
+        };
+        report::write(&page, &report::of(subject, threads, &*progress)?)?;
         rows.push(Row {
             weights,
             activations,
@@ -94,7 +104,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
             integer_top1: integer.main(),
             file,
             bytes,
-            report,
+            report: page,
         });
     }
     let samples = match float {

@@ -4,6 +4,7 @@ use super::{Verdict, data::PreprocessArgs, output::Output};
 use fewbits::{
     Error, Model, export, plan,
     quantize::{Quantized, Ranges, Settings, quantize},
+    report,
     summary::{Summary, summarize},
 };
 use fewbits::stream::Source;
@@ -63,9 +64,9 @@ pub struct PolicyArgs {
     /// One weight scale per output channel, or one per tensor
     #[arg(long, default_value = "channel", value_parser = ["channel", "tensor"], value_name = "channel|tensor")]
     granularity: String,
-    /// Leave biases as they are instead of correcting the mean that rounding adds to each channel
+    /// Leave all weights as they are: no output scaling, no equalization, no bias correction
     #[arg(long)]
-    no_bias_correction: bool,
+    no_repair: bool,
 }
 
 impl PolicyArgs {
@@ -91,7 +92,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         target,
         policy: args.policy.policy(),
         ranges: args.policy.ranges,
-        bias_correction: !args.policy.no_bias_correction,
+        repair: !args.policy.no_repair,
         keep_float: args.keep_float.iter().cloned().collect::<BTreeSet<_>>(),
     };
     if settings.policy.edge_bits > settings.policy.weight_bits.min(settings.policy.activation_bits) {
@@ -109,10 +110,26 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     }
     let summary = summarize(&model, &quantized, &settings, source.indices.len(), bytes, start.elapsed())?;
     if let Some(path) = &args.report {
-        fewbits::report::write(path, &model, &quantized, &settings, &source, &summary, &[], threads, &*out.progress())?;
+        let subject = report::Subject {
+            command: &command_line(),
+            model: &model,
+            quantized: &quantized,
+            settings: &settings,
+            source: &source,
+            summary: &summary,
+            scores: &[],
+        };
+        report::write(path, &report::of(subject, threads, &*out.progress())?)?;
     }
     out.result(&summary, &text(&summary, &quantized, &path, args));
     Ok(Verdict::Done)
+}
+
+/// The command line, as a report shows it.
+pub(super) fn command_line() -> String {
+    let shown = |argument: String| if argument.contains(' ') { format!("'{argument}'") } else { argument };
+    let arguments = std::env::args_os().skip(1).map(|a| shown(a.to_string_lossy().into_owned()));
+    std::iter::once("fewbits".to_string()).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
 fn text(summary: &Summary, quantized: &Quantized, path: &std::path::Path, args: &Args) -> String {

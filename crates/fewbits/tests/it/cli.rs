@@ -113,7 +113,9 @@ fn a_missed_threshold_is_exit_code_1() {
     let code = |least: &str| {
         let data = desk.path("pictures.npy");
         let labels = desk.path("labels.npy");
-        program(&["eval", &desk.path("demo.onnx"), "--data", &data, "--labels", &labels, "--at-least", least]).status.code()
+        program(&["eval", &desk.path("demo.onnx"), "--data", &data, "--labels", &labels, "--at-least", least])
+            .status
+            .code()
     };
     assert_eq!((code("1"), code("100.5")), (Some(0), Some(1)));
 }
@@ -176,16 +178,40 @@ fn errors_name_the_file_and_say_what_to_do() {
         Refusal { args: quantize(&model, &broken, &[]), words: &["cannot decode", "a.png"], hint: true },
         Refusal { args: quantize(&nan, &data, &[]), words: &["NaN"], hint: true },
         Refusal { args: quantize(&quantized, &data, &[]), words: &["demo.int8.onnx", "quantized already"], hint: true },
-        Refusal { args: quantize(&model, &data, &["--keep-float", "no_such_node"]), words: &["no_such_node"], hint: true },
-        Refusal { args: quantize(&model, &data, &["--target", "npu"]), words: &["npu", "ort, tensorrt, generic"], hint: false },
+        Refusal {
+            args: quantize(&model, &data, &["--keep-float", "no_such_node"]),
+            words: &["no_such_node"],
+            hint: true,
+        },
+        Refusal {
+            args: quantize(&model, &data, &["--target", "npu"]),
+            words: &["npu", "ort, tensorrt, generic"],
+            hint: false,
+        },
         Refusal { args: quantize(&model, &data, &["--preprocess", "cafe"]), words: &["cafe"], hint: true },
         Refusal { args: quantize(&model, &data, &["--resize-to", "big"]), words: &["big"], hint: true },
         Refusal { args: run(&model, &small), words: &["small.npy", "[N, 3, 32, 32]", "[1, 3, 16, 16]"], hint: true },
-        Refusal { args: [run(&other, &data), vec!["--plan", &plan]].concat(), words: &["plan was made for the model"], hint: true },
-        Refusal { args: [run(&model, &data), vec!["--plan", &not_plan]].concat(), words: &["not.plan.json", "not a plan"], hint: true },
-        Refusal { args: [run(&model, &data), vec!["--mode", "integer"]].concat(), words: &["demo.onnx", "float model"], hint: true },
+        Refusal {
+            args: [run(&other, &data), vec!["--plan", &plan]].concat(),
+            words: &["plan was made for the model"],
+            hint: true,
+        },
+        Refusal {
+            args: [run(&model, &data), vec!["--plan", &not_plan]].concat(),
+            words: &["not.plan.json", "not a plan"],
+            hint: true,
+        },
+        Refusal {
+            args: [run(&model, &data), vec!["--mode", "integer"]].concat(),
+            words: &["demo.onnx", "float model"],
+            hint: true,
+        },
         Refusal { args: vec!["eval", &model, "--data", &small], words: &["small.npy", "label"], hint: true },
-        Refusal { args: vec!["export", &other, "--plan", &plan, "-o", &made], words: &["plan was made for the model"], hint: true },
+        Refusal {
+            args: vec!["export", &other, "--plan", &plan, "-o", &made],
+            words: &["plan was made for the model"],
+            hint: true,
+        },
         Refusal { args: vec!["inspect", &truncated], words: &["truncated.onnx"], hint: true },
     ];
     let mut failures = Vec::new();
@@ -201,7 +227,12 @@ fn errors_name_the_file_and_say_what_to_do() {
             None => false,
         });
         let tidy = error.lines().any(|l| l.starts_with("error: ")) && !error.contains("panicked");
-        if output.status.code() != Some(2) || !output.stdout.is_empty() || !tidy || !in_order || error.contains("\nhint: ") != *hint {
+        if output.status.code() != Some(2)
+            || !output.stdout.is_empty()
+            || !tidy
+            || !in_order
+            || error.contains("\nhint: ") != *hint
+        {
             failures.push(format!("{}\n  code {:?}, wanted {words:?}\n{error}", args.join(" "), output.status.code()));
         }
     }

@@ -59,7 +59,18 @@ impl Desk {
     pub fn quantized(&self) -> [String; 2] {
         let [file, plan] = [self.path("demo.int8.onnx"), self.path("demo.plan.json")];
         let data = self.path("pictures.npy");
-        fewbits(&["quantize", &self.path("demo.onnx"), "--calib", &data, "--ranges", "minmax", "-o", &file, "--plan", &plan]);
+        fewbits(&[
+            "quantize",
+            &self.path("demo.onnx"),
+            "--calib",
+            &data,
+            "--ranges",
+            "minmax",
+            "-o",
+            &file,
+            "--plan",
+            &plan,
+        ]);
         [file, plan]
     }
 

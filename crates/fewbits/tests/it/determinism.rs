@@ -8,7 +8,20 @@ fn written(desk: &Desk, model: &str, data: &str, threads: &str) -> BTreeMap<Stri
     let folder = desk.folder(&format!("threads{threads}"));
     let path = |name: &str| folder.join(name).to_str().unwrap().to_string();
     let (file, plan) = (path("model.onnx"), path("plan.json"));
-    fewbits(&["quantize", model, "--calib", data, "--threads", threads, "--samples", "12", "-o", &file, "--plan", &plan]);
+    fewbits(&[
+        "quantize",
+        model,
+        "--calib",
+        data,
+        "--threads",
+        threads,
+        "--samples",
+        "12",
+        "-o",
+        &file,
+        "--plan",
+        &plan,
+    ]);
     for (source, mode) in [(&file[..], "integer"), (&file, "fake"), (model, "float")] {
         let output = path(&format!("{mode}.npz"));
         fewbits(&["run", source, "--data", data, "--limit", "5", "--mode", mode, "--threads", threads, "-o", &output]);

@@ -10,17 +10,22 @@ use std::{
 };
 
 /// What the files do not say about themselves, by a part of the file name: preprocessing flags.
-const FLAGS: &[(&str, &[&str])] = &[
-    ("cifar10", &["--preprocess", "cifar10", "--resize-to", "32x32"]),
-    ("yolox", &["--preprocess", "yolox"]),
-];
+const FLAGS: &[(&str, &[&str])] =
+    &[("cifar10", &["--preprocess", "cifar10", "--resize-to", "32x32"]), ("yolox", &["--preprocess", "yolox"])];
 
 /// Bits of weights and activations that are tried, and on which models.
 const BITS: &[(&str, &str, &[&str])] =
     &[("8", "8", &[""]), ("4", "8", &["mobilenet_v2", "cifar10"]), ("4", "4", &["squeezenet", "cifar10"])];
 
 /// Prepares `count` samples, quantizes and runs `model` with the program; compares its integers with ONNX Runtime's.
-fn check(model: &Path, calibration: &Path, folder: &Path, inputs: &Tensor, flags: &[&str], bits: [&str; 2]) -> Option<usize> {
+fn check(
+    model: &Path,
+    calibration: &Path,
+    folder: &Path,
+    inputs: &Tensor,
+    flags: &[&str],
+    bits: [&str; 2],
+) -> Option<usize> {
     let array = folder.join("inputs.npy");
     save(&array, inputs);
     let stem = model.file_stem().unwrap().to_string_lossy();
@@ -31,7 +36,10 @@ fn check(model: &Path, calibration: &Path, folder: &Path, inputs: &Tensor, flags
     let more = ["--weights", bits[0], "--activations", bits[1], "-o", &path(&quantized), "--plan", &path(&plan)];
     fewbits(&[&quantize[..], &more, flags].concat());
     let run = |file: &Path, more: &[&str]| {
-        fewbits(&[&["run", &path(file), "--data", &path(&array), "--mode", "integer", "-o", &path(&outputs)], more].concat());
+        fewbits(
+            &[&["run", &path(file), "--data", &path(&array), "--mode", "integer", "-o", &path(&outputs)], more]
+                .concat(),
+        );
         read(&outputs)
     };
     let integers = run(&quantized, &[]);

@@ -62,7 +62,9 @@ fn same_outputs(
     };
     let list: Vec<_> = cases
         .iter()
-        .map(|(model, inputs, outputs)| [model.clone(), store(model, "in.npz", inputs), store(model, "out.npz", outputs)])
+        .map(|(model, inputs, outputs)| {
+            [model.clone(), store(model, "in.npz", inputs), store(model, "out.npz", outputs)]
+        })
         .collect();
     let index = folder.join("cases.json");
     std::fs::write(&index, serde_json::to_vec(&list).unwrap()).unwrap();

@@ -45,7 +45,11 @@ fn operators_compute_what_onnx_says() {
     }
     assert!(failures.is_empty(), "{} failures, {passed} passed:\n{}", failures.len(), failures.join("\n"));
     let all: usize = counts.values().sum();
-    assert_eq!(passed + GAPS.iter().map(|(_, cases)| cases.len()).sum::<usize>(), all, "a listed gap is no case, or is listed twice");
+    assert_eq!(
+        passed + GAPS.iter().map(|(_, cases)| cases.len()).sum::<usize>(),
+        all,
+        "a listed gap is no case, or is listed twice"
+    );
 }
 
 /// Runs one case: as it stands and, if it has Q/DQ pairs that lift, on codes.
@@ -59,7 +63,8 @@ fn check(case: &Path) -> Result<(), String> {
     compare(&run(&graph, Mode::Float, &inputs)?, &expected)?;
     let lifted = lift(&graph).map_err(|e| e.to_string())?;
     if !lifted.grids.0.is_empty() {
-        compare(&run(&lifted.graph, Mode::Integer(&lifted.grids), &inputs)?, &expected).map_err(|e| format!("on codes: {e}"))?;
+        compare(&run(&lifted.graph, Mode::Integer(&lifted.grids), &inputs)?, &expected)
+            .map_err(|e| format!("on codes: {e}"))?;
     }
     Ok(())
 }
@@ -73,9 +78,9 @@ fn run(graph: &Graph, mode: Mode, inputs: &[Tensor]) -> Result<Vec<Tensor>, Stri
             Err(error) => error,
         };
         let due = match &error {
-            GraphError::Node { node, source: OpError::NotConstant { index }, .. } => {
+            GraphError::Node { node, source, .. } if let OpError::NotConstant { index } = **source => {
                 let node = graph.nodes.iter().find(|n| n.name == *node).expect("the error names a node");
-                graph.inputs.iter().position(|v| node.input(*index) == Some(&v.name))
+                graph.inputs.iter().position(|v| node.input(index) == Some(&v.name))
             }
             _ => None,
         };
@@ -96,7 +101,9 @@ fn compare(got: &[Tensor], expected: &[Tensor]) -> Result<(), String> {
         }
         let equal = match (&got.data, &expected.data) {
             (Data::F32(a), Data::F32(b)) => {
-                let near = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= 1e-7 + 1e-3 * b.abs() || (a.is_nan() && b.is_nan());
+                let near = |(a, b): (&f32, &f32)| {
+                    a == b || (a - b).abs() <= 1e-7 + 1e-3 * b.abs() || (a.is_nan() && b.is_nan())
+                };
                 a.iter().zip(b).all(near)
             }
             (a, b) => a == b,

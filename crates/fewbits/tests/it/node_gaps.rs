@@ -212,10 +212,7 @@ pub const GAPS: &[(&str, &[&str])] = &[
     ),
     (
         "ONNX Runtime aligns the corners of the rounded output size, ONNX those of the exact one; what ships is what counts",
-        &[
-            "test_resize_downsample_scales_cubic_align_corners",
-            "test_resize_downsample_scales_linear_align_corners",
-        ],
+        &["test_resize_downsample_scales_cubic_align_corners", "test_resize_downsample_scales_linear_align_corners"],
     ),
     (
         "antialiased Resize: not found in exported networks",

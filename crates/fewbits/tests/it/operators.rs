@@ -95,7 +95,8 @@ fn integers_are_those_of_onnx_runtime_on_random_operators() {
         let gap = GAPS.iter().any(|(family, _)| name.split('.').next() == Some(*family));
         for (output, row) in &report[model] {
             let step = case.grids.params(output).map_or(0.0, |p| f64::from(p.scale[0]));
-            let fits = if gap { row.largest <= 1.01 * step && row.different * 20 <= row.elements } else { row.different == 0 };
+            let fits =
+                if gap { row.largest <= 1.01 * step && row.different * 20 <= row.elements } else { row.different == 0 };
             if !fits {
                 let ops: Vec<_> = case.graph.nodes.iter().map(|n| format!("{:?}", n.op)).collect();
                 let shapes: Vec<_> = case.inputs.iter().map(|t| &t.dims).collect();
@@ -380,8 +381,9 @@ fn movement(mut b: Builder) -> Case {
             b.node("Transpose", ints("perm", &order), &[&input])
         }
         3 => {
-            let [starts, ends, axes, steps] = [("starts", [1, 0]), ("ends", [99, 99]), ("axes", [2, 3]), ("steps", [1, 2])]
-                .map(|(name, values)| integers(&mut b, name, &values));
+            let [starts, ends, axes, steps] =
+                [("starts", [1, 0]), ("ends", [99, 99]), ("axes", [2, 3]), ("steps", [1, 2])]
+                    .map(|(name, values)| integers(&mut b, name, &values));
             b.node("Slice", Attrs::default(), &[&input, &starts, &ends, &axes, &steps])
         }
         4 => {

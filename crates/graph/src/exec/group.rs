@@ -37,7 +37,7 @@ pub(super) fn groups(graph: &Graph, mode: Mode, observed: &BTreeSet<String>) -> 
     let (mut found, mut taken) = (HashMap::new(), BTreeSet::new());
     // Later heads first: of two convolutions that are added, the later one absorbs the addition.
     for head in (0..graph.nodes.len()).rev() {
-        if !matches!(graph.nodes[head].op, Op::Conv(_) | Op::Gemm(_) | Op::MatMul(_)) || taken.contains(&head) {
+        if !is_head(graph, mode, head) || taken.contains(&head) {
             continue;
         }
         let mut group =
@@ -71,6 +71,16 @@ pub(super) fn groups(graph: &Graph, mode: Mode, observed: &BTreeSet<String>) -> 
         taken.remove(last);
     }
     (found, taken)
+}
+
+/// Layers; and additions of codes, which clamp for free.
+fn is_head(graph: &Graph, mode: Mode, node: usize) -> bool {
+    let node = &graph.nodes[node];
+    match (&node.op, mode) {
+        (Op::Conv(_) | Op::Gemm(_) | Op::MatMul(_), _) => true,
+        (Op::Add(_), Mode::Integer(grids)) => node.inputs.iter().all(|name| grids.params(name).is_some()),
+        _ => false,
+    }
 }
 
 enum Change {

@@ -100,7 +100,7 @@ fn node_error(node: &Node, ins: &[Option<&Fact>], source: OpError) -> GraphError
         None => "none".into(),
     };
     let inputs = node.inputs.iter().zip(ins).map(describe).collect::<Vec<_>>().join(", ");
-    GraphError::Node { node: node.name.clone(), op: node.op.name().into(), inputs, source }
+    GraphError::Node { node: node.name.clone(), op: node.op.name().into(), inputs, source: source.into() }
 }
 
 /// Lowers `graph` for one mode and one set of input shapes.

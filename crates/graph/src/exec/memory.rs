@@ -32,6 +32,18 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// Size of the buffer.
+    pub fn bytes(&self) -> usize {
+        self.len
+            * match self.dtype {
+                DType::I64 => 8,
+                DType::F32 | DType::I32 | DType::Raw(_) => 4,
+                DType::U8 | DType::I8 | DType::Bool => 1,
+            }
+    }
+}
+
 /// The buffers, and for each value the index of its buffer. Best fit in order of first use: the smallest free buffer that
 /// is large enough, else the largest free one, grown. `values` are ordered by `first`.
 pub(super) fn assign(values: &[Lifetime]) -> (Vec<Slot>, Vec<usize>) {
@@ -61,7 +73,8 @@ mod tests {
     #[test]
     fn values_alive_together_never_share() {
         let value = |len, first, last| Lifetime { dtype: DType::F32, len, first, last };
-        let values = [value(10, 0, 1), value(4, 1, 2), value(8, 2, 3), value(12, 3, 5), value(3, 4, 5), value(10, 6, 6)];
+        let values =
+            [value(10, 0, 1), value(4, 1, 2), value(8, 2, 3), value(12, 3, 5), value(3, 4, 5), value(10, 6, 6)];
         let (slots, homes) = assign(&values);
         for (i, a) in values.iter().enumerate() {
             assert!(slots[homes[i]].len >= a.len);

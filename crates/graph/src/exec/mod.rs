@@ -5,6 +5,7 @@
 
 pub(crate) mod constant;
 mod group;
+mod images;
 mod lower;
 mod memory;
 mod program;
@@ -99,7 +100,7 @@ impl<'a> Executor<'a> {
         let position = match self.programs.iter().position(|(key, _)| *key == shapes) {
             Some(position) => position,
             None => {
-                let program = Program::compile(self.graph, self.mode, &shapes, &self.observed)?;
+                let program = Program::compile(self.graph, self.mode, &shapes, &self.observed, self.threads.count())?;
                 self.programs.truncate(1);
                 self.programs.insert(0, (shapes, program));
                 0

@@ -1,7 +1,7 @@
 //! A compiled graph: steps over buffers that were planned ahead.
 
 use super::{
-    Mode, Tap,
+    Mode, Tap, images,
     lower::{self, Home, Lowered, Step, ValueId},
     memory::{self, Lifetime},
 };
@@ -16,7 +16,10 @@ use fewbits_kernels::{
     Threads,
     int::{self, quantize},
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// Where a value is found during a run.
 #[derive(Debug)]
@@ -27,16 +30,36 @@ enum Place {
 }
 
 /// A graph made ready for one mode and one set of input shapes.
+///
+/// Where images do not depend on each other, a batch is computed in parts: side by side on the threads, each with memory of its
+/// own.
 #[derive(Debug)]
 pub struct Program {
+    plan: Plan,
+    /// How many parts the inputs are cut into.
+    parts: usize,
+    /// The first serves runs on all threads, and all of them runs of several parts, one for each thread.
+    memory: Vec<Mutex<Memory>>,
+}
+
+/// Steps and where they find their values.
+#[derive(Debug)]
+struct Plan {
     steps: Vec<Step>,
     places: Vec<Place>,
     facts: Vec<Fact>,
+    slots: Vec<memory::Slot>,
+    scratch: usize,
+    /// Observed graph inputs.
+    observed_inputs: Vec<(ValueId, String)>,
+    outputs: Vec<ValueId>,
+}
+
+/// What a run writes to.
+#[derive(Debug)]
+struct Memory {
     buffers: Vec<Data>,
     scratch: Vec<f32>,
-    /// Observed graph inputs: input index and name.
-    observed_inputs: Vec<(usize, String)>,
-    outputs: Vec<ValueId>,
 }
 
 /// An observed tensor.
@@ -66,7 +89,8 @@ impl Tapped<'_> {
 }
 
 impl Program {
-    /// Plans steps and buffers for `graph` in `mode`; tensors named in `observed` stay visible to taps.
+    /// Plans steps and buffers for `graph` in `mode`, to be run on about `threads` threads; tensors named in `observed` stay
+    /// visible to taps.
     ///
     /// # Errors
     /// [`GraphError::Node`] if an operator refuses its inputs or is unknown.
@@ -75,7 +99,49 @@ impl Program {
         mode: Mode,
         shapes: &[Vec<usize>],
         observed: &BTreeSet<String>,
+        threads: usize,
     ) -> Result<Self, GraphError> {
+        // Taps see whole tensors.
+        let split = if observed.is_empty() { images::split(graph, shapes, threads) } else { None };
+        let (plan, parts) = match split {
+            Some((part, parts)) => (Plan::new(graph, mode, &part, observed)?, parts),
+            None => (Plan::new(graph, mode, shapes, observed)?, 1),
+        };
+        Ok(Program { memory: vec![Mutex::new(plan.allocate())], plan, parts })
+    }
+
+    /// Bytes of the planned buffers, scratch included.
+    pub fn buffer_bytes(&self) -> usize {
+        self.memory.len() * self.plan.bytes()
+    }
+
+    /// Runs the program on inputs of the types and shapes that it was compiled for.
+    pub(super) fn run(&mut self, inputs: &[Tensor], threads: &Threads, tap: &mut dyn Tap) -> Vec<Tensor> {
+        let workers = threads.count();
+        // Part by part on all threads where parts side by side would leave threads idle for long.
+        let even = self.parts.is_multiple_of(workers) || self.parts >= images::PARTS_PER_THREAD * workers;
+        let side_by_side = workers > 1 && self.parts > 1 && even;
+        while side_by_side && self.memory.len() < workers {
+            self.memory.push(Mutex::new(self.plan.allocate()));
+        }
+        let part = |i: usize| -> Vec<Slice> { inputs.iter().map(|input| part_of(input, i, self.parts)).collect() };
+        let memory = |worker: usize| self.memory[worker].lock().unwrap_or_else(PoisonError::into_inner);
+        if !side_by_side {
+            let run = |i| self.plan.run(&mut memory(0), &part(i), threads, tap);
+            return join((0..self.parts).map(run).collect());
+        }
+        let one = Threads::new(1);
+        let outputs: Vec<Mutex<Vec<Tensor>>> = (0..self.parts).map(|_| Mutex::default()).collect();
+        threads.run_with_worker(self.parts, |worker, i| {
+            let found = self.plan.run(&mut memory(worker), &part(i), &one, &mut |_: Tapped<'_>| {});
+            *outputs[i].lock().unwrap_or_else(PoisonError::into_inner) = found;
+        });
+        join(outputs.into_iter().map(|o| o.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
+    }
+}
+
+impl Plan {
+    fn new(graph: &Graph, mode: Mode, shapes: &[Vec<usize>], observed: &BTreeSet<String>) -> Result<Self, GraphError> {
         let Lowered { steps, values, outputs } = lower::lower(graph, mode, shapes, observed)?;
         let end = steps.len();
         let mut last_use = vec![0; values.len()];
@@ -110,39 +176,30 @@ impl Program {
             places[v] = Place::Slot(home);
         }
         let scratch = steps.iter().map(|s| s.kernel.scratch).max().unwrap_or(0);
-        let observed_inputs = graph.inputs.iter().enumerate().filter(|(_, v)| observed.contains(&v.name));
-        Ok(Program {
-            observed_inputs: observed_inputs.map(|(i, v)| (i, v.name.clone())).collect(),
-            buffers: slots.iter().map(memory::Slot::allocate).collect(),
-            scratch: vec![0.0; scratch],
-            steps,
-            places,
-            facts,
-            outputs,
-        })
-    }
-
-    /// Bytes of the planned buffers, scratch included.
-    pub fn buffer_bytes(&self) -> usize {
-        let bytes = |data: &Data| match data {
-            Data::F32(v) => v.len() * 4,
-            Data::I64(v) => v.len() * 8,
-            Data::I32(v) => v.len() * 4,
-            Data::U8(v) => v.len(),
-            Data::I8(v) => v.len(),
-            Data::Bool(v) => v.len(),
-            Data::Raw { bytes, .. } => bytes.len(),
+        let observed_input = |(v, place): (ValueId, &Place)| match place {
+            Place::Input(i) => Some((v, graph.inputs[*i].name.clone())).filter(|(_, name)| observed.contains(name)),
+            _ => None,
         };
-        self.buffers.iter().map(bytes).sum::<usize>() + self.scratch.len() * 4
+        let observed_inputs = places.iter().enumerate().filter_map(observed_input).collect();
+        Ok(Plan { observed_inputs, slots, scratch, steps, places, facts, outputs })
     }
 
-    /// Runs the program on inputs of the types and shapes that it was compiled for.
-    pub(super) fn run(&mut self, inputs: &[Tensor], threads: &Threads, tap: &mut dyn Tap) -> Vec<Tensor> {
-        for (i, name) in &self.observed_inputs {
-            let fact = Fact::new(inputs[*i].dtype(), &inputs[*i].dims);
-            tap.observe(Tapped { name, fact: &fact, values: slice(&inputs[*i].data, inputs[*i].len()) });
+    fn allocate(&self) -> Memory {
+        Memory { buffers: self.slots.iter().map(memory::Slot::allocate).collect(), scratch: vec![0.0; self.scratch] }
+    }
+
+    /// Bytes of what [`Plan::allocate`] makes.
+    fn bytes(&self) -> usize {
+        self.slots.iter().map(memory::Slot::bytes).sum::<usize>() + self.scratch * size_of::<f32>()
+    }
+
+    /// The outputs for `inputs`.
+    fn run(&self, memory: &mut Memory, inputs: &[Slice], threads: &Threads, tap: &mut dyn Tap) -> Vec<Tensor> {
+        let Plan { steps, places, facts, .. } = self;
+        let Memory { buffers, scratch } = memory;
+        for (v, name) in &self.observed_inputs {
+            tap.observe(Tapped { name, fact: &facts[*v], values: view(*v, places, facts, buffers, inputs) });
         }
-        let Program { steps, places, facts, buffers, scratch, .. } = self;
         for step in steps.iter() {
             let slot = |v: &ValueId| match places[*v] {
                 Place::Slot(s) => s,
@@ -182,13 +239,51 @@ fn fake_quantize(values: &mut [f32], grid: &int::GridParams, threads: &Threads) 
     });
 }
 
-fn view<'a>(v: ValueId, places: &'a [Place], facts: &[Fact], buffers: &'a [Data], inputs: &'a [Tensor]) -> Slice<'a> {
-    let data = match &places[v] {
-        Place::Input(i) => &inputs[*i].data,
-        Place::Constant(tensor) => &tensor.data,
-        Place::Slot(s) => &buffers[*s],
-    };
-    slice(data, facts[v].len())
+fn view<'a>(v: ValueId, places: &'a [Place], facts: &[Fact], buffers: &'a [Data], inputs: &[Slice<'a>]) -> Slice<'a> {
+    match &places[v] {
+        Place::Input(i) => inputs[*i],
+        Place::Constant(tensor) => slice(&tensor.data, facts[v].len()),
+        Place::Slot(s) => slice(&buffers[*s], facts[v].len()),
+    }
+}
+
+/// Part `i` of `parts` equal parts of a tensor, along its first axis.
+fn part_of(tensor: &Tensor, i: usize, parts: usize) -> Slice<'_> {
+    let len = tensor.len() / parts;
+    let range = i * len..(i + 1) * len;
+    match &tensor.data {
+        Data::F32(v) => Slice::F32(&v[range]),
+        Data::I64(v) => Slice::I64(&v[range]),
+        Data::I32(v) => Slice::I32(&v[range]),
+        Data::U8(v) => Slice::U8(&v[range]),
+        Data::I8(v) => Slice::I8(&v[range]),
+        Data::Bool(v) => Slice::Bool(&v[range]),
+        Data::Raw { .. } => Slice::Absent,
+    }
+}
+
+/// The outputs of all parts, one after the other along the first axis.
+fn join(mut parts: Vec<Vec<Tensor>>) -> Vec<Tensor> {
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    let count = parts.len();
+    let mut joined = parts.remove(0);
+    for (i, whole) in joined.iter_mut().enumerate() {
+        whole.dims[0] *= count;
+        for part in &mut parts {
+            match (&mut whole.data, &part[i].data) {
+                (Data::F32(to), Data::F32(from)) => to.extend_from_slice(from),
+                (Data::I64(to), Data::I64(from)) => to.extend_from_slice(from),
+                (Data::I32(to), Data::I32(from)) => to.extend_from_slice(from),
+                (Data::U8(to), Data::U8(from)) => to.extend_from_slice(from),
+                (Data::I8(to), Data::I8(from)) => to.extend_from_slice(from),
+                (Data::Bool(to), Data::Bool(from)) => to.extend_from_slice(from),
+                _ => {}
+            }
+        }
+    }
+    joined
 }
 
 pub(super) fn slice(data: &Data, len: usize) -> Slice<'_> {

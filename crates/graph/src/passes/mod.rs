@@ -6,9 +6,11 @@ mod batch_norm;
 mod bias;
 mod constants;
 mod identity;
+mod output_slots;
 mod reduce_mean;
 
 use crate::{error::GraphError, graph::Graph};
+pub use output_slots::{OutputSlot, drop_neutral_slots, output_slots};
 use std::fmt;
 
 /// What one pass did.
@@ -38,6 +40,7 @@ const PASSES: &[(&str, Pass)] = &[
     ("additions folded into biases", bias::fold),
     ("layers given a bias of zero", bias::add_zero),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
+    ("last layers given an output scale", output_slots::insert),
 ];
 
 /// The prepared graph and what was changed.
@@ -49,8 +52,9 @@ pub fn prepare(graph: &Graph) -> Result<(Graph, Vec<Change>), GraphError> {
     let mut changes = Vec::new();
     for &(what, pass) in PASSES {
         let nodes = pass(&mut prepared)?;
-        prepared.prune();
+        // Pruning reads the nodes in order.
         prepared.sort()?;
+        prepared.prune();
         if nodes > 0 {
             changes.push(Change { what, nodes });
         }

@@ -244,6 +244,9 @@ impl<T: Taps, const P: usize> Kernel for Edge<Tiles<'_, T, P>> {
     }
 }
 
+/// What is read beside the image: a product with it adds nothing.
+static ZEROS: [f32; 16] = [0.0; 16];
+
 /// How one row of a kernel is added to the sums.
 trait Taps: Copy {
     /// Rows of the kernel.
@@ -290,17 +293,12 @@ impl<const K: usize, const STRIDE: usize> Taps for Square<K, STRIDE> {
             // SAFETY: the caller's promise.
             *w = unsafe { s.load(weights.add(k * pitch)) };
         }
-        for column in 0..(P - 1) * STRIDE + K {
-            if !valid(column) {
-                continue;
-            }
-            // SAFETY: the caller's promise.
-            let value = unsafe { s.load(x.wrapping_add(column * pitch)) };
-            for k in 0..K {
-                if column >= k && (column - k).is_multiple_of(STRIDE) && (column - k) / STRIDE < P {
-                    let sum = &mut sums[(column - k) / STRIDE];
-                    *sum = s.fma(value, w[k], *sum);
-                }
+        for k in 0..K {
+            for p in 0..P {
+                let column = p * STRIDE + k;
+                let from = if valid(column) { x.wrapping_add(column * pitch) } else { ZEROS.as_ptr() };
+                // SAFETY: the caller's promise; `ZEROS` holds a vector of any instruction set.
+                sums[p] = s.fma(unsafe { s.load(from) }, w[k], sums[p]);
             }
         }
     }

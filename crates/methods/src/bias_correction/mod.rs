@@ -1,19 +1,19 @@
 //! Bias correction: the mean that quantization adds to each channel of a layer's output, taken off its bias.
 //!
 //! # What it does
-//! A layer computes `W x + b`; quantized, `Ŵ Q(x) + b`. Per output channel the two differ in the mean by
-//! `E[W x] − E[Ŵ Q(x)] = W·E[x] − Ŵ·E[Q(x)]`, which is added to `b`. `E[x]` and `E[Q(x)]` are means per input channel over
-//! calibration samples of the float network, so that every layer is corrected for its own errors (rounded weights, clipped
-//! input) and all layers at once. A tap of the kernel that zero padding covers for some outputs counts for the others only.
+//! A layer computes `W x + b`; with rounded weights, `Ŵ x + b`. Per output channel the two differ in the mean by
+//! `(W − Ŵ)·E[x]`, which is added to `b`. `E[x]` is the mean per input channel over calibration samples of the float network, so
+//! that all layers are corrected at once. A tap of the kernel that zero padding covers for some outputs counts for the others
+//! only.
 //!
 //! # When it helps
-//! Nearly always; most for depthwise and thin layers, where rounding errors do not average out, and for clipped ranges.
+//! Nearly always; most for depthwise and thin layers, where rounding errors do not average out.
 //!
 //! # When it fails
 //! Where means say little: a handful of samples, or a network whose inputs have mean zero.
 //!
 //! # Cost
-//! One float pass over some samples; the arithmetic here is one multiply-add per weight.
+//! Channel sums during calibration; the arithmetic here is one multiply-add per weight.
 //!
 //! # Config
 //! None.
@@ -23,39 +23,30 @@
 //! the per-layer form is that of fast bias correction.
 //!
 //! # Departures
-//! Inputs are those of the float network, not of the network quantized so far; the input's own rounding is part of the correction.
-
-mod means;
-
-pub use means::{ChannelMeans, InputMeans};
+//! Inputs are those of the float network, not of the network quantized so far. The mean that clipping takes from the input is not
+//! made up for: it belongs to rare large elements, and a constant in its place hurts every other sample.
 
 use fewbits_graph::{Graph, Grids, Node, Op, Tensor, exec::rounded_constant, op::Fact, ops::window::Window};
+use fewbits_quant::Stats;
 use std::{collections::BTreeMap, sync::Arc};
-
-/// Names of the layer inputs whose means are needed: those of every layer with a quantized weight and a bias.
-pub fn inputs(graph: &Graph, grids: &Grids) -> Vec<String> {
-    let mut names: Vec<String> = layers(graph, grids).map(|(node, ..)| node.inputs[0].clone()).collect();
-    names.sort();
-    names.dedup();
-    names
-}
 
 /// Replacement biases by name.
 ///
-/// `means` holds the channel means of each name of [`inputs`], `facts` the shapes of all tensors. A bias that several layers share is
+/// `stats` holds statistics by channel of layer inputs, `facts` the shapes of all tensors. A bias that several layers share is
 /// left alone.
 pub fn corrections(
     graph: &Graph,
     grids: &Grids,
     facts: &BTreeMap<String, Fact>,
-    means: &BTreeMap<String, InputMeans>,
+    stats: &Stats,
 ) -> BTreeMap<String, Arc<Tensor>> {
     let mut patches = BTreeMap::new();
     let consumers = graph.consumers();
     for (node, weight_name, bias_name) in layers(graph, grids) {
         let shared = consumers.get(bias_name).is_some_and(|readers| readers.len() > 1);
         let (Some(weight), Some(bias)) = (graph.constant(weight_name), graph.constant(bias_name)) else { continue };
-        let (Some(input), Some(input_fact)) = (means.get(&node.inputs[0]), facts.get(&node.inputs[0])) else { continue };
+        let (Some(input), Some(input_fact)) = (stats.0.get(&node.inputs[0]).and_then(|s| s.channels.as_ref()), facts.get(&node.inputs[0])) else { continue };
+        let input = &input.mean();
         let rounded = rounded_constant(weight_name, weight, grids);
         let (Some(weights), Some(rounded), Some(old)) = (weight.as_f32(), rounded.as_f32(), bias.as_f32()) else { continue };
         let shift = match &node.op {
@@ -100,14 +91,14 @@ fn coverage(window: &Window, weight: &Tensor, input: &Fact) -> Option<Vec<f64>> 
     Some((0..frame.kernel[0]).flat_map(columns).map(|(r, s)| share(0, r) * share(1, s)).collect())
 }
 
-/// `Σ (W·E[x] − Ŵ·E[Q(x)])` per output channel of a convolution with weights `[O, I/groups, taps…]`.
+/// `Σ (W − Ŵ)·E[x]` per output channel of a convolution with weights `[O, I/groups, taps…]`.
 fn convolution(
     weights: &[f32],
     rounded: &[f32],
     dims: &[usize],
     groups: usize,
     taps: &[f64],
-    input: &InputMeans,
+    input: &[f64],
 ) -> Vec<f64> {
     let (outputs, per_group) = (dims[0], dims[1]);
     let row = per_group * taps.len();
@@ -116,7 +107,7 @@ fn convolution(
         let pairs = weights[o * row..(o + 1) * row].iter().zip(&rounded[o * row..(o + 1) * row]);
         let term = |(i, (&w, &r)): (usize, (&f32, &f32))| {
             let channel = first + i / taps.len();
-            taps[i % taps.len()] * ((f64::from(w) - f64::from(r)) * input.real[channel])
+            taps[i % taps.len()] * ((f64::from(w) - f64::from(r)) * input.get(channel).unwrap_or(&f64::NAN))
         };
         pairs.enumerate().map(term).sum()
     };
@@ -124,11 +115,11 @@ fn convolution(
 }
 
 /// The same for a matrix product with weights `[K, N]`, or `[N, K]` if transposed.
-fn product(weights: &[f32], rounded: &[f32], dims: &[usize], transposed: bool, input: &InputMeans) -> Vec<f64> {
+fn product(weights: &[f32], rounded: &[f32], dims: &[usize], transposed: bool, input: &[f64]) -> Vec<f64> {
     let (inputs, outputs) = if transposed { (dims[1], dims[0]) } else { (dims[0], dims[1]) };
     let at = |k: usize, n: usize| if transposed { n * inputs + k } else { k * outputs + n };
     let term = |k: usize, n: usize| {
-        (f64::from(weights[at(k, n)]) - f64::from(rounded[at(k, n)])) * input.real[k]
+        (f64::from(weights[at(k, n)]) - f64::from(rounded[at(k, n)])) * input.get(k).unwrap_or(&f64::NAN)
     };
     (0..outputs).map(|n| (0..inputs).map(|k| term(k, n)).sum()).collect()
 }

@@ -1,0 +1,82 @@
+use super::*;
+use fewbits_graph::{
+    Attr, Attrs, DType, Node, ValueInfo,
+    exec::{Executor, Mode, Tapped},
+};
+use fewbits_kernels::Threads;
+use fewbits_quant::stats::ChannelStats;
+
+/// x [1, 2, 5, 5] → 1×1 to 4 channels of unlike ranges → LeakyRelu → depthwise 3×3 → 1×1 → y.
+fn network() -> Graph {
+    let value = |name: &str| ValueInfo { name: name.into(), dtype: DType::F32, dims: None };
+    let node = |op: &str, attrs: Attrs, inputs: &[&str], output: &str| Node {
+        name: output.into(),
+        op: Op::from_attrs(op, &attrs).unwrap(),
+        inputs: inputs.iter().map(|s| s.to_string()).collect(),
+        outputs: vec![output.into()],
+    };
+    let mut graph = Graph { inputs: vec![value("x")], outputs: vec![value("y")], ..Graph::default() };
+    let ramp = |n: usize| (0..n).map(|i| ((i * 7 + 3) % 11) as f32 * 0.2 - 1.0).collect::<Vec<f32>>();
+    let unlike = ramp(8).iter().enumerate().map(|(i, v)| v * [0.01, 1.0, 10.0, 0.2][i / 2]).collect();
+    let constants = [
+        ("w1", Tensor::f32(&[4, 2, 1, 1], unlike)),
+        ("b1", Tensor::f32(&[4], vec![0.01, -0.5, 3.0, 0.1])),
+        ("w2", Tensor::f32(&[4, 1, 3, 3], ramp(36))),
+        ("w3", Tensor::f32(&[3, 4, 1, 1], ramp(12))),
+    ];
+    graph.constants = constants.into_iter().map(|(name, t)| (name.into(), Arc::new(t))).collect();
+    let depthwise = Attrs::default().with("group", Attr::Int(4)).with("pads", Attr::Ints(vec![1, 1, 1, 1]));
+    graph.nodes = vec![
+        node("Conv", Attrs::default(), &["x", "w1", "b1"], "c1"),
+        node("LeakyRelu", Attrs::default().with("alpha", Attr::Float(0.1)), &["c1"], "r1"),
+        node("Conv", depthwise, &["r1", "w2"], "c2"),
+        node("Conv", Attrs::default(), &["c2", "w3"], "y"),
+    ];
+    graph
+}
+
+fn run(graph: &Graph) -> (Vec<f32>, Stats) {
+    let threads = Threads::new(1);
+    let x = Tensor::f32(&[1, 2, 5, 5], (0..50).map(|i| (i as f32 * 0.9).sin()).collect());
+    let mut stats = Stats::default();
+    let mut tap = |t: Tapped| {
+        let channels = ChannelStats::of(&t.to_f32(), t.fact.dims[1]);
+        stats.0.entry(t.name.into()).or_default().channels = Some(channels);
+    };
+    let mut executor =
+        Executor::new(graph, Mode::Float, &threads).observing(["r1".to_string(), "c2".to_string()]);
+    let y = executor.run_tapped(&[x], &mut tap).unwrap();
+    (y[0].as_f32().unwrap().to_vec(), stats)
+}
+
+#[test]
+fn the_network_computes_the_same_with_like_ranges() {
+    let graph = network();
+    let (before, stats) = run(&graph);
+    let mut equalized = graph.clone();
+    equalized.constants.extend(patches(&graph, &stats));
+    let (after, equal_stats) = run(&equalized);
+    for (a, b) in before.iter().zip(&after) {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
+    }
+    let spread = |stats: &Stats, name: &str| {
+        let largest = stats.0[name].channels.as_ref().unwrap().largest();
+        let extreme = |pick: fn(f32, f32) -> f32| largest.iter().copied().reduce(pick).unwrap();
+        extreme(f32::max) / extreme(f32::min)
+    };
+    assert!(spread(&stats, "r1") > 20.0);
+    assert!(spread(&equal_stats, "r1") < 1.001, "a depthwise reader equalizes fully");
+    assert!(spread(&equal_stats, "c2") < spread(&stats, "c2"));
+}
+
+#[test]
+fn tensors_with_other_readers_and_other_functions_are_left_alone() {
+    let graph = network();
+    assert_eq!(pairs(&graph).iter().map(|p| p.tensor.as_str()).collect::<Vec<_>>(), ["r1", "c2"]);
+    let mut shown = graph.clone();
+    shown.outputs.push(ValueInfo { name: "r1".into(), dtype: DType::F32, dims: None });
+    assert_eq!(pairs(&shown).len(), 1);
+    let mut curved = graph;
+    curved.nodes[1].op = Op::from_attrs("Sigmoid", &Attrs::default()).unwrap();
+    assert_eq!(pairs(&curved).len(), 1);
+}
