@@ -11,7 +11,7 @@ use fewbits_graph::{
     DType, Graph, Grids, Tensor,
     exec::{self, Executor, Mode},
     op::Fact,
-    passes::{self, Change},
+    passes::{self, Change, OutputSlot},
 };
 use fewbits_kernels::Threads;
 use fewbits_methods::{bias_correction, equalization, output_scaling};
@@ -54,6 +54,8 @@ pub const CANDIDATES: &[RangeRule] = &[
 
 /// Samples on which [`Ranges::Auto`] compares the rules.
 const COMPARED_SAMPLES: usize = 32;
+/// Places from which an output counts as spatial.
+const MANY_PLACES: usize = 64;
 
 impl fmt::Display for Ranges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -142,7 +144,8 @@ pub fn quantize(
     check_names(model, &settings.keep_float)?;
     let (prepared, changes) = prepare(model)?;
     let first = |count: usize| Source { indices: source.indices[..count.min(source.indices.len())].to_vec(), ..*source };
-    let Reshaped { mut patches, ranges } = reshape(&prepared, settings, &first(COMPARED_SAMPLES), threads, progress)?;
+    let facts = exec::infer(&prepared, &model.example_shapes()).map_err(Error::graph(&model.path))?;
+    let Reshaped { mut patches, ranges } = reshape(&prepared, &facts, settings, &first(COMPARED_SAMPLES), threads, progress)?;
     let graph = laid_out(&prepared, &patches);
     let placement = place(&graph, &settings.target, &settings.keep_float);
     let facts = exec::infer(&graph, &model.example_shapes()).map_err(Error::graph(&model.path))?;
@@ -207,7 +210,7 @@ fn choose(
 }
 
 /// Changed weights that leave the float network as it is, and ranges that follow from them.
-#[derive(Default)]
+#[derive(Clone, Default, PartialEq)]
 struct Reshaped {
     patches: Patches,
     ranges: BTreeMap<String, Range>,
@@ -216,37 +219,54 @@ struct Reshaped {
 /// Output scaling, and equalization where it brings the quantized outputs closer on `source`.
 fn reshape(
     prepared: &Graph,
+    facts: &BTreeMap<String, Fact>,
     settings: &Settings,
     source: &Source<'_>,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Reshaped, Error> {
-    let slots = passes::output_slots(prepared);
-    let pairs = equalization::pairs(prepared);
-    if !settings.repair || slots.is_empty() && pairs.is_empty() {
+    let outputs = spatial_outputs(prepared, facts);
+    let (pairs, silus) = (equalization::pairs(prepared), passes::silu_slots(prepared));
+    if !settings.repair || outputs.is_empty() && pairs.is_empty() && silus.is_empty() {
         return Ok(Reshaped::default());
     }
-    let tensors = slots.iter().map(|s| &s.tensor).chain(pairs.iter().map(|p| &p.tensor)).cloned().collect();
+    let between = pairs.iter().map(|p| &p.tensor).chain(silus.iter().map(|s| &s.tensor));
+    let tensors = outputs.iter().map(|s| &s.tensor).chain(between).cloned().collect();
     let none = BTreeMap::new();
     let Observation { stats, .. } = observe(prepared, tensors, source, &none, 0, threads, progress)?;
-    let output_scaling::Scaling { patches, ranges } = output_scaling::scaling(prepared, &slots, &stats);
+    let output_scaling::Scaling { patches, ranges } = output_scaling::scaling(prepared, &outputs, &stats);
     let plain = Reshaped { patches, ranges };
-    let equalized = equalization::patches(&patched(prepared, &plain.patches), &stats);
-    if equalized.is_empty() {
+    let mut equalized = plain.clone();
+    equalized.patches.extend(equalization::patches(&patched(prepared, &plain.patches), &stats));
+    let (patches, ranges) = equalization::silu_patches(&patched(prepared, &equalized.patches), &silus, &stats);
+    equalized.patches.extend(patches);
+    equalized.ranges.extend(ranges);
+    if equalized == plain {
         return Ok(plain);
     }
-    let mut both = plain.patches.clone();
-    both.extend(equalized);
-    let sqnr = |patches: &Patches| -> Result<f64, Error> {
-        let graph = laid_out(prepared, patches);
+    let sqnr = |reshaped: &Reshaped| -> Result<f64, Error> {
+        let graph = laid_out(prepared, &reshaped.patches);
         let placement = place(&graph, &settings.target, &settings.keep_float);
         let observed = observed_tensors(&graph, &placement);
         let seen = observe(&graph, observed, source, &none, usize::MAX, threads, progress)?;
         let rule = RangeRule::Percentile(99.99);
-        let choice = choose(&graph, &placement, &BTreeMap::new(), &seen.stats, &plain.ranges, settings, rule)?;
+        let choice = choose(&graph, &placement, &none_known(), &seen.stats, &reshaped.ranges, settings, rule)?;
         output_sqnr(&graph, Mode::Integer(&choice.grids), source, &seen.references, threads, progress)
     };
-    if sqnr(&both)? > sqnr(&plain.patches)? { Ok(Reshaped { patches: both, ranges: plain.ranges }) } else { Ok(plain) }
+    Ok(if sqnr(&equalized)? > sqnr(&plain)? { equalized } else { plain })
+}
+
+/// No shapes: bias correction then finds nothing to do.
+fn none_known() -> BTreeMap<String, Fact> {
+    BTreeMap::new()
+}
+
+/// The last layers whose output has many places: every channel shows its range in a few images. A classifier's does not, since
+/// most classes are not among them.
+fn spatial_outputs(prepared: &Graph, facts: &BTreeMap<String, Fact>) -> Vec<OutputSlot> {
+    let places = |name: &str| facts.get(name).map_or(0, |f| f.dims.iter().skip(2).product::<usize>());
+    let slots = passes::output_slots(prepared).into_iter();
+    slots.filter(|slot| !slot.rectified && places(&slot.tensor) >= MANY_PLACES).collect()
 }
 
 /// The graph that is quantized: `prepared` with changed constants, without the output slots that stayed neutral.

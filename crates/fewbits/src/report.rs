@@ -212,9 +212,8 @@ fn warnings(seen: &Inspection, quantized: &Quantized) -> Vec<String> {
         let found: Vec<String> = kind.iter().take(NAMED).map(|w| format!("`{}`: {}", w.node, w.message)).collect();
         found.into_iter().chain(more)
     };
-    let guarded = quantized.guarded.iter().map(|name| {
-        format!("bias guard: scales of `{name}` raised for channels whose bias dwarfs their weights")
-    });
+    let names = quantized.guarded.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let guarded = (!names.is_empty()).then(|| format!("scales raised for channels whose bias dwarfs their weights: {names}"));
     kinds.into_iter().flat_map(sentences).chain(guarded).collect()
 }
 

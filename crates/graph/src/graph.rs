@@ -73,7 +73,7 @@ impl Node {
     }
 }
 
-/// A network. Invariants, checked by [`Graph::verify`]: nodes are in topological order, every tensor has one producer
+/// A network. Invariants, checked by [`Graph::sort`]: nodes are in topological order, every tensor has one producer
 /// (node, input or constant), every read tensor has one, every node has at least one output.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
@@ -227,10 +227,8 @@ impl Graph {
     pub fn slice(&self, inputs: &[ValueInfo], outputs: &[&str]) -> Result<Graph, GraphError> {
         let mut part = self.clone();
         part.inputs = inputs.to_vec();
-        part.outputs = outputs
-            .iter()
-            .map(|&name| ValueInfo { name: name.into(), dtype: DType::F32, dims: None })
-            .collect();
+        part.outputs =
+            outputs.iter().map(|&name| ValueInfo { name: name.into(), dtype: DType::F32, dims: None }).collect();
         part.nodes.retain(|n| !n.outputs.iter().all(|o| inputs.iter().any(|v| v.name == *o)));
         part.prune();
         part.sort()?;

@@ -46,7 +46,10 @@ pub enum Data {
     I8(Vec<i8>),
     Bool(Vec<bool>),
     /// Little-endian bytes as ONNX `raw_data` holds them.
-    Raw { data_type: i32, bytes: Vec<u8> },
+    Raw {
+        data_type: i32,
+        bytes: Vec<u8>,
+    },
 }
 
 /// Dimensions and data. Rank 0 is a scalar.

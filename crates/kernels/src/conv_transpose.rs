@@ -1,6 +1,6 @@
 //! Transposed convolution: as many ordinary convolutions as the stride has phases, each giving every stride-th output.
 //!
-//! What enters: NHWC images and IOHW weights. What leaves: NHWC images. Equal to [`reference`] up to the order of the sums.
+//! What enters: NHWC images and IOHW weights. What leaves: NHWC images. Equal to [`reference()`] up to the order of the sums.
 
 use crate::float::{Activation, Epilogue, PackedConv};
 use crate::simd::Isa;

@@ -30,7 +30,7 @@ const EXTERNAL_ALIGNMENT: usize = 4096;
 ///
 /// # Errors
 /// [`OnnxError::Opset`] if the graph needs a newer one than is written, [`OnnxError::Node`] if a node cannot be expressed,
-/// [`OnnxError::TooLarge`] beyond 1.9 GB of weights (use [`write`]).
+/// [`OnnxError::TooLarge`] beyond 1.9 GB of weights (use [`write()`]).
 pub fn export(graph: &Graph, opset: i64) -> Result<Vec<u8>, OnnxError> {
     let model = model_proto(graph, opset)?;
     match model.encoded_len() {

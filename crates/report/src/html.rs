@@ -15,6 +15,8 @@ const STYLE: &str = include_str!("html/style.css");
 /// Below these, in dB, a layer's bar changes its colour.
 const FAIR_SQNR: f64 = 20.0;
 const BAD_SQNR: f64 = 10.0;
+/// Where a bar is as long as it gets.
+const FULL_SQNR: f64 = 60.0;
 
 /// Text from a file, harmless in elements and in quoted attributes.
 fn escape(text: &str) -> impl Display + '_ {
@@ -129,7 +131,7 @@ fn tiles(out: &mut String, report: &Report) -> fmt::Result {
 /// How much `a` is above the float model by the same metric, in points.
 fn change(report: &Report, a: &Accuracy) -> Option<String> {
     let float = report.accuracy.iter().find(|f| f.mode == Mode::Float && f.metric == a.metric)?;
-    (a.mode != Mode::Float).then(|| format!("{:+.2}", 100.0 * (a.value - float.value)).replace('-', "−"))
+    (a.mode != Mode::Float).then(|| minus(format!("{:+.2}", 100.0 * (a.value - float.value))))
 }
 
 fn accuracy(out: &mut String, report: &Report) -> fmt::Result {
@@ -190,9 +192,9 @@ fn layers(out: &mut String, report: &Report) -> fmt::Result {
     if report.layers.is_empty() {
         return Ok(());
     }
-    out.write_str("<h2>Layers</h2><p class=\"soft\">SQNR is the power of a node's float output over that of its error, all nodes before it quantized too.</p>")?;
+    out.write_str("<h2>Layers</h2><p class=\"soft\">SQNR is the power of a node's float output over that of its error, all nodes before it quantized too; 200 dB stands for no error. What only a SiLU or the like reads may be cut off where that function is flat, and is then far off while its reader is not.</p>")?;
     out.write_str("<div class=\"scroll\"><table><tr><th>name<th>operator<th class=\"n\">W bits<th class=\"n\">A bits<th>runtime<th>SQNR, dB<th class=\"n\">MAC<th class=\"n\">parameters</tr>")?;
-    let most = report.layers.iter().filter_map(|l| l.sqnr_db).filter(|db| db.is_finite()).fold(1.0, f64::max);
+    let most = report.layers.iter().filter_map(|l| l.sqnr_db).filter(|db| db.is_finite()).fold(1.0, f64::max).min(FULL_SQNR);
     report.layers.iter().try_for_each(|l| layer(out, l, most))?;
     out.write_str("</table></div>")
 }
@@ -218,7 +220,12 @@ fn sqnr(out: &mut String, db: f64, most: f64, decimals: usize) -> fmt::Result {
         _ => "bad",
     };
     let width = (100.0 * db / most).clamp(0.5, 100.0);
-    write!(out, "<td class=\"bar\"><div><i class=\"{class}\" style=\"width:{width:.1}%\"></i>{db:.decimals$}</div>")
+    write!(out, "<td class=\"bar\"><div><i class=\"{class}\" style=\"width:{width:.1}%\"></i>{}</div>", minus(format!("{db:.decimals$}")))
+}
+
+/// With a real minus sign.
+fn minus(number: String) -> String {
+    number.replace('-', "−")
 }
 
 fn runtime(out: &mut String, runtime: Runtime, reason: &str) -> fmt::Result {

@@ -1,7 +1,7 @@
 //! The executor: makes a [`Program`] of a graph, the grids laid over it and concrete input shapes, and runs it.
 //!
-//! One graph runs in three [`Mode`]s. [`group`] finds what one kernel computes together, [`lower`] turns nodes into steps and
-//! inserts conversions (memory order, codes ↔ floats), [`memory`] assigns buffers once, [`program`] runs the steps and feeds taps.
+//! One graph runs in three [`Mode`]s. `group` finds what one kernel computes together, `lower` turns nodes into steps and
+//! inserts conversions (memory order, codes ↔ floats), `memory` assigns buffers once, `program` runs the steps and feeds taps.
 
 pub(crate) mod constant;
 mod group;

@@ -8,6 +8,7 @@ use fewbits_kernels::int::GridParams;
 pub fn stored(params: &QuantParams) -> Option<GridParams> {
     let (scale, zero) = params.tensor_params()?;
     let shift = if params.grid.signed { 128 } else { 0 };
-    let grid = GridParams { scale, zero: zero + shift, qmin: params.grid.qmin() + shift, qmax: params.grid.qmax() + shift };
+    let grid =
+        GridParams { scale, zero: zero + shift, qmin: params.grid.qmin() + shift, qmax: params.grid.qmax() + shift };
     (params.grid.bits <= 8 && (0..=255).contains(&grid.zero)).then_some(grid)
 }

@@ -8,9 +8,11 @@ mod constants;
 mod identity;
 mod output_slots;
 mod reduce_mean;
+mod silu_slots;
 
 use crate::{error::GraphError, graph::Graph};
 pub use output_slots::{OutputSlot, drop_neutral_slots, output_slots};
+pub use silu_slots::{SiluSlot, silu_slots};
 use std::fmt;
 
 /// What one pass did.
@@ -40,6 +42,7 @@ const PASSES: &[(&str, Pass)] = &[
     ("additions folded into biases", bias::fold),
     ("layers given a bias of zero", bias::add_zero),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
+    ("SiLUs between layers given a scale", silu_slots::insert),
     ("last layers given an output scale", output_slots::insert),
 ];
 

@@ -79,7 +79,7 @@ pub fn output_slots(graph: &Graph) -> Vec<OutputSlot> {
     graph.nodes.iter().filter(|n| matches!(n.op, Op::Mul(_))).filter_map(slot).collect()
 }
 
-/// The graph without neutral multiplications and additions; tensors keep the names that outputs and readers know.
+/// The graph without neutral slots of either kind; tensors keep the names that outputs and readers know.
 pub fn drop_neutral_slots(graph: &Graph) -> Graph {
     let mut graph = graph.clone();
     for slot in output_slots(&graph) {
@@ -97,6 +97,7 @@ pub fn drop_neutral_slots(graph: &Graph) -> Graph {
             graph.redirect(&node.inputs[0], &node.outputs[0]);
         }
     }
+    super::silu_slots::drop_neutral(&mut graph);
     graph.prune();
     graph
 }

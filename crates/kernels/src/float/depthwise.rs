@@ -293,12 +293,12 @@ impl<const K: usize, const STRIDE: usize> Taps for Square<K, STRIDE> {
             // SAFETY: the caller's promise.
             *w = unsafe { s.load(weights.add(k * pitch)) };
         }
-        for k in 0..K {
-            for p in 0..P {
+        for (k, w) in w.into_iter().enumerate() {
+            for (p, sum) in sums.iter_mut().enumerate() {
                 let column = p * STRIDE + k;
                 let from = if valid(column) { x.wrapping_add(column * pitch) } else { ZEROS.as_ptr() };
                 // SAFETY: the caller's promise; `ZEROS` holds a vector of any instruction set.
-                sums[p] = s.fma(unsafe { s.load(from) }, w[k], sums[p]);
+                *sum = s.fma(unsafe { s.load(from) }, w, *sum);
             }
         }
     }

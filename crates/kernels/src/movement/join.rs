@@ -10,7 +10,7 @@ pub fn concat<T: Copy + Send + Sync>(threads: &Threads, parts: &[(&[T], usize)],
     concat_with(threads, parts, out, |_, from, to| to.copy_from_slice(from));
 }
 
-/// [`concat`] with `copy(index of the part, run, its place in the output)` for copying.
+/// [`concat()`] with `copy(index of the part, run, its place in the output)` for copying.
 pub fn concat_with<T: Send + Sync>(
     threads: &Threads,
     parts: &[(&[T], usize)],
@@ -30,7 +30,7 @@ pub fn concat_with<T: Send + Sync>(
 }
 
 /// `out[o] = x[o][start..start + run]`, where a row of `x` has `row` elements and one of `out` has `run`: the inverse of
-/// [`concat`] for one part.
+/// [`concat()`] for one part.
 pub fn split<T: Copy + Send + Sync>(threads: &Threads, x: &[T], row: usize, start: usize, run: usize, out: &mut [T]) {
     chunks::for_each_chunk(threads, out, run, 1, |first, chunk| {
         for (from, to) in x[first / run * row..].chunks_exact(row).zip(chunk.chunks_exact_mut(run)) {

@@ -27,6 +27,10 @@
 //! Activation ranges instead of the weight ranges of layer 1, since per-channel scales make these irrelevant; the depthwise case;
 //! no absorption of biases.
 
+mod silu;
+
+pub use silu::silu_patches;
+
 use fewbits_graph::{Graph, Op, Tensor};
 use fewbits_quant::Stats;
 use std::{collections::BTreeMap, sync::Arc};
@@ -112,16 +116,10 @@ pub fn patches(graph: &Graph, stats: &Stats) -> BTreeMap<String, Arc<Tensor>> {
 
 /// `s_c` with geometric mean one; `None` if there is nothing to equalize or the shapes do not fit.
 fn scales(largest: &[f32], reads: &Tensor, depthwise: bool) -> Option<Vec<f64>> {
-    let values = reads.as_f32()?;
-    let axis = usize::from(!depthwise);
-    let (count, inner) = (*reads.dims.get(axis)?, reads.dims.get(axis + 1..)?.iter().product::<usize>());
-    if count != largest.len() || values.iter().chain(largest).any(|v| !v.is_finite()) {
+    let weight = largest_per_channel(reads, usize::from(!depthwise))?;
+    let count = weight.len();
+    if count != largest.len() || largest.iter().any(|v| !v.is_finite()) {
         return None;
-    }
-    let mut weight = vec![0f32; count];
-    for (i, w) in values.iter().enumerate() {
-        let c = i / inner.max(1) % count;
-        weight[c] = weight[c].max(w.abs());
     }
     let raw = |c: usize| match (f64::from(largest[c]), f64::from(weight[c])) {
         (a, r) if a <= 0.0 || r <= 0.0 => None,
@@ -134,6 +132,18 @@ fn scales(largest: &[f32], reads: &Tensor, depthwise: bool) -> Option<Vec<f64>> 
     // Silent channels stay as they are.
     let limit = |s: Option<f64>| s.map_or(1.0, |s| (s.ln() - middle).exp().clamp(1.0 / MOST, MOST));
     (known.len() > 1).then(|| raw.into_iter().map(limit).collect())
+}
+
+/// Largest magnitude for each index along `axis`; `None` if an element is not finite.
+fn largest_per_channel(tensor: &Tensor, axis: usize) -> Option<Vec<f32>> {
+    let values = tensor.as_f32().filter(|v| v.iter().all(|x| x.is_finite()))?;
+    let (count, inner) = (*tensor.dims.get(axis)?, tensor.dims.get(axis + 1..)?.iter().product::<usize>());
+    let mut largest = vec![0f32; count];
+    for (i, v) in values.iter().enumerate() {
+        let c = i / inner.max(1) % count;
+        largest[c] = largest[c].max(v.abs());
+    }
+    Some(largest)
 }
 
 fn scaled(tensor: &Tensor, axis: usize, channels: usize, factor: &dyn Fn(usize) -> f64) -> Option<Tensor> {
