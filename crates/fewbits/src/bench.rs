@@ -35,10 +35,10 @@ pub struct Timing {
 pub fn time(model: &Model, mode: Mode<'_>, batch: usize, runs: usize, threads: usize) -> Result<Timing, Error> {
     let threads = Threads::new(threads);
     let mut shapes = model.example_shapes();
-    if let (Some(shape), None) = (shapes.first_mut(), Model::fixed_batch(&model.graph)) {
-        if let Some(n) = shape.first_mut() {
-            *n = batch;
-        }
+    if Model::fixed_batch(&model.graph).is_none()
+        && let Some(n) = shapes.first_mut().and_then(|shape| shape.first_mut())
+    {
+        *n = batch;
     }
     let example = |dims: &Vec<usize>| {
         let count: usize = dims.iter().product();

@@ -226,11 +226,11 @@ fn reshape(
     progress: &dyn Progress,
 ) -> Result<Reshaped, Error> {
     let outputs = spatial_outputs(prepared, facts);
-    let (pairs, silus) = (equalization::pairs(prepared), passes::silu_slots(prepared));
-    if !settings.repair || outputs.is_empty() && pairs.is_empty() && silus.is_empty() {
+    let (groups, silus) = (equalization::groups(prepared), passes::silu_slots(prepared));
+    if !settings.repair || outputs.is_empty() && groups.is_empty() && silus.is_empty() {
         return Ok(Reshaped::default());
     }
-    let between = pairs.iter().map(|p| &p.tensor).chain(silus.iter().map(|s| &s.tensor));
+    let between = groups.iter().flat_map(|g| &g.tensors).chain(silus.iter().map(|s| &s.tensor));
     let tensors = outputs.iter().map(|s| &s.tensor).chain(between).cloned().collect();
     let none = BTreeMap::new();
     let Observation { stats, .. } = observe(prepared, tensors, source, &none, 0, threads, progress)?;
@@ -250,15 +250,11 @@ fn reshape(
         let observed = observed_tensors(&graph, &placement);
         let seen = observe(&graph, observed, source, &none, usize::MAX, threads, progress)?;
         let rule = RangeRule::Percentile(99.99);
-        let choice = choose(&graph, &placement, &none_known(), &seen.stats, &reshaped.ranges, settings, rule)?;
+        // Without shapes there is no bias correction, and the comparison is of ranges alone.
+        let choice = choose(&graph, &placement, &BTreeMap::new(), &seen.stats, &reshaped.ranges, settings, rule)?;
         output_sqnr(&graph, Mode::Integer(&choice.grids), source, &seen.references, threads, progress)
     };
     Ok(if sqnr(&equalized)? > sqnr(&plain)? { equalized } else { plain })
-}
-
-/// No shapes: bias correction then finds nothing to do.
-fn none_known() -> BTreeMap<String, Fact> {
-    BTreeMap::new()
 }
 
 /// The last layers whose output has many places: every channel shows its range in a few images. A classifier's does not, since
@@ -297,7 +293,7 @@ pub fn prepare(model: &Model) -> Result<(Graph, Vec<Change>), Error> {
         let (Some(a), Some(b)) = (a.as_f32(), b.as_f32()) else { continue };
         let largest = a.iter().fold(0f32, |m, x| m.max(x.abs()));
         let apart = a.iter().zip(b).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
-        if !(apart <= 1e-3 * largest.max(1e-6)) {
+        if apart.is_nan() || apart > 1e-3 * largest.max(1e-6) {
             return Err(Error::Model {
                 path: model.path.clone(),
                 what: format!("preparation changed output `{}` by {apart} (largest element {largest})", info.name),

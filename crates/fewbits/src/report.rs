@@ -114,12 +114,7 @@ fn layer_sqnr(subject: Subject<'_>, threads: usize, progress: &dyn Progress) -> 
     Ok(found.tensors.into_iter().map(|t| (t.name, t.sqnr_db)).collect())
 }
 
-fn layers(
-    summary: &Summary,
-    seen: &Inspection,
-    quantized: &Quantized,
-    sqnr: &HashMap<String, f64>,
-) -> Vec<Layer> {
+fn layers(summary: &Summary, seen: &Inspection, quantized: &Quantized, sqnr: &HashMap<String, f64>) -> Vec<Layer> {
     let rows = summary.layers.iter().zip(&seen.layers).zip(&quantized.graph.nodes);
     let row = |((row, facts), node): ((&crate::summary::Layer, &inspect::Layer), &fewbits_graph::Node)| Layer {
         name: row.name.clone(),
@@ -213,7 +208,8 @@ fn warnings(seen: &Inspection, quantized: &Quantized) -> Vec<String> {
         found.into_iter().chain(more)
     };
     let names = quantized.guarded.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let guarded = (!names.is_empty()).then(|| format!("scales raised for channels whose bias dwarfs their weights: {names}"));
+    let guarded =
+        (!names.is_empty()).then(|| format!("scales raised for channels whose bias dwarfs their weights: {names}"));
     kinds.into_iter().flat_map(sentences).chain(guarded).collect()
 }
 

@@ -57,6 +57,7 @@ pub struct Seen {
 ///
 /// # Errors
 /// The first error in sample order: of the data, of the network, or of `sink`.
+#[expect(clippy::too_many_arguments, reason = "one worker's life in four closures")]
 pub fn stream<S, R: Send>(
     run: &Run<'_>,
     source: &Source<'_>,

@@ -118,11 +118,13 @@ fn sizes(model: &Model, quantized: &Quantized, settings: &Settings, file: u64) -
                 let scales = if axis.is_some() { params.scale.len() as u64 } else { 0 };
                 rows * (count / rows * bits).div_ceil(8) + 4 * scales
             }
-            None => 4 * count,
+            None if is_learned(&quantized.graph, name) => 4 * count,
+            None => 0,
         };
     }
     let activations = quantized.placement.sites.iter().filter(|(_, s)| matches!(s, Site::Activation { .. }));
-    packed += activations.filter_map(|(name, _)| quantized.grids.params(name)).map(|p| 5 * p.scale.len() as u64).sum::<u64>();
+    packed +=
+        activations.filter_map(|(name, _)| quantized.grids.params(name)).map(|p| 5 * p.scale.len() as u64).sum::<u64>();
     let rest = original.saturating_sub(weights);
     Sizes {
         file,
@@ -143,15 +145,17 @@ fn is_float_weight(graph: &Graph, name: &str) -> bool {
 
 /// Parameters that training learns: every float constant but the statistics of BatchNormalization and bounds.
 pub fn parameters(graph: &Graph) -> u64 {
-    let statistics = |name: &str| {
-        graph.nodes.iter().any(|n| match n.op {
-            Op::BatchNormalization(_) => n.inputs.iter().skip(3).any(|i| i == name),
-            Op::Clip(_) => n.inputs.iter().skip(1).any(|i| i == name),
-            _ => false,
-        })
-    };
-    let floats = graph.constants.iter().filter(|(name, t)| t.as_f32().is_some() && !statistics(name));
+    let floats = graph.constants.iter().filter(|(name, t)| t.as_f32().is_some() && is_learned(graph, name));
     floats.map(|(_, t)| t.len() as u64).sum()
+}
+
+fn is_learned(graph: &Graph, name: &str) -> bool {
+    let is_input_from = |node: &fewbits_graph::Node, first: usize| node.inputs.iter().skip(first).any(|i| i == name);
+    !graph.nodes.iter().any(|node| match node.op {
+        Op::BatchNormalization(_) => is_input_from(node, 3),
+        Op::Clip(_) => is_input_from(node, 1),
+        _ => false,
+    })
 }
 
 /// Peak resident memory of this process (Linux: `VmHWM`).
@@ -159,4 +163,63 @@ pub fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kb| kb * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        demo,
+        progress::Silent,
+        quantize::{Ranges, quantize},
+        stream::Source,
+    };
+    use fewbits_quant::{RangeRule, WeightRule, calibrate::Policy};
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn sizes_of_the_demo_network_by_each_convention() {
+        let model = demo::model().unwrap();
+        let preprocess = model.preprocess().unwrap().unwrap();
+        let dataset = demo::calibration_set();
+        let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.first(Some(4)) };
+        let policy = Policy {
+            weight_bits: 4,
+            activation_bits: 8,
+            edge_bits: 4,
+            weight_rule: WeightRule::MinMax,
+            per_channel: true,
+        };
+        let settings = Settings {
+            target: "ort".parse().unwrap(),
+            policy,
+            ranges: Ranges::Rule(RangeRule::MinMax),
+            repair: false,
+            keep_float: BTreeSet::from(["classifier".to_string()]),
+        };
+        let quantized = quantize(&model, &source, &settings, 1, &Silent).unwrap();
+        let found = sizes(&model, &quantized, &settings, 7);
+        // 58,770 parameters: 960 weights and 10 biases of the classifier, which stays float; and of 21 convolutions, with 1,360
+        // channels in all, 55,080 weights, a gamma and a beta per channel.
+        let (all, float, channels) = (58_770, 960, 1_360);
+        let weights = all - float - 10 - 2 * channels;
+        assert_eq!((found.file, found.float), (7, 4 * all));
+        assert_eq!(found.all_parameters, (all - float) / 2 + 4 * float);
+        assert_eq!(found.weights_only, weights / 2 + 4 * (all - weights));
+        // Rows of 9 weights take 5 bytes. Folding leaves a bias per channel; each has a scale. An activation has 5 bytes of scale and
+        // zero point.
+        let odd_rows: u64 = quantized
+            .placement
+            .sites
+            .iter()
+            .filter(|(_, site)| matches!(site, Site::Weight { .. }))
+            .map(|(name, _)| &quantized.graph.constants[name].dims)
+            .filter(|dims| dims[1..].iter().product::<usize>() % 2 == 1)
+            .map(|dims| dims[0] as u64)
+            .sum();
+        let activations =
+            quantized.placement.sites.values().filter(|s| matches!(s, Site::Activation { .. })).count() as u64;
+        let packed = (weights + odd_rows) / 2 + 8 * channels + 5 * activations + 4 * (float + 10);
+        assert_eq!(found.packed, packed);
+    }
 }

@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::fmt;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -38,11 +39,17 @@ struct Shared {
     /// Generation of the job, an "open" bit, and the number of workers inside, from high to low bits.
     gate: AtomicUsize,
     job: UnsafeCell<Option<Job>>,
-    next: AtomicUsize,
+    /// The next task of each thread's share.
+    next: Vec<Next>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     asleep: Vec<AtomicBool>,
     stop: AtomicBool,
 }
+
+/// A counter with a cache line of its own.
+#[repr(align(64))]
+#[derive(Default)]
+struct Next(AtomicUsize);
 
 const OPEN: usize = 1 << 15;
 const GENERATION: usize = 1 << 16;
@@ -65,7 +72,7 @@ impl Threads {
             caller: Mutex::new(()),
             gate: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            next: (0..count).map(|_| Next::default()).collect(),
             panic: Mutex::new(None),
             asleep: (1..count).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
@@ -110,7 +117,9 @@ impl Threads {
         let task = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
         // SAFETY: the gate is closed and empty, and `caller` is held: nobody else looks at the job.
         unsafe { *shared.job.get() = Some(Job { task, tasks }) };
-        shared.next.store(0, Ordering::Relaxed);
+        for (thread, next) in shared.next.iter().enumerate() {
+            next.0.store(shared.share(thread, tasks).start, Ordering::Relaxed);
+        }
         let generation = shared.gate.load(Ordering::Relaxed) / GENERATION;
         shared.gate.store(generation.wrapping_add(1).wrapping_mul(GENERATION) | OPEN, Ordering::SeqCst);
         for (asleep, worker) in shared.asleep.iter().zip(&self.workers).take(tasks - 1) {
@@ -133,19 +142,30 @@ impl Threads {
 }
 
 impl Shared {
-    /// Takes tasks until none is left. Panics are kept for the caller.
+    /// The tasks that are a thread's own: neighbours, and the same ones in every job, so that a thread often finds in its cache
+    /// what it wrote there in the job before.
+    fn share(&self, thread: usize, tasks: usize) -> Range<usize> {
+        let count = self.next.len();
+        thread * tasks / count..(thread + 1) * tasks / count
+    }
+
+    /// Takes tasks until none is left, first its own, then those of others. Panics are kept for the caller.
     fn take_tasks(&self, worker: usize, task: Task<'_>, tasks: usize) {
         let run = || {
-            loop {
-                let i = self.next.fetch_add(1, Ordering::Relaxed);
-                if i >= tasks {
-                    break;
+            let count = self.next.len();
+            for thread in (worker..count).chain(0..worker) {
+                let end = self.share(thread, tasks).end;
+                loop {
+                    let i = self.next[thread].0.fetch_add(1, Ordering::Relaxed);
+                    if i >= end {
+                        break;
+                    }
+                    task(worker, i);
                 }
-                task(worker, i);
             }
         };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-            self.next.store(tasks, Ordering::Relaxed);
+            self.next.iter().for_each(|next| next.0.store(tasks, Ordering::Relaxed));
             *self.panic.lock().unwrap_or_else(|e| e.into_inner()) = Some(panic);
         }
     }

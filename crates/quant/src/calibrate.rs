@@ -110,10 +110,10 @@ pub fn weights(
         let mut params = weight_params(name, tensor, grid, granularity, policy.weight_rule)?;
         let input_scale = grids.params(input).and_then(QuantParams::tensor_params);
         let bias_values = bias.as_ref().and_then(|b| graph.constant(b)).and_then(|t| t.as_f32());
-        if let (Some((scale, _)), Some(values)) = (input_scale, bias_values) {
-            if !guard_bias(&mut params.scale, scale, values).is_empty() {
-                guarded.push(name.clone());
-            }
+        if let (Some((scale, _)), Some(values)) = (input_scale, bias_values)
+            && !guard_bias(&mut params.scale, scale, values).is_empty()
+        {
+            guarded.push(name.clone());
         }
         grids.0.insert(name.clone(), TensorQuant::Quantized(params));
     }

@@ -112,11 +112,13 @@ impl<'a> Placer<'a> {
             sites: BTreeMap::new(),
             integer: BTreeMap::new(),
         };
-        for i in (0..count).rev() {
+        // Sizes computed from shapes come from no layer and lead to none.
+        let computes = |i: &usize| !matches!(graph.nodes[*i].op, Op::Shape(_));
+        for i in (0..count).rev().filter(computes) {
             let readers = graph.nodes[i].outputs.iter().flat_map(|o| placer.readers(o));
             placer.before_layer[i] = readers.into_iter().any(|&c| placer.is_layer(c) || placer.before_layer[c]);
         }
-        for i in 0..count {
+        for i in (0..count).filter(computes) {
             let makers = graph.nodes[i].present_inputs().filter_map(|name| placer.producers.get(name));
             placer.behind_layer[i] = makers.into_iter().any(|&p| placer.is_layer(p) || placer.behind_layer[p]);
         }
@@ -359,10 +361,9 @@ impl<'a> Placer<'a> {
         for i in 0..self.graph.nodes.len() {
             let has_grid = |name: &String| self.sites.contains_key(name);
             let node = &self.graph.nodes[i];
-            if !self.integer.contains_key(&i) && matches!(self.sites.get(node.output()), Some(Site::SameAs(_))) {
-                if node.inputs.first().is_some_and(has_grid) {
-                    self.integer.insert(i, "moves codes".into());
-                }
+            let shares = matches!(self.sites.get(node.output()), Some(Site::SameAs(_)));
+            if shares && !self.integer.contains_key(&i) && node.inputs.first().is_some_and(has_grid) {
+                self.integer.insert(i, "moves codes".into());
             }
         }
         let runtime = |i: usize| {
@@ -394,11 +395,11 @@ impl<'a> Placer<'a> {
         if let Some(reason) = self.target.float_reasons.get(op) {
             return reason.clone();
         }
+        if !self.behind_layer[i] {
+            return "before the first layer, or arithmetic on shapes".into();
+        }
         if !self.before_layer[i] {
             return "behind the last layer: output decoding keeps its full range in float".into();
-        }
-        if !self.behind_layer[i] {
-            return "before the first layer".into();
         }
         format!("{} has no integer kernel for {op}", self.target.runtime)
     }

@@ -63,7 +63,7 @@ impl FromStr for Target {
 impl Target {
     /// The grid of activations of `bits` bits.
     pub fn activation_grid(&self, bits: u8) -> Grid {
-        Grid { bits, signed: self.signed_activations, narrow: self.symmetric_activations }
+        Grid { bits, signed: self.signed_activations, narrow: false }
     }
 
     /// Whether `op`'s output passes through `activation` inside the integer kernel.

@@ -194,7 +194,8 @@ fn layers(out: &mut String, report: &Report) -> fmt::Result {
     }
     out.write_str("<h2>Layers</h2><p class=\"soft\">SQNR is the power of a node's float output over that of its error, all nodes before it quantized too; 200 dB stands for no error. What only a SiLU or the like reads may be cut off where that function is flat, and is then far off while its reader is not.</p>")?;
     out.write_str("<div class=\"scroll\"><table><tr><th>name<th>operator<th class=\"n\">W bits<th class=\"n\">A bits<th>runtime<th>SQNR, dB<th class=\"n\">MAC<th class=\"n\">parameters</tr>")?;
-    let most = report.layers.iter().filter_map(|l| l.sqnr_db).filter(|db| db.is_finite()).fold(1.0, f64::max).min(FULL_SQNR);
+    let most =
+        report.layers.iter().filter_map(|l| l.sqnr_db).filter(|db| db.is_finite()).fold(1.0, f64::max).min(FULL_SQNR);
     report.layers.iter().try_for_each(|l| layer(out, l, most))?;
     out.write_str("</table></div>")
 }
@@ -206,7 +207,9 @@ fn layer(out: &mut String, l: &Layer, most: f64) -> fmt::Result {
     match l.sqnr_db {
         Some(db) => sqnr(out, db, most, 1)?,
         // An integer kernel that goes on into the activation behind it never writes this tensor.
-        None if l.runtime == Runtime::Integer && l.activation_bits.is_none() => out.write_str("<td class=\"soft\">fused with what follows")?,
+        None if l.runtime == Runtime::Integer && l.activation_bits.is_none() => {
+            out.write_str("<td class=\"soft\">fused with what follows")?
+        }
         None => out.write_str("<td>")?,
     }
     write!(out, "<td class=\"n\">{}<td class=\"n\">{}</tr>", count(l.macs), count(l.parameters))
@@ -220,7 +223,11 @@ fn sqnr(out: &mut String, db: f64, most: f64, decimals: usize) -> fmt::Result {
         _ => "bad",
     };
     let width = (100.0 * db / most).clamp(0.5, 100.0);
-    write!(out, "<td class=\"bar\"><div><i class=\"{class}\" style=\"width:{width:.1}%\"></i>{}</div>", minus(format!("{db:.decimals$}")))
+    write!(
+        out,
+        "<td class=\"bar\"><div><i class=\"{class}\" style=\"width:{width:.1}%\"></i>{}</div>",
+        minus(format!("{db:.decimals$}"))
+    )
 }
 
 /// With a real minus sign.

@@ -35,10 +35,10 @@ fn hostile() -> Report {
         ],
         sizes: vec![Size { convention: text(), float_bytes: 4096, bytes: 1024 }],
         layers: vec![layer(Runtime::Integer, Some(31.25)), layer(Runtime::Float, None)],
-        tensors: vec![TensorRange::new(HOSTILE, HOSTILE, &stats, &params).with_others(
-            &[RangeRule::MinMax],
-            |rule| rule.range(&stats, grid, Mapping::Affine),
-        )],
+        tensors: vec![
+            TensorRange::new(HOSTILE, HOSTILE, &stats, &params)
+                .with_others(&[RangeRule::MinMax], |rule| rule.range(&stats, grid, Mapping::Affine)),
+        ],
         warnings: vec![text()],
         seconds: Some(1.5),
         images: Some(1),

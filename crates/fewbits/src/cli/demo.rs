@@ -4,8 +4,7 @@ use super::{Verdict, output::Output, quantize::command_line};
 use fewbits::{
     Error, demo,
     evaluate::{Scores, evaluate},
-    export,
-    plan,
+    export, plan,
     quantize::{Ranges, Settings, quantize},
     report,
     stream::Source,
@@ -13,8 +12,8 @@ use fewbits::{
 };
 use fewbits_data::Preprocess;
 use fewbits_graph::exec::Mode;
-use fewbits_report::Mode as ReportMode;
 use fewbits_quant::{WeightRule, calibrate::Policy, target::Target};
+use fewbits_report::Mode as ReportMode;
 use serde::Serialize;
 use std::{collections::BTreeSet, path::PathBuf, time::Instant};
 
@@ -51,7 +50,11 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let model = demo::model()?;
     let preprocess: Preprocess = model.preprocess()?.unwrap_or_default();
     let (calibration, test) = (demo::calibration_set(), demo::test_set());
-    let calibration = Source { indices: calibration.spread(demo::CALIBRATION_SAMPLES), dataset: &calibration, preprocess: &preprocess };
+    let calibration = Source {
+        indices: calibration.spread(demo::CALIBRATION_SAMPLES),
+        dataset: &calibration,
+        preprocess: &preprocess,
+    };
     let test = Source { indices: test.first(None), dataset: &test, preprocess: &preprocess };
     let (threads, progress) = (out.global.threads, out.progress());
     let float = evaluate(&model.graph, Mode::Float, &test, threads, &*progress)?;
@@ -129,7 +132,12 @@ fn text(report: &Report, args: &Args) -> String {
             row.bytes as f64 / 1e3
         ));
     }
-    lines.push(format!("{} drawn test images, {:.1} s; files and reports are in {}", report.samples, report.seconds, args.out.display()));
+    lines.push(format!(
+        "{} drawn test images, {:.1} s; files and reports are in {}",
+        report.samples,
+        report.seconds,
+        args.out.display()
+    ));
     lines.push(format!("next: fewbits inspect {}", args.out.join("demo.onnx").display()));
     lines.join("\n")
 }

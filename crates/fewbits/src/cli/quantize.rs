@@ -1,13 +1,13 @@
 //! `fewbits quantize`: a float model and images in, a low-bit model out.
 
 use super::{Verdict, data::PreprocessArgs, output::Output};
+use fewbits::stream::Source;
 use fewbits::{
     Error, Model, export, plan,
     quantize::{Quantized, Ranges, Settings, quantize},
     report,
     summary::{Summary, summarize},
 };
-use fewbits::stream::Source;
 use fewbits_quant::{WeightRule, calibrate::Policy, target::Target};
 use std::{collections::BTreeSet, path::PathBuf, time::Instant};
 

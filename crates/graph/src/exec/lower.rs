@@ -73,10 +73,11 @@ pub(super) fn infer(graph: &Graph, shapes: &[Vec<usize>]) -> Result<BTreeMap<Str
         let ins = inputs_of(node, &facts)?;
         let wrap = |source| node_error(node, &ins, source);
         let mut outs = node.op.def().infer(&ins).map_err(wrap)?;
-        if outs.iter().any(|f| f.value.is_none()) && !node.inputs.is_empty() {
-            if let Some(values) = constant::fold(&node.op, &ins, &outs, &threads).map_err(wrap)? {
-                outs = values.into_iter().map(|t| Fact::constant(Arc::new(t))).collect();
-            }
+        if outs.iter().any(|f| f.value.is_none())
+            && !node.inputs.is_empty()
+            && let Some(values) = constant::fold(&node.op, &ins, &outs, &threads).map_err(wrap)?
+        {
+            outs = values.into_iter().map(|t| Fact::constant(Arc::new(t))).collect();
         }
         for (name, fact) in node.outputs.iter().zip(outs) {
             facts.insert(name.clone(), fact);
@@ -450,10 +451,10 @@ impl<'a> Lowering<'a> {
     fn quantize(&mut self, id: ValueId, params: crate::grid::QuantParams, grid: int::GridParams) -> ValueId {
         let from = &self.values[id].fact;
         let fact = Fact { dtype: DType::U8, grid: Some(params), value: None, ..from.clone() };
-        if let (Home::Constant(tensor), true) = (&self.values[id].home, from.layout == Layout::Plain) {
-            if let Some(quantized) = constant::quantized(tensor, &grid) {
-                return self.add_value(fact, Home::Constant(Arc::new(quantized)));
-            }
+        if let (Home::Constant(tensor), Layout::Plain) = (&self.values[id].home, from.layout)
+            && let Some(quantized) = constant::quantized(tensor, &grid)
+        {
+            return self.add_value(fact, Home::Constant(Arc::new(quantized)));
         }
         let kernel = Kernel::new(move |io| {
             in_chunks(io.threads, io.f32(0), io.out_u8(0), |x, q| quantize::quantize(x, &grid, q));

@@ -38,10 +38,10 @@ pub(super) fn insert(graph: &mut Graph) -> Result<usize, GraphError> {
         leads_to_layer[i] = readers.into_iter().any(|&r| is_layer(&graph.nodes[r].op) || leads_to_layer[r]);
     }
     let mut inserted = 0;
-    for layer in 0..leads_to_layer.len() {
+    for (layer, leads_on) in leads_to_layer.into_iter().enumerate() {
         let node = &graph.nodes[layer];
         let channels = node.input(1).and_then(|w| graph.constant(w)).filter(|w| w.dims.len() == 4).map(|w| w.dims[0]);
-        let (Op::Conv(_), Some(channels), false) = (&node.op, channels, leads_to_layer[layer]) else { continue };
+        let (Op::Conv(_), Some(channels), false) = (&node.op, channels, leads_on) else { continue };
         let reader = only_reader(graph, node.output());
         let writer = match reader.map(|r| &graph.nodes[r].op) {
             Some(Op::Relu(_)) => reader.expect("it was just looked at"),

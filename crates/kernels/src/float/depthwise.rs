@@ -267,7 +267,7 @@ trait Taps: Copy {
     );
 }
 
-/// A `K` × `K` kernel without dilation: every column is read once.
+/// A `K` × `K` kernel without dilation. All loops have constant counts and no branches, so that sums and columns stay in registers.
 #[derive(Clone, Copy)]
 struct Square<const K: usize, const STRIDE: usize>;
 
@@ -293,7 +293,7 @@ impl<const K: usize, const STRIDE: usize> Taps for Square<K, STRIDE> {
             // SAFETY: the caller's promise.
             *w = unsafe { s.load(weights.add(k * pitch)) };
         }
-        for (k, w) in w.into_iter().enumerate() {
+        for (k, &w) in w.iter().enumerate() {
             for (p, sum) in sums.iter_mut().enumerate() {
                 let column = p * STRIDE + k;
                 let from = if valid(column) { x.wrapping_add(column * pitch) } else { ZEROS.as_ptr() };

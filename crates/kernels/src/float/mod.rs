@@ -17,7 +17,7 @@ mod tile;
 
 pub use activation::Activation;
 pub use conv::{Epilogue, PackedConv};
-pub use elementwise::{Binary, binary, binary_in_place, map, map_in_place, prelu, scale_shift};
+pub use elementwise::map;
 pub use pool::{PoolGeometry, Pooling, pool};
 pub use resize::{ResizeAxis, resize};
 pub use softmax::softmax;

@@ -6,13 +6,15 @@
 //! weight scale per output channel, dividing costs layer 1 nothing. A depthwise layer 2 also has a scale of its own for each channel,
 //! so there `s_c ∝ a_c`, the channel's largest magnitude, makes all channels alike for free. A dense layer 2 shares one scale
 //! among the input channels of an output; there the ranges are shared evenly between activation and weights:
-//! `s_c ∝ √(a_c / r_c)` with `r_c` the largest weight on channel `c`.
+//! `s_c ∝ √(a_c / r_c)` with `r_c` the largest weight on channel `c`. Tensors that residual additions tie together are scaled
+//! together, with all layers that write and read them.
 //!
 //! # When it helps
 //! Networks without BatchNormalization-friendly ranges: channels of one tensor that differ by a factor of ten or more.
 //!
 //! # When it fails
-//! Behind Clip, SiLU and other functions that do not scale, and for tensors with several readers: these are left alone.
+//! Behind Clip and other functions that do not scale, and where something else than a layer reads: these are left alone. SiLU has
+//! a way of its own, [`silu_patches`].
 //!
 //! # Cost
 //! Channel extremes of a few samples; one multiplication per weight.
@@ -25,7 +27,7 @@
 //!
 //! # Departures
 //! Activation ranges instead of the weight ranges of layer 1, since per-channel scales make these irrelevant; the depthwise case;
-//! no absorption of biases.
+//! groups tied by additions; no absorption of biases.
 
 mod silu;
 
@@ -33,46 +35,78 @@ pub use silu::silu_patches;
 
 use fewbits_graph::{Graph, Op, Tensor};
 use fewbits_quant::Stats;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Largest factor between two channels' scales, either way from their middle: smaller ranges are noise.
 const MOST: f64 = 256.0;
 
-/// Two layers with a scalable tensor between them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pair {
-    /// Position of the layer that writes the tensor.
-    pub first: usize,
-    /// Position of the layer that reads it.
-    pub second: usize,
-    /// What layer 2 reads.
-    pub tensor: String,
+/// Tensors whose channels can only be scaled together: what one layer writes, what Relu, pooling and residual additions make of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// Positions of the layers that write into it.
+    pub writers: Vec<usize>,
+    /// Positions of the layers that read from it.
+    pub readers: Vec<usize>,
+    /// What they read.
+    pub tensors: BTreeSet<String>,
 }
 
-/// The pairs of layers that can be equalized.
-pub fn pairs(graph: &Graph) -> Vec<Pair> {
-    let (producers, consumers) = (graph.producers(), graph.consumers());
-    let only_reader = |name: &str| match consumers.get(name).map(Vec::as_slice) {
-        Some([one]) if !graph.is_output(name) => Some(*one),
-        _ => None,
-    };
+/// Whether `f(s·x) = s·f(x)` for positive `s` per channel, of all inputs together.
+fn scales_through(op: &Op) -> bool {
+    matches!(op, Op::Relu(_) | Op::LeakyRelu(_) | Op::Add(_) | Op::MaxPool(_) | Op::AveragePool(_) | Op::Resize(_))
+}
+
+/// The groups that only layers write to and read from, in graph order.
+pub fn groups(graph: &Graph) -> Vec<Group> {
+    let consumers = graph.consumers();
     let own = |name: Option<&str>| name.is_none_or(|n| graph.constant(n).is_some() && consumers[n].len() == 1);
     let is_layer = |i: usize| {
         let node = &graph.nodes[i];
-        matches!(node.op, Op::Conv(_)) && node.input(1).is_some() && own(node.input(1)) && own(node.input(2))
+        let weights = node.input(1).is_some() && own(node.input(1)) && own(node.input(2));
+        matches!(node.op, Op::Conv(_)) && weights && input_groups(graph, i).is_some()
     };
-    let pair = |second: usize| {
-        let tensor = graph.nodes[second].inputs[0].clone();
-        only_reader(&tensor)?;
-        let mut first = *producers.get(tensor.as_str())?;
-        if matches!(graph.nodes[first].op, Op::Relu(_) | Op::LeakyRelu(_)) {
-            let before = graph.nodes[first].inputs[0].as_str();
-            only_reader(before)?;
-            first = *producers.get(before)?;
+    // Each tensor points to another of its group; the last one stands for all.
+    let mut link: BTreeMap<&str, &str> = BTreeMap::new();
+    fn root<'g>(link: &BTreeMap<&'g str, &'g str>, mut name: &'g str) -> &'g str {
+        while let Some(next) = link.get(name) {
+            name = next;
         }
-        (is_layer(first) && input_groups(graph, second).is_some()).then_some(Pair { first, second, tensor })
+        name
+    }
+    for node in graph.nodes.iter().filter(|n| scales_through(&n.op)) {
+        let data = if let Op::Add(_) = node.op { node.inputs.len() } else { 1 };
+        for input in &node.inputs[..data] {
+            let (from, to) = (root(&link, input), root(&link, node.output()));
+            if from != to {
+                link.insert(from, to);
+            }
+        }
+    }
+    let mut found: BTreeMap<&str, Group> = BTreeMap::new();
+    let mut closed: BTreeSet<&str> = BTreeSet::new();
+    let outside = graph.inputs.iter().chain(&graph.outputs).map(|v| v.name.as_str());
+    closed.extend(outside.chain(graph.constants.keys().map(String::as_str)).map(|name| root(&link, name)));
+    for (i, node) in graph.nodes.iter().enumerate().filter(|(_, n)| !scales_through(&n.op)) {
+        if is_layer(i) {
+            let read = found.entry(root(&link, &node.inputs[0])).or_default();
+            read.readers.push(i);
+            read.tensors.insert(node.inputs[0].clone());
+            found.entry(root(&link, node.output())).or_default().writers.push(i);
+        } else {
+            let touched = node.present_inputs().chain(node.outputs.iter().map(String::as_str));
+            closed.extend(touched.map(|name| root(&link, name)));
+        }
+    }
+    let open = |(name, group): (&str, Group)| {
+        let usable = !closed.contains(name) && !group.writers.is_empty() && !group.readers.is_empty();
+        usable.then_some(group)
     };
-    (0..graph.nodes.len()).filter(|&i| is_layer(i)).filter_map(pair).collect()
+    let mut groups: Vec<Group> = found.into_iter().filter_map(open).collect();
+    groups.sort_by_key(|g| g.readers[0]);
+    groups
 }
 
 /// Whether the layer is dense (`Some(false)`) or depthwise (`Some(true)`); other groupings are not handled.
@@ -87,46 +121,60 @@ fn input_groups(graph: &Graph, layer: usize) -> Option<bool> {
     }
 }
 
-/// Replacement weights and biases that equalize every pair whose tensor has statistics by channel.
+/// Replacement weights and biases that equalize every group whose tensors have statistics by channel.
 pub fn patches(graph: &Graph, stats: &Stats) -> BTreeMap<String, Arc<Tensor>> {
     let mut patched = graph.clone();
-    let mut changed = Vec::new();
-    for Pair { first, second, tensor } in pairs(graph) {
-        let Some(channels) = stats.0.get(&tensor).and_then(|s| s.channels.as_ref()) else { continue };
-        let Some(depthwise) = input_groups(graph, second) else { continue };
-        let (first, second) = (&graph.nodes[first], &graph.nodes[second]);
-        let Some(reads) = patched.constant(&second.inputs[1]).cloned() else { continue };
-        let largest = channels.largest();
-        let Some(scales) = scales(&largest, &reads, depthwise) else { continue };
-        let divide = |c: usize| 1.0 / scales[c];
-        let bias = first.input(2).into_iter().map(|name| (name, 0, &divide as &dyn Fn(usize) -> f64));
-        let multiply = |c: usize| scales[c];
-        let edits = [
-            (first.inputs[1].as_str(), 0, &divide as &dyn Fn(usize) -> f64),
-            (second.inputs[1].as_str(), usize::from(!depthwise), &multiply as &dyn Fn(usize) -> f64),
-        ];
-        for (name, axis, factor) in edits.into_iter().chain(bias) {
-            let Some(scaled) = patched.constant(name).and_then(|t| scaled(t, axis, scales.len(), factor)) else { continue };
-            patched.constants.insert(name.into(), Arc::new(scaled));
-            changed.push(name.to_string());
+    let mut changed = BTreeSet::new();
+    for group in groups(graph) {
+        let Some(scales) = scales(graph, &group, stats) else { continue };
+        let (divide, multiply) = (|c: usize| 1.0 / scales[c], |c: usize| scales[c]);
+        let mut edits: Vec<(&str, usize, &dyn Fn(usize) -> f64)> = Vec::new();
+        for &writer in &group.writers {
+            let names = graph.nodes[writer].inputs.iter().skip(1).filter(|name| !name.is_empty());
+            edits.extend(names.map(|name| (name.as_str(), 0, &divide as &dyn Fn(usize) -> f64)));
+        }
+        for &reader in &group.readers {
+            let axis = usize::from(input_groups(graph, reader) != Some(true));
+            edits.push((&graph.nodes[reader].inputs[1], axis, &multiply));
+        }
+        let new = edits.into_iter().map(|(name, axis, factor)| {
+            Some((name.to_string(), scaled(patched.constant(name)?, axis, scales.len(), factor)?))
+        });
+        // All of a group or nothing.
+        let Some(new) = new.collect::<Option<Vec<_>>>() else { continue };
+        for (name, tensor) in new {
+            patched.constants.insert(name.clone(), Arc::new(tensor));
+            changed.insert(name);
         }
     }
     changed.into_iter().filter_map(|name| Some((name.clone(), patched.constant(&name)?.clone()))).collect()
 }
 
 /// `s_c` with geometric mean one; `None` if there is nothing to equalize or the shapes do not fit.
-fn scales(largest: &[f32], reads: &Tensor, depthwise: bool) -> Option<Vec<f64>> {
-    let weight = largest_per_channel(reads, usize::from(!depthwise))?;
-    let count = weight.len();
-    if count != largest.len() || largest.iter().any(|v| !v.is_finite()) {
-        return None;
+fn scales(graph: &Graph, group: &Group, stats: &Stats) -> Option<Vec<f64>> {
+    let mut reach: Vec<f32> = Vec::new();
+    for tensor in &group.tensors {
+        let largest = stats.0.get(tensor)?.channels.as_ref()?.largest();
+        reach.resize(largest.len().max(reach.len()), 0.0);
+        reach.iter_mut().zip(&largest).for_each(|(r, l)| *r = r.max(*l));
     }
-    let raw = |c: usize| match (f64::from(largest[c]), f64::from(weight[c])) {
-        (a, r) if a <= 0.0 || r <= 0.0 => None,
+    let mut weight = vec![0f32; reach.len()];
+    let mut depthwise = true;
+    for &reader in &group.readers {
+        let alone = input_groups(graph, reader)?;
+        depthwise &= alone;
+        let read = largest_per_channel(graph.constant(&graph.nodes[reader].inputs[1])?, usize::from(!alone))?;
+        if read.len() != reach.len() {
+            return None;
+        }
+        weight.iter_mut().zip(&read).for_each(|(w, r)| *w = w.max(*r));
+    }
+    let raw = |(&a, &r): (&f32, &f32)| match (f64::from(a), f64::from(r)) {
+        (a, r) if !(a > 0.0 && r > 0.0 && a.is_finite()) => None,
         (a, _) if depthwise => Some(a),
         (a, r) => Some((a / r).sqrt()),
     };
-    let raw: Vec<Option<f64>> = (0..count).map(raw).collect();
+    let raw: Vec<Option<f64>> = reach.iter().zip(&weight).map(raw).collect();
     let known: Vec<f64> = raw.iter().flatten().map(|s| s.ln()).collect();
     let middle = known.iter().sum::<f64>() / known.len().max(1) as f64;
     // Silent channels stay as they are.

@@ -27,8 +27,8 @@ pub fn silu_patches(graph: &Graph, slots: &[SiluSlot], stats: &Stats) -> (BTreeM
         let Some(depthwise) = input_groups(graph, slot.second) else { continue };
         let Some(factors) = factors(&patched, second.input(1), channels, depthwise) else { continue };
         let (divide, multiply) = (|c: usize| 1.0 / factors[c], |c: usize| factors[c]);
-        let edits: [(Option<&str>, usize, &dyn Fn(usize) -> f64); 4] = [
-            (first.input(1), 0, &divide),
+        let edits = [
+            (first.input(1), 0, &divide as &dyn Fn(usize) -> f64),
             (first.input(2), 0, &divide),
             (second.input(1), usize::from(!depthwise), &multiply),
             (Some(&slot.scale), 0, &multiply),
