@@ -17,8 +17,8 @@ pub mod progress;
 pub mod quantize;
 pub mod report;
 pub mod sqnr;
-pub mod summary;
 pub mod stream;
+pub mod summary;
 
 pub use error::Error;
 pub use model::Model;

@@ -10,7 +10,13 @@ use serde_json::json;
 use std::path::Path;
 
 /// The plan of a quantization, with its settings and what it measured.
-pub fn of(quantized: &Quantized, settings: &Settings, samples: usize, seed: u64, preprocess: Option<&Preprocess>) -> Plan {
+pub fn of(
+    quantized: &Quantized,
+    settings: &Settings,
+    samples: usize,
+    seed: u64,
+    preprocess: Option<&Preprocess>,
+) -> Plan {
     let preprocess = serde_json::to_value(preprocess).expect("numbers and names are valid JSON");
     let mut plan = Plan::new(&quantized.prepared, &settings.target.name, preprocess);
     plan.tensors = quantized.grids.clone();

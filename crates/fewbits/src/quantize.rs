@@ -143,9 +143,11 @@ pub fn quantize(
     }
     check_names(model, &settings.keep_float)?;
     let (prepared, changes) = prepare(model)?;
-    let first = |count: usize| Source { indices: source.indices[..count.min(source.indices.len())].to_vec(), ..*source };
+    let first =
+        |count: usize| Source { indices: source.indices[..count.min(source.indices.len())].to_vec(), ..*source };
     let facts = exec::infer(&prepared, &model.example_shapes()).map_err(Error::graph(&model.path))?;
-    let Reshaped { mut patches, ranges } = reshape(&prepared, &facts, settings, &first(COMPARED_SAMPLES), threads, progress)?;
+    let Reshaped { mut patches, ranges } =
+        reshape(&prepared, &facts, settings, &first(COMPARED_SAMPLES), threads, progress)?;
     let graph = laid_out(&prepared, &patches);
     let placement = place(&graph, &settings.target, &settings.keep_float);
     let facts = exec::infer(&graph, &model.example_shapes()).map_err(Error::graph(&model.path))?;

@@ -84,7 +84,14 @@ pub fn stream<S, R: Send>(
             let i = next.fetch_add(1, Ordering::Relaxed);
             let Some(indices) = chunks.get(i).filter(|_| !stop.load(Ordering::Relaxed)) else { break };
             let mut state = start(i * size);
-            let seen = compute(&mut executor, run.graph, source, indices, size, &mut Collect { state: &mut state, look: &look });
+            let seen = compute(
+                &mut executor,
+                run.graph,
+                source,
+                indices,
+                size,
+                &mut Collect { state: &mut state, look: &look },
+            );
             let result = seen.and_then(|seen| finish(state, seen));
             if sender.send((i, result)).is_err() {
                 break;

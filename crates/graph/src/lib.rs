@@ -16,6 +16,6 @@ pub mod tensor;
 pub use attrs::{Attr, Attrs};
 pub use error::{GraphError, OpError};
 pub use graph::{Dim, Graph, Node, ValueInfo};
-pub use grid::{Grid, Grids, Granularity, QuantParams, TensorQuant};
+pub use grid::{Granularity, Grid, Grids, QuantParams, TensorQuant};
 pub use op::Op;
 pub use tensor::{DType, Data, Tensor};

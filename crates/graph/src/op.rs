@@ -7,8 +7,8 @@ use crate::{
     grid::QuantParams,
     tensor::{DType, Tensor},
 };
-pub use fewbits_kernels::float::Activation;
 use fewbits_kernels::Threads;
+pub use fewbits_kernels::float::Activation;
 use std::{fmt::Debug, sync::Arc};
 
 /// Order of the elements in memory. Dimensions are always stated in the logical (ONNX) order.

@@ -73,9 +73,20 @@ fn asked_of_inputs(
             };
             node.inputs.iter().map_while(part).collect()
         }
-        Op::Relu(_) | Op::Clip(_) | Op::LeakyRelu(_) | Op::PRelu(_) | Op::Sigmoid(_) | Op::HardSigmoid(_) | Op::HardSwish(_)
-        | Op::Tanh(_) | Op::MaxPool(_) | Op::AveragePool(_) | Op::GlobalAveragePool(_) | Op::GlobalMaxPool(_)
-        | Op::Resize(_) | Op::Flatten(_) => behind.map(|b| (node.inputs[0].clone(), b.clone())).into_iter().collect(),
+        Op::Relu(_)
+        | Op::Clip(_)
+        | Op::LeakyRelu(_)
+        | Op::PRelu(_)
+        | Op::Sigmoid(_)
+        | Op::HardSigmoid(_)
+        | Op::HardSwish(_)
+        | Op::Tanh(_)
+        | Op::MaxPool(_)
+        | Op::AveragePool(_)
+        | Op::GlobalAveragePool(_)
+        | Op::GlobalMaxPool(_)
+        | Op::Resize(_)
+        | Op::Flatten(_) => behind.map(|b| (node.inputs[0].clone(), b.clone())).into_iter().collect(),
         Op::Add(_) | Op::Sub(_) | Op::Mul(_) | Op::Div(_) => {
             behind.iter().flat_map(|b| node.inputs.iter().map(|name| (name.clone(), b.to_vec()))).collect()
         }

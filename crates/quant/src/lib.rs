@@ -6,14 +6,14 @@
 pub mod calibrate;
 pub mod error;
 pub mod importance;
-pub mod plan;
 pub mod placement;
+pub mod plan;
 pub mod ranges;
 pub mod stats;
 pub mod target;
-pub mod weights;
 #[cfg(test)]
 mod testing;
+pub mod weights;
 
 pub use error::QuantError;
 pub use plan::{Plan, Step};

@@ -213,11 +213,18 @@ impl<'a> Placer<'a> {
         match (absorbed, bounds) {
             (Some(r), Some(bounds)) => {
                 let activation = &self.graph.nodes[r];
-                self.sites.insert(activation.output().into(), Site::Activation { bounds: Some(bounds), reader: Reader::Identity, edge: false });
+                self.sites.insert(
+                    activation.output().into(),
+                    Site::Activation { bounds: Some(bounds), reader: Reader::Identity, edge: false },
+                );
                 self.integer.insert(r, format!("computed by the output grid of `{}`", node.name));
             }
             _ => {
-                self.sites.entry(output.into()).or_insert(Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
+                self.sites.entry(output.into()).or_insert(Site::Activation {
+                    bounds: None,
+                    reader: Reader::Identity,
+                    edge: false,
+                });
             }
         }
     }
@@ -238,7 +245,8 @@ impl<'a> Placer<'a> {
                 }
             }
             None => {
-                self.sites.insert(tensor.into(), Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
+                self.sites
+                    .insert(tensor.into(), Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
             }
         }
     }
@@ -258,13 +266,21 @@ impl<'a> Placer<'a> {
         for i in 0..self.graph.nodes.len() {
             let node = &self.graph.nodes[i];
             if self.is_layer(i) {
-                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
+                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation {
+                    bounds: None,
+                    reader: Reader::Identity,
+                    edge: false,
+                });
                 self.place_weight(i);
                 self.integer.insert(i, "integer kernel (fused with what follows it)".into());
             } else if let (Op::Add(_), false) = (&node.op, self.keep_float.contains(&node.name)) {
                 self.place_residual(i);
             } else if self.before_layer[i] && self.behind_layer[i] && self.listed(&self.target.integer, i) {
-                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
+                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation {
+                    bounds: None,
+                    reader: Reader::Identity,
+                    edge: false,
+                });
                 self.integer.insert(i, "integer kernel".into());
             }
         }
@@ -279,7 +295,11 @@ impl<'a> Placer<'a> {
         let Some(main) = node.inputs.iter().rposition(from_layer) else { return };
         let shortcut = &node.inputs[1 - main];
         if self.graph.constant(shortcut).is_none() {
-            self.sites.entry(shortcut.clone()).or_insert(Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
+            self.sites.entry(shortcut.clone()).or_insert(Site::Activation {
+                bounds: None,
+                reader: Reader::Identity,
+                edge: false,
+            });
             self.integer.insert(i, "fused into the layer before it".into());
         }
     }
@@ -409,7 +429,8 @@ impl<'a> Placer<'a> {
 fn clamp_bounds(graph: &Graph, node: &Node) -> Option<(f32, f32)> {
     let facts: Vec<Option<Fact>> =
         node.inputs.iter().map(|name| graph.constant(name).cloned().map(Fact::constant)).collect();
-    let known = node.inputs.iter().skip(1).zip(facts.iter().skip(1)).all(|(name, fact)| name.is_empty() || fact.is_some());
+    let known =
+        node.inputs.iter().skip(1).zip(facts.iter().skip(1)).all(|(name, fact)| name.is_empty() || fact.is_some());
     let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
     match node.op.def().activation(&facts) {
         Some(fewbits_graph::op::Activation::Clamp { min, max }) if known => Some((min, max)),

@@ -134,7 +134,8 @@ impl RangeRule {
         match reader {
             Reader::Identity => range,
             _ => {
-                let range = if self == RangeRule::OutputMse { Range::of(stats.min.into(), stats.max.into()) } else { range };
+                let range =
+                    if self == RangeRule::OutputMse { Range::of(stats.min.into(), stats.max.into()) } else { range };
                 let seen = Range::of(f64::from(stats.min), f64::from(stats.max));
                 range.intersect(mse::range(&Moments::behind(stats, self.histogram(stats), reader), seen, grid, mapping))
             }

@@ -55,7 +55,10 @@ impl FromStr for Target {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let names = || FILES.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ");
-        let file = FILES.iter().find(|(n, _)| *n == name).ok_or_else(|| format!("no target `{name}`; there are {}", names()))?;
+        let file = FILES
+            .iter()
+            .find(|(n, _)| *n == name)
+            .ok_or_else(|| format!("no target `{name}`; there are {}", names()))?;
         serde_json::from_str(file.1).map_err(|e| format!("target file {name}: {e}"))
     }
 }

@@ -96,7 +96,8 @@ impl PreprocessArgs {
         }
         if let Some(fill) = self.letterbox {
             let size = model.input_size();
-            let (height, width) = size.ok_or_else(|| usage("--letterbox needs a model with a fixed input size".into()))?;
+            let (height, width) =
+                size.ok_or_else(|| usage("--letterbox needs a model with a fixed input size".into()))?;
             chosen.resize = Resize::Letterbox { height, width, fill };
         }
         match self.crop {
@@ -128,6 +129,8 @@ impl PreprocessArgs {
 fn unknown(model: &Model) -> Error {
     Error::Usage {
         what: format!("`{}` does not say how its images are prepared", model.path.display()),
-        hint: "say it with --preprocess imagenet|tf|cifar10|yolox|none or with --resize, --crop, --scale, --mean, --std".into(),
+        hint:
+            "say it with --preprocess imagenet|tf|cifar10|yolox|none or with --resize, --crop, --scale, --mean, --std"
+                .into(),
     }
 }

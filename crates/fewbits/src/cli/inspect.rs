@@ -39,7 +39,16 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
             let source = Source { indices: dataset.spread(args.samples), dataset: &dataset, preprocess: &preprocess };
             let (graph, _) = subject(&model);
             let tensors = observed_tensors(&graph, &target);
-            observe(&graph, tensors, &source, &std::collections::BTreeMap::new(), 0, out.global.threads, &*out.progress())?.stats
+            observe(
+                &graph,
+                tensors,
+                &source,
+                &std::collections::BTreeMap::new(),
+                0,
+                out.global.threads,
+                &*out.progress(),
+            )?
+            .stats
         }
     };
     let inspection = inspect(&model, &target, &stats);

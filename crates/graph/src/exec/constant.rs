@@ -27,10 +27,13 @@ pub(crate) fn fold(op: &Op, ins: Facts, outs: &[Fact], threads: &Threads) -> Res
     let slices: Vec<_> =
         values.iter().map(|v| v.as_ref().map_or(crate::op::Slice::Absent, |t| slice(&t.data, t.len()))).collect();
     let mut written: Vec<Tensor> = outs.iter().map(zeros).collect();
-    let mut views: Vec<_> = written.iter_mut().map(|t| {
-        let len = t.len();
-        slice_mut(&mut t.data, len)
-    }).collect();
+    let mut views: Vec<_> = written
+        .iter_mut()
+        .map(|t| {
+            let len = t.len();
+            slice_mut(&mut t.data, len)
+        })
+        .collect();
     let mut scratch = vec![0.0; kernel.scratch];
     kernel.run(&mut Io { threads, ins: &slices, outs: &mut views, scratch: &mut scratch });
     Ok(Some(written))

@@ -26,7 +26,11 @@ pub(super) struct Group {
 
 /// The groups of `graph`, by the position of their last node; and the positions of the nodes that they swallow.
 /// A tensor inside a group has no reader outside, is no graph output, carries no grid and is not observed.
-pub(super) fn groups(graph: &Graph, mode: Mode, observed: &BTreeSet<String>) -> (HashMap<usize, Group>, BTreeSet<usize>) {
+pub(super) fn groups(
+    graph: &Graph,
+    mode: Mode,
+    observed: &BTreeSet<String>,
+) -> (HashMap<usize, Group>, BTreeSet<usize>) {
     let consumers = graph.consumers();
     let readers = |name: &str| consumers.get(name).map_or(&[][..], Vec::as_slice);
     let hidden = |name: &str| {
@@ -40,8 +44,13 @@ pub(super) fn groups(graph: &Graph, mode: Mode, observed: &BTreeSet<String>) -> 
         if !is_head(graph, mode, head) || taken.contains(&head) {
             continue;
         }
-        let mut group =
-            Group { head, residual: None, activation: Activation::Identity, output: graph.nodes[head].output().into(), members: vec![head] };
+        let mut group = Group {
+            head,
+            residual: None,
+            activation: Activation::Identity,
+            output: graph.nodes[head].output().into(),
+            members: vec![head],
+        };
         loop {
             if !hidden(&group.output) {
                 break;

@@ -187,9 +187,8 @@ impl<'a> Lowering<'a> {
         let codes: Vec<bool> = (0..job.node.inputs.len())
             .map(|i| job.node.input(i).is_some_and(|name| self.is_data(rule.role(i), name)))
             .collect();
-        let fits = |(i, name): (usize, &String)| {
-            !codes[i] || name.is_empty() || constant::stored_grid(grids, name).is_some()
-        };
+        let fits =
+            |(i, name): (usize, &String)| !codes[i] || name.is_empty() || constant::stored_grid(grids, name).is_some();
         if !codes.contains(&true) || !job.node.inputs.iter().enumerate().all(fits) {
             return Ok(false);
         }
@@ -399,7 +398,9 @@ impl<'a> Lowering<'a> {
         let raw = self.add_value(fact.clone(), Home::Input(index));
         let grid = self.mode.grids().and_then(|grids| constant::stored_grid(grids, name));
         let id = match (self.mode, grid) {
-            (Mode::Integer(_), Some((params, grid))) if fact.dtype == DType::F32 => self.quantize(raw, params.clone(), grid),
+            (Mode::Integer(_), Some((params, grid))) if fact.dtype == DType::F32 => {
+                self.quantize(raw, params.clone(), grid)
+            }
             (Mode::FakeQuant(_), Some((_, grid))) if fact.dtype == DType::F32 => {
                 let rounded = self.convert(transpose_kernel(Transpose::new(&[fact.len()], &[0])), raw, fact);
                 self.steps.last_mut().expect("a step was just added").fake = vec![Some(grid)];

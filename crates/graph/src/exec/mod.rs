@@ -17,8 +17,8 @@ use crate::{
     op::Fact,
     tensor::Tensor,
 };
-use fewbits_kernels::Threads;
 pub use constant::rounded_constant;
+use fewbits_kernels::Threads;
 pub use program::{Program, Tapped};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -5,7 +5,7 @@
 use crate::{
     attrs::Attrs,
     error::OpError,
-    op::{Opaque, OpDef, OpFile, Sample},
+    op::{OpDef, OpFile, Opaque, Sample},
 };
 
 mod broadcast;

@@ -20,7 +20,9 @@ pub(super) fn fold(graph: &mut Graph) -> Result<usize, GraphError> {
         }
         let Some(add) = only_reader(graph, node.output()) else { continue };
         let Op::Add(_) = graph.nodes[add].op else { continue };
-        let Some(constant) = graph.nodes[add].inputs.iter().find(|name| *name != node.output()).cloned() else { continue };
+        let Some(constant) = graph.nodes[add].inputs.iter().find(|name| *name != node.output()).cloned() else {
+            continue;
+        };
         let Role::Weight { channel_axis } = node.op.def().quant_rule().role(1) else { continue };
         let weight = node.input(1).and_then(|name| graph.constant(name));
         let Some(channels) = weight.and_then(|w| w.dims.get(channel_axis).copied()) else { continue };

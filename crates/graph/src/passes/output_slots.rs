@@ -31,7 +31,8 @@ const OFFSET: &str = "_output_offset";
 /// Inserts the slots.
 pub(super) fn insert(graph: &mut Graph) -> Result<usize, GraphError> {
     let mut leads_to_layer = vec![false; graph.nodes.len()];
-    let is_layer = |op: &Op| matches!(op, Op::Conv(_) | Op::ConvTranspose(_) | Op::Gemm(_) | Op::MatMul(_) | Op::Opaque(_));
+    let is_layer =
+        |op: &Op| matches!(op, Op::Conv(_) | Op::ConvTranspose(_) | Op::Gemm(_) | Op::MatMul(_) | Op::Opaque(_));
     let consumers = graph.consumers();
     for i in (0..graph.nodes.len()).rev() {
         let readers = graph.nodes[i].outputs.iter().filter_map(|o| consumers.get(o.as_str())).flatten();

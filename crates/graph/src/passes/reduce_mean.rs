@@ -19,14 +19,20 @@ pub(super) fn to_global_average_pool(graph: &mut Graph) -> Result<usize, GraphEr
         if !spatial {
             continue;
         }
-        let (keep, input, output) = (mean.keep_dims, graph.nodes[i].inputs[0].clone(), graph.nodes[i].output().to_string());
+        let (keep, input, output) =
+            (mean.keep_dims, graph.nodes[i].inputs[0].clone(), graph.nodes[i].output().to_string());
         graph.nodes[i].op = GlobalAveragePool.into();
         graph.nodes[i].inputs = vec![input];
         if !keep {
             let pooled = graph.fresh_name(&format!("{output}_pooled"));
             graph.nodes[i].outputs = vec![pooled.clone()];
             let name = graph.fresh_name(&format!("{}_flatten", graph.nodes[i].name));
-            graph.nodes.push(Node { name, op: Flatten { axis: 1 }.into(), inputs: vec![pooled], outputs: vec![output] });
+            graph.nodes.push(Node {
+                name,
+                op: Flatten { axis: 1 }.into(),
+                inputs: vec![pooled],
+                outputs: vec![output],
+            });
         }
         changed += 1;
     }
@@ -42,7 +48,9 @@ fn is_spatial(graph: &Graph, name: &str) -> bool {
                 let weight = node.input(1).and_then(|w| graph.constant(w));
                 return !matches!(node.op, Op::Conv(_)) || weight.is_some_and(|w| w.dims.len() == 4);
             }
-            Op::Relu(_) | Op::Clip(_) | Op::Add(_) | Op::Mul(_) | Op::HardSwish(_) | Op::Sigmoid(_) => name = &node.inputs[0],
+            Op::Relu(_) | Op::Clip(_) | Op::Add(_) | Op::Mul(_) | Op::HardSwish(_) | Op::Sigmoid(_) => {
+                name = &node.inputs[0]
+            }
             _ => return false,
         }
     }

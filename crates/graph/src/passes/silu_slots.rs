@@ -36,7 +36,12 @@ pub(super) fn insert(graph: &mut Graph) -> Result<usize, GraphError> {
         let (scale, scaled) = (format!("{tensor}{SCALE}"), format!("{tensor}{SCALED}"));
         graph.constants.insert(scale.clone(), Arc::new(Tensor::f32(&[channels, 1, 1], vec![1.0; channels])));
         graph.nodes[gate].inputs[0].clone_from(&scaled);
-        graph.nodes.push(Node { name: scale.clone(), op: Mul.into(), inputs: vec![tensor, scale], outputs: vec![scaled] });
+        graph.nodes.push(Node {
+            name: scale.clone(),
+            op: Mul.into(),
+            inputs: vec![tensor, scale],
+            outputs: vec![scaled],
+        });
         inserted += 1;
     }
     Ok(inserted)

@@ -3,8 +3,8 @@
 //! What enters: an image, a window, and the output size that the caller computed (ceil or floor). What leaves: one number per
 //! channel and window. A window adds its numbers row by row from left to right.
 
-use super::global_average::global_average;
 use super::Shared;
+use super::global_average::global_average;
 use crate::Threads;
 use crate::simd::{Isa, Kernel, Simd};
 

@@ -45,10 +45,16 @@ pub fn corrections(
     for (node, weight_name, bias_name) in layers(graph, grids) {
         let shared = consumers.get(bias_name).is_some_and(|readers| readers.len() > 1);
         let (Some(weight), Some(bias)) = (graph.constant(weight_name), graph.constant(bias_name)) else { continue };
-        let (Some(input), Some(input_fact)) = (stats.0.get(&node.inputs[0]).and_then(|s| s.channels.as_ref()), facts.get(&node.inputs[0])) else { continue };
+        let (Some(input), Some(input_fact)) =
+            (stats.0.get(&node.inputs[0]).and_then(|s| s.channels.as_ref()), facts.get(&node.inputs[0]))
+        else {
+            continue;
+        };
         let input = &input.mean();
         let rounded = rounded_constant(weight_name, weight, grids);
-        let (Some(weights), Some(rounded), Some(old)) = (weight.as_f32(), rounded.as_f32(), bias.as_f32()) else { continue };
+        let (Some(weights), Some(rounded), Some(old)) = (weight.as_f32(), rounded.as_f32(), bias.as_f32()) else {
+            continue;
+        };
         let shift = match &node.op {
             Op::Conv(conv) => {
                 let Some(taps) = coverage(&conv.window, weight, input_fact) else { continue };

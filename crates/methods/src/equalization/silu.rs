@@ -18,7 +18,11 @@ const LEAST: f64 = 2.0;
 const FLAT_BELOW: f32 = 4.0;
 
 /// Replacement constants and the ranges of the factors.
-pub fn silu_patches(graph: &Graph, slots: &[SiluSlot], stats: &Stats) -> (BTreeMap<String, Arc<Tensor>>, BTreeMap<String, Range>) {
+pub fn silu_patches(
+    graph: &Graph,
+    slots: &[SiluSlot],
+    stats: &Stats,
+) -> (BTreeMap<String, Arc<Tensor>>, BTreeMap<String, Range>) {
     let mut patched = graph.clone();
     let (mut patches, mut ranges) = (BTreeMap::new(), BTreeMap::new());
     for slot in slots {
@@ -35,7 +39,9 @@ pub fn silu_patches(graph: &Graph, slots: &[SiluSlot], stats: &Stats) -> (BTreeM
         ];
         for (name, axis, factor) in edits {
             let Some(name) = name else { continue };
-            let Some(tensor) = patched.constant(name).and_then(|t| scaled(t, axis, factors.len(), factor)) else { continue };
+            let Some(tensor) = patched.constant(name).and_then(|t| scaled(t, axis, factors.len(), factor)) else {
+                continue;
+            };
             let tensor = Arc::new(tensor);
             patched.constants.insert(name.into(), tensor.clone());
             patches.insert(name.to_string(), tensor);

@@ -43,8 +43,7 @@ fn run(graph: &Graph) -> (Vec<f32>, Stats) {
         let channels = ChannelStats::of(&t.to_f32(), t.fact.dims[1]);
         stats.0.entry(t.name.into()).or_default().channels = Some(channels);
     };
-    let mut executor =
-        Executor::new(graph, Mode::Float, &threads).observing(["r1".to_string(), "c2".to_string()]);
+    let mut executor = Executor::new(graph, Mode::Float, &threads).observing(["r1".to_string(), "c2".to_string()]);
     let y = executor.run_tapped(&[x], &mut tap).unwrap();
     (y[0].as_f32().unwrap().to_vec(), stats)
 }
