@@ -46,7 +46,7 @@ pub fn time(model: &Model, mode: Mode<'_>, batch: usize, runs: usize, threads: u
     };
     let inputs: Vec<Tensor> = shapes.iter().map(example).collect();
     let prepared = match mode {
-        Mode::Float => passes::prepare(&model.graph).map_err(Error::graph(&model.path))?.0,
+        Mode::Float => passes::fold(&model.graph).map_err(Error::graph(&model.path))?.0,
         Mode::FakeQuant(_) | Mode::Integer(_) => model.graph.clone(),
     };
     let mut executor = Executor::new(&prepared, mode, &threads);

@@ -18,7 +18,7 @@ use fewbits_quant::{
 use std::collections::BTreeMap;
 
 /// Samples from which statistics by channel are taken.
-const CHANNEL_SAMPLES: u64 = 64;
+const CHANNEL_SAMPLES: u64 = 32;
 
 /// What the calibration pass leaves.
 #[derive(Debug, Default)]

@@ -4,7 +4,7 @@ use crate::{
     Error, Model,
     observe::{Observation, observe},
     progress::Progress,
-    sqnr::Sqnr,
+    sqnr::BalancedSqnr,
     stream::{Run, Source, stream},
 };
 use fewbits_graph::{
@@ -54,6 +54,8 @@ pub const CANDIDATES: &[RangeRule] = &[
 
 /// Samples on which [`Ranges::Auto`] compares the rules.
 const COMPARED_SAMPLES: usize = 32;
+/// Samples from which weights are reshaped, and on which that is judged.
+const RESHAPING_SAMPLES: usize = 16;
 /// Places from which an output counts as spatial.
 const MANY_PLACES: usize = 64;
 
@@ -94,7 +96,7 @@ pub struct Settings {
 pub struct Trial {
     /// The rule.
     pub rule: RangeRule,
-    /// SQNR of the outputs, dB.
+    /// [`BalancedSqnr`] of the outputs, dB.
     pub sqnr_db: f64,
 }
 
@@ -147,7 +149,7 @@ pub fn quantize(
         |count: usize| Source { indices: source.indices[..count.min(source.indices.len())].to_vec(), ..*source };
     let facts = exec::infer(&prepared, &model.example_shapes()).map_err(Error::graph(&model.path))?;
     let Reshaped { mut patches, ranges } =
-        reshape(&prepared, &facts, settings, &first(COMPARED_SAMPLES), threads, progress)?;
+        reshape(&prepared, &facts, settings, &first(RESHAPING_SAMPLES), threads, progress)?;
     let graph = laid_out(&prepared, &patches);
     let placement = place(&graph, &settings.target, &settings.keep_float);
     let facts = exec::infer(&graph, &model.example_shapes()).map_err(Error::graph(&model.path))?;
@@ -338,7 +340,7 @@ fn check_names(model: &Model, names: &BTreeSet<String>) -> Result<(), Error> {
     }
 }
 
-/// SQNR in dB of the outputs of `graph` in `mode` against `references`, one list of outputs per chunk of samples.
+/// [`BalancedSqnr`] in dB of the outputs of `graph` in `mode` against `references`, one list of outputs per chunk of samples.
 ///
 /// # Errors
 /// As [`stream`].
@@ -351,7 +353,7 @@ pub fn output_sqnr(
     progress: &dyn Progress,
 ) -> Result<f64, Error> {
     let run = Run { graph, mode, observed: vec![] };
-    let mut sqnr = Sqnr::default();
+    let mut sqnr = vec![BalancedSqnr::default(); graph.outputs.len()];
     let mut chunk = 0;
     stream(
         &run,
@@ -362,14 +364,14 @@ pub fn output_sqnr(
         |(), _| {},
         |(), seen| Ok(seen.outputs),
         |outputs| {
-            for (reference, output) in references[chunk].iter().zip(&outputs) {
-                if let (Some(reference), Some(output)) = (reference.as_f32(), output.as_f32()) {
-                    sqnr.add(reference, output);
+            for ((sqnr, reference), output) in sqnr.iter_mut().zip(&references[chunk]).zip(&outputs) {
+                if let (Some(x), Some(y)) = (reference.as_f32(), output.as_f32()) {
+                    sqnr.add(&reference.dims, x, y);
                 }
             }
             chunk += 1;
             Ok(())
         },
     )?;
-    Ok(sqnr.db())
+    Ok(BalancedSqnr::db(&sqnr))
 }

@@ -44,6 +44,59 @@ impl Sqnr {
     }
 }
 
+/// SQNR of an output whose channels mean different things, each channel counting the same:
+/// `10·log10(1 / mean_c(noise_c / variance_c))`, so that box offsets of ±1 are not drowned by class scores of −20.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BalancedSqnr {
+    channels: Vec<Channel>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Channel {
+    count: f64,
+    sum: f64,
+    squares: f64,
+    noise: f64,
+}
+
+impl BalancedSqnr {
+    /// Adds the signal `x` of shape `dims` and its approximation `y`. Channels are axis 1 of four axes, the shorter of the last two of
+    /// three (cells × values), and there is one for anything else.
+    pub fn add(&mut self, dims: &[usize], x: &[f32], y: &[f32]) {
+        let (channels, inner) = match *dims {
+            [_, c, h, w] => (c, h * w),
+            [_, a, b] if a < b => (a, b),
+            [_, _, b] => (b, 1),
+            _ => (1, 1),
+        };
+        self.channels.resize(self.channels.len().max(channels), Channel::default());
+        for (i, (&x, &y)) in x.iter().zip(y).enumerate() {
+            let (x, y) = (f64::from(x), f64::from(y));
+            let channel = &mut self.channels[i / inner.max(1) % channels.max(1)];
+            channel.count += 1.0;
+            channel.sum += x;
+            channel.squares += x * x;
+            channel.noise += (x - y) * (x - y);
+        }
+    }
+
+    /// Sum over the channels of noise by variance, and how many channels there are. A channel that never moves does not count.
+    fn shares(&self) -> (f64, f64) {
+        let share = |c: &Channel| {
+            let variance = c.squares - c.sum * c.sum / c.count.max(1.0);
+            (variance > 1e-12 * c.squares.max(1e-30)).then(|| c.noise / variance)
+        };
+        self.channels.iter().filter_map(share).fold((0.0, 0.0), |(sum, n), s| (sum + s, n + 1.0))
+    }
+
+    /// The figure over all channels of several outputs, in dB, at most 200; −200 if an approximation is not finite.
+    pub fn db(outputs: &[BalancedSqnr]) -> f64 {
+        let (sum, count) = outputs.iter().map(BalancedSqnr::shares).fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
+        let db = 10.0 * (count.max(1.0) / sum.max(1e-30)).log10();
+        if db.is_nan() { -CEILING_DB } else { db.clamp(-CEILING_DB, CEILING_DB) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,5 +118,19 @@ mod tests {
         let mut broken = Sqnr::default();
         broken.add(&[1.0], &[f32::NAN]);
         assert_eq!(broken.db(), -200.0);
+    }
+
+    #[test]
+    fn every_channel_counts_the_same() {
+        // Channel 0 spans ±100 with noise 1, channel 1 spans ±1 with noise 0.1: 40 dB and 20 dB.
+        let x = [100.0, -100.0, 1.0, -1.0];
+        let y = [101.0, -99.0, 1.1, -0.9];
+        let mut balanced = BalancedSqnr::default();
+        balanced.add(&[1, 2, 1, 2], &x, &y);
+        let expected = 10.0 * (2.0f64 / (1e-4 + 1e-2)).log10();
+        assert!((BalancedSqnr::db(&[balanced]) - expected).abs() < 1e-4);
+        let mut cells = BalancedSqnr::default();
+        cells.add(&[1, 2, 1], &x[..2], &y[..2]);
+        assert!((BalancedSqnr::db(&[cells]) - 40.0).abs() < 1e-4);
     }
 }

@@ -122,6 +122,19 @@ impl Graph {
         map
     }
 
+    /// Whether `node` reads a softmax: detectors decode box distances so, as expectations over bins. `producers` are the graph's.
+    pub fn weighs_softmax(&self, node: usize, producers: &HashMap<&str, usize>) -> bool {
+        let mut node = node;
+        while let Some(&before) = self.nodes[node].input(0).and_then(|name| producers.get(name)) {
+            match self.nodes[before].op {
+                Op::Softmax(_) => return true,
+                Op::Transpose(_) | Op::Reshape(_) | Op::Flatten(_) | Op::Squeeze(_) | Op::Unsqueeze(_) => node = before,
+                _ => return false,
+            }
+        }
+        false
+    }
+
     /// Whether `name` is a graph output.
     pub fn is_output(&self, name: &str) -> bool {
         self.outputs.iter().any(|o| o.name == name)

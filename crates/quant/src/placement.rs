@@ -134,10 +134,10 @@ impl<'a> Placer<'a> {
         !self.keep_float.contains(&node.name) && list.iter().any(|op| op == node.op.name())
     }
 
-    /// A layer that can be quantized: constant float weight, no scaling of its own.
+    /// A layer that can be quantized: constant float weight, no scaling of its own, no expectation over a softmax.
     fn is_layer(&self, node: usize) -> bool {
         let scales = matches!(&self.graph.nodes[node].op, Op::Gemm(g) if g.alpha != 1.0 || g.beta != 1.0);
-        self.listed(&self.target.layers, node) && self.weight(node).is_some() && !scales
+        self.listed(&self.target.layers, node) && self.weight(node).is_some() && !scales && !self.graph.weighs_softmax(node, &self.producers)
     }
 
     /// Name and channel axis of the node's constant weight.
@@ -408,6 +408,9 @@ impl<'a> Placer<'a> {
         }
         if matches!(node.op, Op::Opaque(_)) {
             return format!("operator {op} is unknown to Fewbits");
+        }
+        if self.graph.weighs_softmax(i, &self.producers) {
+            return "decodes a softmax behind the last layer".into();
         }
         if self.target.layers.iter().any(|l| l == op) {
             return "its weight is not a float constant, or it scales its result (alpha, beta)".into();

@@ -23,12 +23,13 @@ pub struct BatchNormalization {
 }
 
 impl BatchNormalization {
-    /// `y = scale · x + shift` per channel, from scale, bias, mean and variance; in f64.
+    /// `y = scale · x + shift` per channel, from scale, bias, mean and variance; in f32 and in this order, as ONNX Runtime
+    /// computes them.
     pub fn scale_shift(&self, [scale, bias, mean, variance]: [&[f32]; 4]) -> [Vec<f32>; 2] {
-        let factor = |c: usize| f64::from(scale[c]) / (f64::from(variance[c]) + f64::from(self.epsilon)).sqrt();
-        let shift = |c: usize| (f64::from(bias[c]) - f64::from(mean[c]) * factor(c)) as f32;
+        let factor = |c: usize| 1.0 / (variance[c] + self.epsilon).sqrt() * scale[c];
+        let shift = |c: usize| bias[c] - mean[c] * factor(c);
         let channels = 0..scale.len();
-        [channels.clone().map(|c| factor(c) as f32).collect(), channels.map(shift).collect()]
+        [channels.clone().map(factor).collect(), channels.map(shift).collect()]
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
 mod broadcast;
 mod integer;
 mod product;
-mod samples;
+pub(crate) mod samples;
 pub mod window;
 
 pub mod codes;
@@ -80,6 +80,7 @@ ops! {
     concat: Concat;
     conv: Conv;
     conv_transpose: ConvTranspose;
+    depth_to_space: DepthToSpace, SpaceToDepth;
     dequantize_linear: DequantizeLinear;
     expand: Expand, Tile;
     gather: Gather;
@@ -88,6 +89,8 @@ ops! {
     identity: Identity, Dropout;
     matmul: MatMul;
     max_pool: MaxPool;
+    normalization: InstanceNormalization, LayerNormalization;
+    pow: Pow;
     prelu: PRelu;
     reduce: ReduceMax, ReduceMean, ReduceSum;
     resize: Resize;
@@ -101,5 +104,5 @@ ops! {
     slice: Slice;
     split: Split;
     transpose: Transpose;
-    unary: Abs, Ceil, Floor, Neg, Not, Round, Sqrt;
+    unary: Abs, Ceil, Erf, Floor, Log, Mish, Neg, Not, Reciprocal, Round, Softplus, Sqrt;
 }

@@ -133,9 +133,11 @@ impl Resize {
         for p in 0..line.out {
             let x = self.coordinate(line, p).clamp(0.0, (line.len - 1) as f32);
             let lo = x as usize;
+            let hi = (lo + 1).min(line.len - 1);
             axis.lo.push(lo);
-            axis.hi.push((lo + 1).min(line.len - 1));
-            axis.weight.push(x - lo as f32);
+            axis.hi.push(hi);
+            // At the border ONNX Runtime adds two halves of one pixel, which rounds differently from the whole.
+            axis.weight.push(if lo == hi { 0.5 } else { x - lo as f32 });
         }
         axis
     }
@@ -207,7 +209,7 @@ impl OpDef for Resize {
         {
             let axis = |line: &Option<Line>, len: usize| match line {
                 Some(line) => self.linear(*line),
-                None => ResizeAxis::nearest((0..len).collect()),
+                None => self.linear(Line { len, out: len, scale: 1.0 }),
             };
             let [n, c, h, w] = [0, 1, 2, 3].map(|i| x.dims[i]);
             let (rows, columns) = (axis(rows, h), axis(columns, w));

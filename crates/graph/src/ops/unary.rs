@@ -1,4 +1,5 @@
-//! Elementwise functions of one tensor, as models use them around shapes and boxes: Abs, Ceil, Floor, Neg, Not, Round, Sqrt.
+//! Elementwise functions of one tensor that stay float: of shapes and boxes (Abs, Ceil, Floor, Neg, Not, Reciprocal, Round, Sqrt),
+//! and smooth activations (Erf, Log, Mish, Softplus).
 
 use super::{
     dispatch::{Element, untyped},
@@ -20,6 +21,24 @@ fn map<T: Element>(f: impl Fn(T) -> T + Copy + Send + Sync + 'static) -> Kernel 
             y.iter_mut().zip(&x[first..]).for_each(|(y, &x)| *y = f(x));
         });
     })
+}
+
+/// The error function, within 1.2e-7: `1 − t · e^(−x² + p(t))` with `t = 1 / (1 + |x| / 2)` and the polynomial of Numerical Recipes
+/// (Press et al., 2nd edition, §6.2), in f64.
+pub(super) fn erf(x: f32) -> f32 {
+    const P: [f64; 10] = [
+        0.17087277, -0.82215223, 1.48851587, -1.13520398, 0.27886807, -0.18628806, 0.09678418, 0.37409196, 1.00002368,
+        -1.26551223,
+    ];
+    let z = f64::from(x).abs();
+    let t = 1.0 / (1.0 + z / 2.0);
+    let p = P.iter().fold(0.0, |p, coefficient| p * t + coefficient);
+    (1.0 - t * (p - z * z).exp()).copysign(f64::from(x)) as f32
+}
+
+/// `ln(1 + e^x)`, without overflow.
+fn softplus(x: f32) -> f32 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 macro_rules! unary {
@@ -79,14 +98,24 @@ unary! {
     Abs: F32 => f32::abs, I64 => i64::wrapping_abs, I32 => i32::wrapping_abs;
     /// The next integer upwards.
     Ceil: F32 => f32::ceil;
+    /// `y = 2/√π · ∫₀ˣ e^−t² dt`
+    Erf: F32 => erf;
     /// The next integer downwards.
     Floor: F32 => f32::floor;
+    /// The natural logarithm; NaN for negative numbers.
+    Log: F32 => f32::ln;
+    /// `y = x · tanh(ln(1 + e^x))`
+    Mish: F32 => |x: f32| x * softplus(x).tanh();
     /// `y = −x`; the lowest integer wraps to itself.
     Neg: F32 => |x: f32| -x, I64 => i64::wrapping_neg, I32 => i32::wrapping_neg;
     /// The other truth value.
     Not: Bool => |x: bool| !x;
+    /// `y = 1 / x`
+    Reciprocal: F32 => |x: f32| 1.0 / x;
     /// The nearest integer; ties go to the even one.
     Round: F32 => f32::round_ties_even;
+    /// `y = ln(1 + e^x)`
+    Softplus: F32 => softplus;
     /// The square root; NaN for negative numbers.
     Sqrt: F32 => f32::sqrt;
 }
@@ -95,6 +124,14 @@ unary! {
 mod tests {
     use super::super::{Op, trial::first};
     use super::*;
+
+    #[test]
+    fn the_error_function_has_its_tabulated_values() {
+        // Abramowitz and Stegun, table 7.1.
+        for (x, y) in [(0.0, 0.0), (0.1, 0.112462916), (0.5, 0.520499878), (1.0, 0.842700793), (2.0, 0.995322265)] {
+            assert!((erf(x) - y).abs() < 1.5e-7 && (erf(-x) + y).abs() < 1.5e-7, "{x}: {}", erf(x));
+        }
+    }
 
     #[test]
     fn floats_and_other_types() {

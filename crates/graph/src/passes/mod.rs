@@ -6,11 +6,12 @@ mod batch_norm;
 mod bias;
 mod constants;
 mod identity;
+mod lone_batch_norm;
 mod output_slots;
 mod reduce_mean;
 mod silu_slots;
 
-use crate::{error::GraphError, graph::Graph};
+use crate::{error::GraphError, graph::Graph, op::Op};
 pub use output_slots::{OutputSlot, drop_neutral_slots, output_slots};
 pub use silu_slots::{SiluSlot, silu_slots};
 use std::fmt;
@@ -33,36 +34,55 @@ impl fmt::Display for Change {
 /// A pass: edits the graph and returns how many nodes it changed.
 type Pass = fn(&mut Graph) -> Result<usize, GraphError>;
 
-/// In this order: each pass makes work for the next.
-const PASSES: &[(&str, Pass)] = &[
+/// What any runtime does before it runs a network, in this order: each pass makes work for the next.
+const FOLD: &[(&str, Pass)] = &[
     ("constant nodes folded", constants::fold),
     ("identities removed", identity::remove),
+    ("batch normalizations moved in front of Concat and Flatten", lone_batch_norm::move_to_layers),
     ("batch normalizations folded into the layer before", batch_norm::fold_backward),
     ("batch normalizations folded into the layer behind", batch_norm::fold_forward),
+    ("batch normalizations turned into depthwise convolutions", lone_batch_norm::to_depthwise),
     ("additions folded into biases", bias::fold),
-    ("layers given a bias of zero", bias::add_zero),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
+];
+
+/// Places for methods to put their numbers; neutral until they do.
+const SLOTS: &[(&str, Pass)] = &[
+    ("layers given a bias of zero", bias::add_zero),
     ("SiLUs between layers given a scale", silu_slots::insert),
     ("last layers given an output scale", output_slots::insert),
 ];
 
-/// The prepared graph and what was changed.
+/// The graph with constants, identities and batch normalizations folded, and what was changed: the form to run.
 ///
 /// # Errors
 /// [`GraphError`] if the graph is malformed or a constant node cannot be computed.
+pub fn fold(graph: &Graph) -> Result<(Graph, Vec<Change>), GraphError> {
+    apply(graph, FOLD)
+}
+
+/// The folded graph with slots for methods, and what was folded: the form to quantize. Plans are for this graph.
+///
+/// # Errors
+/// As [`fold`].
 pub fn prepare(graph: &Graph) -> Result<(Graph, Vec<Change>), GraphError> {
-    let mut prepared = graph.clone();
+    let (folded, changes) = fold(graph)?;
+    Ok((apply(&folded, SLOTS)?.0, changes))
+}
+
+fn apply(graph: &Graph, passes: &[(&'static str, Pass)]) -> Result<(Graph, Vec<Change>), GraphError> {
+    let mut graph = graph.clone();
     let mut changes = Vec::new();
-    for &(what, pass) in PASSES {
-        let nodes = pass(&mut prepared)?;
+    for &(what, pass) in passes {
+        let nodes = pass(&mut graph)?;
         // Pruning reads the nodes in order.
-        prepared.sort()?;
-        prepared.prune();
+        graph.sort()?;
+        graph.prune();
         if nodes > 0 {
             changes.push(Change { what, nodes });
         }
     }
-    Ok((prepared, changes))
+    Ok((graph, changes))
 }
 
 /// The single node that reads `name`, if there is exactly one and `name` is no graph output.
@@ -70,4 +90,24 @@ fn only_reader(graph: &Graph, name: &str) -> Option<usize> {
     let mut readers = (0..graph.nodes.len()).filter(|&i| graph.nodes[i].present_inputs().any(|input| input == name));
     let first = readers.next()?;
     (readers.next().is_none() && !graph.is_output(name)).then_some(first)
+}
+
+/// Whether `name` is certain to be `[N, C, H, W]`: it comes from a two-dimensional convolution through operators that keep the rank.
+fn is_spatial(graph: &Graph, name: &str) -> bool {
+    let producers = graph.producers();
+    let mut name = name;
+    while let Some(&producer) = producers.get(name) {
+        let node = &graph.nodes[producer];
+        match &node.op {
+            Op::Conv(_) => return node.input(1).and_then(|w| graph.constant(w)).is_some_and(|w| w.dims.len() == 4),
+            Op::BatchNormalization(_) | Op::MaxPool(_) | Op::AveragePool(_) | Op::Concat(_) | Op::PRelu(_) => {}
+            Op::Relu(_) | Op::LeakyRelu(_) | Op::Clip(_) | Op::HardSwish(_) | Op::Sigmoid(_) => {}
+            // Broadcasting could raise the rank of one operand only to that of the other.
+            Op::Add(_) | Op::Mul(_) => {}
+            _ => return false,
+        }
+        let Some(input) = node.input(0) else { return false };
+        name = input;
+    }
+    false
 }

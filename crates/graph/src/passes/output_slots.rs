@@ -31,18 +31,21 @@ const OFFSET: &str = "_output_offset";
 /// Inserts the slots.
 pub(super) fn insert(graph: &mut Graph) -> Result<usize, GraphError> {
     let mut leads_to_layer = vec![false; graph.nodes.len()];
-    let is_layer =
-        |op: &Op| matches!(op, Op::Conv(_) | Op::ConvTranspose(_) | Op::Gemm(_) | Op::MatMul(_) | Op::Opaque(_));
-    let consumers = graph.consumers();
+    let (consumers, producers) = (graph.consumers(), graph.producers());
+    let is_layer = |i: usize| {
+        matches!(graph.nodes[i].op, Op::Conv(_) | Op::ConvTranspose(_) | Op::Gemm(_) | Op::MatMul(_) | Op::Opaque(_))
+            && !graph.weighs_softmax(i, &producers)
+    };
     for i in (0..graph.nodes.len()).rev() {
         let readers = graph.nodes[i].outputs.iter().filter_map(|o| consumers.get(o.as_str())).flatten();
-        leads_to_layer[i] = readers.into_iter().any(|&r| is_layer(&graph.nodes[r].op) || leads_to_layer[r]);
+        leads_to_layer[i] = readers.into_iter().any(|&r| is_layer(r) || leads_to_layer[r]);
     }
+    let candidates: Vec<bool> = leads_to_layer.iter().enumerate().map(|(i, leads_on)| !leads_on && is_layer(i)).collect();
     let mut inserted = 0;
-    for (layer, leads_on) in leads_to_layer.into_iter().enumerate() {
+    for (layer, last) in candidates.into_iter().enumerate() {
         let node = &graph.nodes[layer];
         let channels = node.input(1).and_then(|w| graph.constant(w)).filter(|w| w.dims.len() == 4).map(|w| w.dims[0]);
-        let (Op::Conv(_), Some(channels), false) = (&node.op, channels, leads_on) else { continue };
+        let (Op::Conv(_), Some(channels), true) = (&node.op, channels, last) else { continue };
         let reader = only_reader(graph, node.output());
         let writer = match reader.map(|r| &graph.nodes[r].op) {
             Some(Op::Relu(_)) => reader.expect("it was just looked at"),

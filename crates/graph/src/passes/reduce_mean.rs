@@ -1,5 +1,6 @@
 //! ReduceMean over the two spatial axes is GlobalAveragePool, which ONNX Runtime computes in integers.
 
+use super::is_spatial;
 use crate::{
     error::GraphError,
     graph::{Graph, Node},
@@ -37,22 +38,4 @@ pub(super) fn to_global_average_pool(graph: &mut Graph) -> Result<usize, GraphEr
         changed += 1;
     }
     Ok(changed)
-}
-
-/// Whether `name` is made by an operator whose output is always `[N, C, H, W]` here.
-fn is_spatial(graph: &Graph, name: &str) -> bool {
-    let mut name = name;
-    while let Some(node) = graph.nodes.iter().find(|n| n.outputs.iter().any(|o| o == name)) {
-        match &node.op {
-            Op::Conv(_) | Op::MaxPool(_) | Op::AveragePool(_) | Op::BatchNormalization(_) => {
-                let weight = node.input(1).and_then(|w| graph.constant(w));
-                return !matches!(node.op, Op::Conv(_)) || weight.is_some_and(|w| w.dims.len() == 4);
-            }
-            Op::Relu(_) | Op::Clip(_) | Op::Add(_) | Op::Mul(_) | Op::HardSwish(_) | Op::Sigmoid(_) => {
-                name = &node.inputs[0]
-            }
-            _ => return false,
-        }
-    }
-    false
 }
