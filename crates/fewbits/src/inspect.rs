@@ -147,7 +147,7 @@ pub struct Inspection {
 
 /// The graph that [`inspect`] looks at: prepared if the model is float, as it is if it is quantized or cannot be prepared.
 pub fn subject(model: &Model) -> (Graph, Vec<String>) {
-    match passes::prepare(&model.graph) {
+    match passes::fold(&model.graph) {
         Ok((graph, changes)) if model.grids.is_none() => (graph, changes.iter().map(ToString::to_string).collect()),
         Ok(_) => (model.graph.clone(), vec![]),
         Err(error) => (model.graph.clone(), vec![format!("preparation failed: {error}")]),

@@ -105,7 +105,9 @@ pub struct Trial {
 pub struct Quantized {
     /// The prepared float network, as the plan names it.
     pub prepared: Graph,
-    /// The same with the changed constants: what is quantized.
+    /// The same, rescaled: computes what the model computes.
+    pub float: Graph,
+    /// The same with corrected biases: what is quantized.
     pub graph: Graph,
     /// What preparation changed.
     pub changes: Vec<Change>,
@@ -182,10 +184,28 @@ pub fn quantize(
     let trials: Vec<Trial> = choices.iter().filter_map(|(_, trial)| trial.clone()).collect();
     // Of equals the first: the simpler rule.
     let best = (0..trials.len()).rev().max_by(|&a, &b| trials[a].sqnr_db.total_cmp(&trials[b].sqnr_db)).unwrap_or(0);
-    let (Choice { grids, biases, guarded }, _) = choices.swap_remove(best);
+    let (Choice { grids, mut biases, guarded }, _) = choices.swap_remove(best);
+    if let Some(Trial { sqnr_db, .. }) = trials.get(best).filter(|_| !biases.is_empty()) {
+        let mode = Mode::Integer(&grids);
+        if output_sqnr(&graph, mode, &compared, &references, threads, progress)? > *sqnr_db {
+            biases.clear();
+        }
+    }
     patches.extend(biases);
-    let graph = laid_out(&prepared, &patches);
-    Ok(Quantized { prepared, graph, changes, placement, grids, patches, rule: rules[best], trials, stats, guarded })
+    let (float, graph) = (graph, laid_out(&prepared, &patches));
+    Ok(Quantized {
+        prepared,
+        float,
+        graph,
+        changes,
+        placement,
+        grids,
+        patches,
+        rule: rules[best],
+        trials,
+        stats,
+        guarded,
+    })
 }
 
 /// Grids under one rule, and the biases that go with them.

@@ -104,11 +104,7 @@ fn layer_sqnr(subject: Subject<'_>, threads: usize, progress: &dyn Progress) -> 
     let Subject { model, quantized, source, .. } = subject;
     let count = source.indices.len().min(COMPARED_SAMPLES);
     let few = Source { indices: source.indices[..count].to_vec(), ..*source };
-    // Where weights were rescaled, tensors of one name differ from the original's by a factor of their own for each channel.
-    let rescaled = |name| matches!(quantized.placement.sites.get(name), Some(Site::Weight { .. }));
-    let rescaled = quantized.patches.keys().any(|name| rescaled(name.as_str()));
-    let reference = if rescaled { &quantized.graph } else { &model.graph };
-    let float = Side { path: &model.path, graph: reference, mode: exec::Mode::Float };
+    let float = Side { path: &model.path, graph: &quantized.float, mode: exec::Mode::Float };
     let integer = Side { path: &model.path, graph: &quantized.graph, mode: exec::Mode::Integer(&quantized.grids) };
     let found = compare(float, integer, &few, QUANTIZED_THRESHOLD_DB, threads, progress)?;
     Ok(found.tensors.into_iter().map(|t| (t.name, t.sqnr_db)).collect())

@@ -28,8 +28,7 @@ impl Sqnr {
 
     /// SQNR in dB, at most 200; −200 if the approximation is not finite.
     pub fn db(&self) -> f64 {
-        let db = 10.0 * (self.signal.max(1e-30) / self.noise.max(1e-30)).log10();
-        if db.is_nan() { -CEILING_DB } else { db.clamp(-CEILING_DB, CEILING_DB) }
+        decibels(self.signal, self.noise)
     }
 
     /// Cosine of the angle between the signals; 1 if both are zero.
@@ -92,8 +91,16 @@ impl BalancedSqnr {
     /// The figure over all channels of several outputs, in dB, at most 200; −200 if an approximation is not finite.
     pub fn db(outputs: &[BalancedSqnr]) -> f64 {
         let (sum, count) = outputs.iter().map(BalancedSqnr::shares).fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
-        let db = 10.0 * (count.max(1.0) / sum.max(1e-30)).log10();
-        if db.is_nan() { -CEILING_DB } else { db.clamp(-CEILING_DB, CEILING_DB) }
+        decibels(count, sum)
+    }
+}
+
+/// `10·log10(signal / noise)` within ±200: no noise is 200, noise that is not a number −200.
+fn decibels(signal: f64, noise: f64) -> f64 {
+    match 10.0 * (signal / noise).log10() {
+        _ if noise == 0.0 => CEILING_DB,
+        db if db.is_nan() => -CEILING_DB,
+        db => db.clamp(-CEILING_DB, CEILING_DB),
     }
 }
 

@@ -3,7 +3,8 @@
 use super::output::Output;
 use clap::Args;
 use fewbits::{Error, Model};
-use fewbits_data::{Channels, Dataset, OpenOptions, Preprocess, Resize};
+use fewbits_data::{Channels, Dataset, OpenOptions, Preprocess, Resize, detect::Decoder};
+use fewbits_graph::Dim;
 use std::path::{Path, PathBuf};
 
 /// How images are prepared. Without any of these flags, the model's metadata decide.
@@ -59,6 +60,12 @@ impl PreprocessArgs {
                 hint: format!("presets are {}", Preprocess::PRESETS.join(", ")),
             })?,
             (None, Some(stated)) => stated,
+            (None, None) if self.says_nothing() && is_yolox(model) => {
+                out.note(
+                    "the output has the shape of YOLOX's: preprocessing as for YOLOX (--preprocess says otherwise)",
+                );
+                Preprocess::preset("yolox", model.input_size()).unwrap_or_default()
+            }
             (None, None) if self.says_nothing() && !dataset.is_prepared() => return Err(unknown(model)),
             (None, None) => Preprocess::default(),
         };
@@ -124,6 +131,17 @@ impl PreprocessArgs {
         }
         if chosen.is_valid() { Ok(()) } else { Err(usage(format!("preprocessing makes no sense: {chosen}"))) }
     }
+}
+
+/// Whether the single output is `[N, cells, 5 + classes]` with the cells of YOLOX's three grids over the input.
+fn is_yolox(model: &Model) -> bool {
+    let dims = match &model.graph.outputs[..] {
+        [output] => output.dims.as_deref().unwrap_or_default(),
+        _ => return false,
+    };
+    let (Some(input), [_, Dim::Fixed(cells), Dim::Fixed(values)]) = (model.input_size(), dims) else { return false };
+    Decoder::guess(&[&[1, *cells, *values]], &model.graph.metadata, input)
+        .is_ok_and(|d| matches!(d, Decoder::YoloX { .. }))
 }
 
 fn unknown(model: &Model) -> Error {

@@ -55,7 +55,7 @@ pub struct PolicyArgs {
     /// Bits of the first and last layers, if more than the others
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "BITS")]
     edge_bits: u8,
-    /// Activation ranges: auto, minmax, mean-minmax, moving-average, percentile:P, mse, kl or aciq; auto tries several and measures
+    /// Activation ranges: auto, minmax, mean-minmax, moving-average, percentile:P, mse, output-mse, kl or aciq; auto tries several and measures
     #[arg(long, default_value = "auto", value_name = "RULE")]
     ranges: Ranges,
     /// Weight ranges: minmax or mse
