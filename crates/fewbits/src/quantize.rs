@@ -8,7 +8,7 @@ use crate::{
     stream::{Run, Source, stream},
 };
 use fewbits_graph::{
-    DType, Graph, Grids, Tensor,
+    DType, Graph, Grids, QuantParams, Tensor,
     exec::{self, Executor, Mode},
     op::Fact,
     passes::{self, Change, OutputSlot},
@@ -16,7 +16,7 @@ use fewbits_graph::{
 use fewbits_kernels::Threads;
 use fewbits_methods::{bias_correction, equalization, output_scaling};
 use fewbits_quant::{
-    Range, RangeRule, Stats,
+    Range, RangeRule, Stats, WeightRule,
     calibrate::{self, Policy},
     importance,
     placement::{Placement, Site, place},
@@ -165,10 +165,19 @@ pub fn quantize(
     let observed = observed_tensors(&graph, &placement);
     let Observation { stats, references } = observe(&graph, observed, source, &weights, kept, threads, progress)?;
 
+    let weight_grids = calibrate::weights(&graph, &placement, &settings.policy)?;
+    let ground = Ground {
+        graph: &graph,
+        placement: &placement,
+        facts: &facts,
+        stats: &stats,
+        ranges: &ranges,
+        weights: &weight_grids,
+    };
     let mut choices = Vec::new();
     progress.begin("choosing ranges", compared.indices.len() * rules.len());
     for &rule in &rules {
-        let choice = choose(&graph, &placement, &facts, &stats, &ranges, settings, rule)?;
+        let choice = choose(&ground, settings, rule)?;
         let trial = match references.is_empty() {
             true => None,
             false => {
@@ -215,17 +224,21 @@ struct Choice {
     guarded: Vec<String>,
 }
 
-fn choose(
-    graph: &Graph,
-    placement: &Placement,
-    facts: &BTreeMap<String, Fact>,
-    stats: &Stats,
-    ranges: &BTreeMap<String, Range>,
-    settings: &Settings,
-    rule: RangeRule,
-) -> Result<Choice, Error> {
+/// What grids are chosen from.
+struct Ground<'a> {
+    graph: &'a Graph,
+    placement: &'a Placement,
+    facts: &'a BTreeMap<String, Fact>,
+    stats: &'a Stats,
+    /// Ranges that are given.
+    ranges: &'a BTreeMap<String, Range>,
+    weights: &'a BTreeMap<String, QuantParams>,
+}
+
+fn choose(ground: &Ground<'_>, settings: &Settings, rule: RangeRule) -> Result<Choice, Error> {
+    let Ground { graph, placement, facts, stats, ranges, weights } = *ground;
     let mut grids = calibrate::activations(graph, placement, stats, &settings.policy, &settings.target, rule, ranges)?;
-    let guarded = calibrate::weights(graph, placement, &settings.policy, &mut grids)?;
+    let guarded = calibrate::add_weights(graph, placement, weights, &mut grids);
     let biases = match settings.repair {
         true => bias_correction::corrections(graph, &grids, facts, stats),
         false => Patches::new(),
@@ -275,7 +288,17 @@ fn reshape(
         let seen = observe(&graph, observed, source, &none, usize::MAX, threads, progress)?;
         let rule = RangeRule::Percentile(99.99);
         // Without shapes there is no bias correction, and the comparison is of ranges alone.
-        let choice = choose(&graph, &placement, &BTreeMap::new(), &seen.stats, &reshaped.ranges, settings, rule)?;
+        let quick = Policy { weight_rule: WeightRule::MinMax, ..settings.policy.clone() };
+        let weights = calibrate::weights(&graph, &placement, &quick)?;
+        let ground = Ground {
+            graph: &graph,
+            placement: &placement,
+            facts: &BTreeMap::new(),
+            stats: &seen.stats,
+            ranges: &reshaped.ranges,
+            weights: &weights,
+        };
+        let choice = choose(&ground, settings, rule)?;
         output_sqnr(&graph, Mode::Integer(&choice.grids), source, &seen.references, threads, progress)
     };
     Ok(if sqnr(&equalized)? > sqnr(&plain)? { equalized } else { plain })

@@ -150,7 +150,8 @@ impl PackedConvTranspose {
         let ([h, w], [oh, ow], channels) = (g.input, g.output, g.out_channels);
         assert_eq!(y.len(), n * oh * ow * channels, "the output has the geometry's shape");
         for Phase { lines: [rows, columns], conv } in &self.phases {
-            let epilogue = Epilogue { bias, residual: None, activation };
+            // The bias comes last, as in ONNX Runtime: an initial value would be rounded into every partial sum.
+            let epilogue = Epilogue { bias: None, residual: None, activation: Activation::Identity };
             let (mut source, mut size) = (&[][..], [0, 0]);
             if let Some(conv) = conv {
                 size = conv.geometry().output_size(h, w).expect("the padding makes the kernel fit");
@@ -158,8 +159,6 @@ impl PackedConvTranspose {
                 conv.run(threads, [n, h, w], x, &epilogue, out, rest);
                 source = out;
             }
-            let mut constant = bias.map_or_else(|| vec![0.0; channels], <[f32]>::to_vec);
-            activation.apply(Isa::best(), &mut constant);
             for (image, r, c) in positions(n, rows.count, columns.count) {
                 let (row, column) = (rows.first + r * g.stride[0], columns.first + c * g.stride[1]);
                 let to = &mut y[((image * oh + row) * ow + column) * channels..][..channels];
@@ -167,9 +166,15 @@ impl PackedConvTranspose {
                     let from = ((image * size[0] + r + rows.skip) * size[1] + c + columns.skip) * channels;
                     to.copy_from_slice(&source[from..from + channels]);
                 } else {
-                    to.copy_from_slice(&constant);
+                    to.fill(0.0);
+                }
+                if let Some(bias) = bias {
+                    to.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
                 }
             }
+        }
+        if activation != Activation::Identity {
+            activation.apply(Isa::best(), y);
         }
     }
 }

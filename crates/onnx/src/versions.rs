@@ -32,6 +32,7 @@ impl Absent {
 
 /// Attributes: operator, name, the operator set that introduced it (0 before 13), meaning of its absence.
 const ATTRIBUTES: &[(&str, &str, i64, Absent)] = &[
+    ("AveragePool", "auto_pad", 0, Absent::Str("NOTSET")),
     ("AveragePool", "ceil_mode", 0, Absent::Int(0)),
     ("AveragePool", "count_include_pad", 0, Absent::Int(0)),
     ("AveragePool", "dilations", 19, Absent::Ones),
@@ -39,11 +40,15 @@ const ATTRIBUTES: &[(&str, &str, i64, Absent)] = &[
     ("BatchNormalization", "training_mode", 14, Absent::Int(0)),
     ("Cast", "round_mode", 24, Absent::Str("up")),
     ("Cast", "saturate", 19, Absent::Int(1)),
+    ("Conv", "auto_pad", 0, Absent::Str("NOTSET")),
     ("Conv", "kernel_shape", 0, Absent::Same),
+    ("ConvTranspose", "auto_pad", 0, Absent::Str("NOTSET")),
     ("ConvTranspose", "kernel_shape", 0, Absent::Same),
     ("DequantizeLinear", "block_size", 21, Absent::Int(0)),
     ("DequantizeLinear", "output_dtype", 23, Absent::Int(0)),
     ("Dropout", "seed", 0, Absent::Same),
+    ("LayerNormalization", "stash_type", 0, Absent::Int(1)),
+    ("MaxPool", "auto_pad", 0, Absent::Str("NOTSET")),
     ("MaxPool", "ceil_mode", 0, Absent::Int(0)),
     ("MaxPool", "storage_order", 0, Absent::Int(0)),
     ("QuantizeLinear", "block_size", 21, Absent::Int(0)),
@@ -52,6 +57,7 @@ const ATTRIBUTES: &[(&str, &str, i64, Absent)] = &[
     ("QuantizeLinear", "saturate", 19, Absent::Int(1)),
     ("Reshape", "allowzero", 14, Absent::Int(0)),
     ("Resize", "antialias", 18, Absent::Int(0)),
+    ("Resize", "extrapolation_value", 0, Absent::Same),
     ("Resize", "axes", 18, Absent::Other),
     ("Resize", "keep_aspect_ratio_policy", 18, Absent::Str("stretch")),
     ("Shape", "end", 15, Absent::Other),
@@ -157,5 +163,20 @@ pub(crate) fn ir_version(opset: i64) -> i64 {
         23 => 11,
         24 => 12,
         _ => 13,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_spelled_out_say_nothing() {
+        let text = |value: &str| Attr::Str(value.into());
+        for op in ["Conv", "ConvTranspose", "MaxPool", "AveragePool"] {
+            assert!(has_no_effect(op, "auto_pad", &text("NOTSET")), "{op}");
+            assert!(!has_no_effect(op, "auto_pad", &text("SAME_UPPER")), "{op}");
+        }
+        assert!(!has_no_effect("Conv", "blocks", &Attr::Int(0)));
     }
 }

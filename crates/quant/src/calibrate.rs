@@ -90,8 +90,7 @@ fn within(mut params: QuantParams, bounds: Option<(f32, f32)>) -> QuantParams {
     params
 }
 
-/// Adds the grids of weights and biases to those of the activations. A channel whose bias would need more than 23 bits gets a
-/// larger scale. Returns the names of the weights where that was so.
+/// Grids of all placed weights; they do not depend on the activations.
 ///
 /// # Errors
 /// [`QuantError`] if a weight holds numbers that are not finite.
@@ -99,15 +98,30 @@ pub fn weights(
     graph: &Graph,
     placement: &Placement,
     policy: &Policy,
-    grids: &mut Grids,
-) -> Result<Vec<String>, QuantError> {
-    let mut guarded = Vec::new();
+) -> Result<BTreeMap<String, QuantParams>, QuantError> {
+    let mut found = BTreeMap::new();
     for (name, site) in &placement.sites {
-        let Site::Weight { axis, input, bias, edge } = site else { continue };
+        let Site::Weight { axis, edge, .. } = site else { continue };
         let Some(tensor) = graph.constant(name) else { continue };
         let grid = Grid::weights(policy.weight_bits(*edge));
         let granularity = if policy.per_channel { Granularity::Channel { axis: *axis } } else { Granularity::Tensor };
-        let mut params = weight_params(name, tensor, grid, granularity, policy.weight_rule)?;
+        found.insert(name.clone(), weight_params(name, tensor, grid, granularity, policy.weight_rule)?);
+    }
+    Ok(found)
+}
+
+/// Adds the grids of weights and biases to those of the activations. A channel whose bias would need more than 23 bits gets a
+/// larger scale. Returns the names of the weights where that was so.
+pub fn add_weights(
+    graph: &Graph,
+    placement: &Placement,
+    weights: &BTreeMap<String, QuantParams>,
+    grids: &mut Grids,
+) -> Vec<String> {
+    let mut guarded = Vec::new();
+    for (name, params) in weights {
+        let Some(Site::Weight { input, bias, .. }) = placement.sites.get(name) else { continue };
+        let mut params = params.clone();
         let input_scale = grids.params(input).and_then(QuantParams::tensor_params);
         let bias_values = bias.as_ref().and_then(|b| graph.constant(b)).and_then(|t| t.as_f32());
         if let (Some((scale, _)), Some(values)) = (input_scale, bias_values)
@@ -123,5 +137,5 @@ pub fn weights(
             grids.0.insert(name.clone(), quant);
         }
     }
-    Ok(guarded)
+    guarded
 }

@@ -137,7 +137,10 @@ impl<'a> Placer<'a> {
     /// A layer that can be quantized: constant float weight, no scaling of its own, no expectation over a softmax.
     fn is_layer(&self, node: usize) -> bool {
         let scales = matches!(&self.graph.nodes[node].op, Op::Gemm(g) if g.alpha != 1.0 || g.beta != 1.0);
-        self.listed(&self.target.layers, node) && self.weight(node).is_some() && !scales && !self.graph.weighs_softmax(node, &self.producers)
+        self.listed(&self.target.layers, node)
+            && self.weight(node).is_some()
+            && !scales
+            && !self.graph.weighs_softmax(node, &self.producers)
     }
 
     /// Name and channel axis of the node's constant weight.

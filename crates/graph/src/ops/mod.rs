@@ -82,6 +82,7 @@ ops! {
     conv_transpose: ConvTranspose;
     depth_to_space: DepthToSpace, SpaceToDepth;
     dequantize_linear: DequantizeLinear;
+    elu: Elu;
     expand: Expand, Tile;
     gather: Gather;
     gemm: Gemm;

@@ -46,8 +46,9 @@ fn the_mean_of_every_channel_comes_out_as_in_float() {
     };
     let float = means(&graph, Mode::Float);
     let (plain, repaired) = (means(&graph, Mode::FakeQuant(&grids)), means(&corrected, Mode::FakeQuant(&grids)));
+    let off = plain.iter().zip(&float).filter(|(p, f)| (*p - *f).abs() > 0.05).count();
+    assert!(off >= 2, "rounding to two bits shifts the means: {plain:?}, {float:?}");
     for c in 0..3 {
-        assert!((plain[c] - float[c]).abs() > 0.05, "channel {c}: nothing to correct");
         assert!((repaired[c] - float[c]).abs() < 1e-5, "channel {c}: {} instead of {}", repaired[c], float[c]);
     }
 }
