@@ -2,7 +2,7 @@
 //! first samples out.
 
 use crate::{
-    Error,
+    Error, Model,
     progress::Progress,
     stream::{Run, Source, stream},
 };
@@ -43,6 +43,7 @@ pub fn observe(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Observation, Error> {
+    let size = Model::fixed_batch(graph).unwrap_or(1);
     let run = Run { graph, mode: Mode::Float, observed: tensors };
     let mut seen = Observation::default();
     progress.begin("calibrating", source.indices.len());
@@ -54,7 +55,8 @@ pub fn observe(
         |first| (first as u64, Vec::new()),
         |(first, images): &mut (u64, Vec<(String, Vec<ImageStats>)>), tensor: Tapped<'_>| {
             let Slice::F32(values) = tensor.values else { return };
-            let count = tensor.fact.dims.first().copied().unwrap_or(1).max(1);
+            // Where axis 0 is not the batch, the whole tensor belongs to one sample.
+            let count = if tensor.fact.dims.first() == Some(&size) { size } else { 1 };
             // Samples stand one behind the other in either memory order.
             let samples = values.chunks((values.len() / count).max(1)).zip(*first..);
             // Weights are per channel, so the channels must be the fastest axis.

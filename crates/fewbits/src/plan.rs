@@ -2,9 +2,10 @@
 
 use crate::{
     Error, Model,
-    quantize::{Quantized, Settings, laid_out, prepare},
+    quantize::{Quantized, Settings, laid_out},
 };
 use fewbits_data::Preprocess;
+use fewbits_graph::passes;
 use fewbits_quant::{Plan, Step};
 use serde_json::json;
 use std::path::Path;
@@ -50,7 +51,7 @@ pub fn describe(quantized: &Quantized, settings: &Settings, samples: usize) -> s
 /// [`Error::Quant`] if the plan cannot be read or is for another model.
 pub fn apply(model: &Model, path: &Path) -> Result<Model, Error> {
     let plan = Plan::load(path)?;
-    let (graph, _) = prepare(model)?;
+    let (graph, _) = passes::prepare(&model.graph).map_err(Error::graph(&model.path))?;
     plan.check(&graph)?;
     let mut graph = laid_out(&graph, &plan.patches);
     let stated = (!plan.preprocess.is_null()).then(|| plan.preprocess.to_string());

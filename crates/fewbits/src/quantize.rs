@@ -7,6 +7,7 @@ use crate::{
     sqnr::BalancedSqnr,
     stream::{Run, Source, stream},
 };
+use fewbits_data::Batch;
 use fewbits_graph::{
     DType, Graph, Grids, QuantParams, Tensor,
     exec::{self, Executor, Mode},
@@ -146,20 +147,23 @@ pub fn quantize(
         });
     }
     check_names(model, &settings.keep_float)?;
-    let (prepared, changes) = prepare(model)?;
+    let shapes = data_shapes(model, source)?;
+    let (prepared, changes) = passes::prepare(&model.graph).map_err(Error::graph(&model.path))?;
+    check_same(model, &prepared, &shapes)?;
     let first =
         |count: usize| Source { indices: source.indices[..count.min(source.indices.len())].to_vec(), ..*source };
-    let facts = exec::infer(&prepared, &model.example_shapes()).map_err(Error::graph(&model.path))?;
+    let facts = exec::infer(&prepared, &shapes).map_err(Error::graph(&model.path))?;
     let Reshaped { mut patches, ranges } =
         reshape(&prepared, &facts, settings, &first(RESHAPING_SAMPLES), threads, progress)?;
     let graph = laid_out(&prepared, &patches);
     let placement = place(&graph, &settings.target, &settings.keep_float);
-    let facts = exec::infer(&graph, &model.example_shapes()).map_err(Error::graph(&model.path))?;
-    let weights = importance::weights(&graph, &facts);
+    let facts = exec::infer(&graph, &shapes).map_err(Error::graph(&model.path))?;
     let rules = match settings.ranges {
         Ranges::Auto => CANDIDATES.to_vec(),
         Ranges::Rule(rule) => vec![rule],
     };
+    let weighs = |rule: &RangeRule| *rule == RangeRule::OutputMse;
+    let weights = if rules.iter().any(weighs) { importance::weights(&graph, &facts) } else { BTreeMap::new() };
     let compared = first(if rules.len() > 1 { COMPARED_SAMPLES } else { 0 });
     let kept = compared.indices.len().div_ceil(Model::fixed_batch(&graph).unwrap_or(1));
     let observed = observed_tensors(&graph, &placement);
@@ -270,7 +274,7 @@ fn reshape(
     let between = groups.iter().flat_map(|g| &g.tensors).chain(silus.iter().map(|s| &s.tensor));
     let tensors = outputs.iter().map(|s| &s.tensor).chain(between).cloned().collect();
     let none = BTreeMap::new();
-    let Observation { stats, .. } = observe(prepared, tensors, source, &none, 0, threads, progress)?;
+    let Observation { stats, references } = observe(prepared, tensors, source, &none, usize::MAX, threads, progress)?;
     let output_scaling::Scaling { patches, ranges } = output_scaling::scaling(prepared, &outputs, &stats);
     let plain = Reshaped { patches, ranges };
     let mut equalized = plain.clone();
@@ -285,7 +289,7 @@ fn reshape(
         let graph = laid_out(prepared, &reshaped.patches);
         let placement = place(&graph, &settings.target, &settings.keep_float);
         let observed = observed_tensors(&graph, &placement);
-        let seen = observe(&graph, observed, source, &none, usize::MAX, threads, progress)?;
+        let seen = observe(&graph, observed, source, &none, 0, threads, progress)?;
         let rule = RangeRule::Percentile(99.99);
         // Without shapes there is no bias correction, and the comparison is of ranges alone.
         let quick = Policy { weight_rule: WeightRule::MinMax, ..settings.policy.clone() };
@@ -299,7 +303,7 @@ fn reshape(
             weights: &weights,
         };
         let choice = choose(&ground, settings, rule)?;
-        output_sqnr(&graph, Mode::Integer(&choice.grids), source, &seen.references, threads, progress)
+        output_sqnr(&graph, Mode::Integer(&choice.grids), source, &references, threads, progress)
     };
     Ok(if sqnr(&equalized)? > sqnr(&plain)? { equalized } else { plain })
 }
@@ -324,22 +328,37 @@ fn patched(graph: &Graph, patches: &Patches) -> Graph {
     graph
 }
 
-/// The prepared graph, after a check that it computes the same as the original.
+/// Shapes of the inputs as the data have them, for one run of the network.
+fn data_shapes(model: &Model, source: &Source<'_>) -> Result<Vec<Vec<usize>>, Error> {
+    Model::input(&model.graph)?;
+    let first = source.indices.first().copied().ok_or_else(|| Error::Usage {
+        what: "there are no calibration samples".into(),
+        hint: "--samples must be at least 1".into(),
+    })?;
+    let mut shape = Batch::read(source.dataset, source.preprocess, &[first])?.shape;
+    if let Some(n) = shape.first_mut() {
+        *n = Model::fixed_batch(&model.graph).unwrap_or(1);
+    }
+    Ok(vec![shape])
+}
+
+/// Checks that the prepared graph computes what the model computes, on one made-up input.
 ///
 /// # Errors
-/// [`Error::Model`] if an output of the prepared graph differs by more than one part in a thousand of its largest element.
-pub fn prepare(model: &Model) -> Result<(Graph, Vec<Change>), Error> {
-    let (graph, changes) = passes::prepare(&model.graph).map_err(Error::graph(&model.path))?;
-    let shapes = model.example_shapes();
-    let inputs: Vec<Tensor> = model.graph.inputs.iter().zip(&shapes).map(|(v, dims)| example(v.dtype, dims)).collect();
+/// [`Error::Model`] if an output differs by more than one part in a thousand of its largest element.
+fn check_same(model: &Model, graph: &Graph, shapes: &[Vec<usize>]) -> Result<(), Error> {
+    let inputs: Vec<Tensor> = model.graph.inputs.iter().zip(shapes).map(|(v, dims)| example(v.dtype, dims)).collect();
     let threads = Threads::new(0);
     let outputs = |graph: &Graph| Executor::new(graph, Mode::Float, &threads).run(&inputs);
-    let (before, after) = (outputs(&model.graph), outputs(&graph));
+    let (before, after) = (outputs(&model.graph), outputs(graph));
     let (before, after) = (before.map_err(Error::graph(&model.path))?, after.map_err(Error::graph(&model.path))?);
     for ((a, b), info) in before.iter().zip(&after).zip(&graph.outputs) {
         let (Some(a), Some(b)) = (a.as_f32(), b.as_f32()) else { continue };
         let largest = a.iter().fold(0f32, |m, x| m.max(x.abs()));
-        let apart = a.iter().zip(b).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+        // A NaN on one side only is a difference; f32::max would pass it over.
+        let difference = |(x, y): (&f32, &f32)| if x.is_nan() && y.is_nan() || x == y { 0.0 } else { (x - y).abs() };
+        let worse = |m: f32, d: f32| if m.is_nan() || d.is_nan() { f32::NAN } else { m.max(d) };
+        let apart = a.iter().zip(b).map(difference).fold(0f32, worse);
         if apart.is_nan() || apart > 1e-3 * largest.max(1e-6) {
             return Err(Error::Model {
                 path: model.path.clone(),
@@ -348,7 +367,7 @@ pub fn prepare(model: &Model) -> Result<(Graph, Vec<Change>), Error> {
             });
         }
     }
-    Ok((graph, changes))
+    Ok(())
 }
 
 /// A smooth, varied input: `sin` of the element's position.

@@ -1,10 +1,10 @@
-//! Transposed convolution: as many ordinary convolutions as the stride has phases, each giving every stride-th output.
+//! Transposed convolution: the products of every pixel with every tap, then for each output the sum of those that reach it.
 //!
 //! What enters: NHWC images and IOHW weights. What leaves: NHWC images. Equal to [`reference()`] up to the order of the sums.
 
 use crate::float::{Activation, Epilogue, PackedConv};
 use crate::simd::Isa;
-use crate::{ConvGeometry, Threads};
+use crate::{ConvGeometry, Threads, chunks::for_each_chunk};
 
 /// `y[p] = bias + Σ x[i] · w[k]` over all `i`, `k` with `p = i · stride + k · dilation − pad`.
 ///
@@ -31,57 +31,24 @@ pub struct TransposedGeometry {
     pub output: [usize; 2],
 }
 
-/// One phase along one axis: which outputs, made by which taps.
-#[derive(Clone, Debug)]
-struct Line {
-    /// First output and how many, `stride` apart.
-    first: usize,
-    count: usize,
-    /// Taps of the kernel, in the order in which they meet rising inputs.
-    taps: Vec<usize>,
-    dilation: usize,
-    /// Padding of the ordinary convolution at start and end.
-    pads: [usize; 2],
-    /// Leading results of the ordinary convolution that are no outputs.
-    skip: usize,
-}
-
-/// The ordinary convolution of one pair of phases; `None` where no tap reaches.
-#[derive(Debug)]
-struct Phase {
-    lines: [Line; 2],
-    conv: Option<PackedConv>,
-}
-
 /// A transposed convolution with its weights laid out for the kernels that run it.
 #[derive(Debug)]
 pub struct PackedConvTranspose {
     geometry: TransposedGeometry,
-    phases: Vec<Phase>,
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
+    /// Makes every tap's product with every input pixel: channels `[group, tap, output channel of the group]`.
+    products: PackedConv,
 }
 
 impl TransposedGeometry {
-    /// The outputs `p` with `(p + pad) % stride == phase`.
-    fn line(&self, axis: usize, phase: usize) -> Line {
-        let (stride, dilation, pad) = (self.stride[axis], self.dilation[axis], self.pads[axis]);
-        // p = q · stride + phase − pad for q = start, start + 1, …
-        let start = pad.saturating_sub(phase).div_ceil(stride);
-        let first = start * stride + phase - pad;
-        let count = self.output[axis].saturating_sub(first).div_ceil(stride);
-        let mut taps: Vec<usize> = (0..self.kernel[axis]).filter(|k| k * dilation % stride == phase).collect();
-        // Tap k meets input i = q − (k · dilation − phase) / stride: falling, so the taps are turned round.
-        taps.reverse();
-        let step = dilation / gcd(stride, dilation);
-        let reach = taps.first().map_or(0, |k| (k * dilation - phase) / stride);
-        let skip = start.saturating_sub(reach);
-        let lead = (reach + skip) - start;
-        let extent = taps.len().saturating_sub(1) * step + 1;
-        let tail = (skip + count + extent - 1).saturating_sub(self.input[axis] + lead);
-        Line { first, count, taps, dilation: step, pads: [lead, tail], skip }
+    /// The input that tap `k` takes to output `p`, along one axis.
+    fn source(&self, axis: usize, p: usize, k: usize) -> Option<usize> {
+        let reach = (p + self.pads[axis]).checked_sub(k * self.dilation[axis])?;
+        let input = reach / self.stride[axis];
+        (reach % self.stride[axis] == 0 && input < self.input[axis]).then_some(input)
+    }
+
+    fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
     }
 }
 
@@ -92,43 +59,35 @@ impl PackedConvTranspose {
     /// If the weights do not have the geometry's length.
     pub fn new(geometry: &TransposedGeometry, weights: &[f32]) -> Self {
         let g = *geometry;
-        let [kh, kw] = g.kernel;
-        let (group_in, group_out) = (g.in_channels / g.groups, g.out_channels / g.groups);
-        assert_eq!(weights.len(), g.in_channels * group_out * kh * kw, "weights have the geometry's length");
-        let phase = |index: usize| {
-            let lines = [g.line(0, index / g.stride[1]), g.line(1, index % g.stride[1])];
-            let mut ordered = Vec::new();
-            for o in 0..g.out_channels {
-                for c in 0..group_in {
-                    let filter = ((o / group_out * group_in + c) * group_out + o % group_out) * kh * kw;
-                    let taps = lines[0].taps.iter().flat_map(|r| lines[1].taps.iter().map(move |s| r * kw + s));
-                    ordered.extend(taps.map(|tap| weights[filter + tap]));
-                }
-            }
-            let conv = ConvGeometry {
-                in_channels: g.in_channels,
-                out_channels: g.out_channels,
-                kernel: [lines[0].taps.len(), lines[1].taps.len()],
-                stride: [1, 1],
-                dilation: [lines[0].dilation, lines[1].dilation],
-                pads: [lines[0].pads[0], lines[1].pads[0], lines[0].pads[1], lines[1].pads[1]],
-                groups: g.groups,
-            };
-            let conv = (!ordered.is_empty()).then(|| PackedConv::new(&conv, &ordered));
-            Phase { lines, conv }
+        let (group_in, group_out, taps) = (g.in_channels / g.groups, g.out_channels / g.groups, g.taps());
+        assert_eq!(weights.len(), g.in_channels * group_out * taps, "weights have the geometry's length");
+        let mut ordered = Vec::with_capacity(weights.len());
+        for (group, tap, o) in positions(g.groups, taps, group_out) {
+            let channels = group * group_in..(group + 1) * group_in;
+            ordered.extend(channels.map(|c| weights[(c * group_out + o) * taps + tap]));
+        }
+        let pixelwise = ConvGeometry {
+            in_channels: g.in_channels,
+            out_channels: g.out_channels * taps,
+            kernel: [1, 1],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pads: [0; 4],
+            groups: g.groups,
         };
-        let phases = (0..g.stride[0] * g.stride[1]).map(phase);
-        PackedConvTranspose { geometry: g, phases: phases.filter(|p| p.lines.iter().all(|l| l.count > 0)).collect() }
+        PackedConvTranspose { geometry: g, products: PackedConv::new(&pixelwise, &ordered) }
     }
 
-    /// How many numbers of scratch [`PackedConvTranspose::run`] needs for `n` images on `threads` threads.
-    pub fn scratch_len(&self, threads: usize, n: usize) -> usize {
+    /// How many numbers of the products of one image there are.
+    fn products_len(&self) -> usize {
         let [h, w] = self.geometry.input;
-        let phase = |p: &Phase| {
-            let [oh, ow] = p.conv.as_ref()?.geometry().output_size(h, w)?;
-            Some(n * oh * ow * self.geometry.out_channels + p.conv.as_ref()?.scratch_len(threads, n, h, w))
-        };
-        self.phases.iter().filter_map(phase).max().unwrap_or(0)
+        h * w * self.geometry.taps() * self.geometry.out_channels
+    }
+
+    /// How many numbers of scratch [`PackedConvTranspose::run`] needs on `threads` threads.
+    pub fn scratch_len(&self, threads: usize) -> usize {
+        let [h, w] = self.geometry.input;
+        self.products_len() + self.products.scratch_len(threads, 1, h, w)
     }
 
     /// Computes `n` images; the activation is applied last.
@@ -148,33 +107,38 @@ impl PackedConvTranspose {
     ) {
         let g = &self.geometry;
         let ([h, w], [oh, ow], channels) = (g.input, g.output, g.out_channels);
+        let (taps, group_out) = (g.taps(), channels / g.groups);
+        assert_eq!(x.len(), n * h * w * g.in_channels, "the input has the geometry's shape");
         assert_eq!(y.len(), n * oh * ow * channels, "the output has the geometry's shape");
-        for Phase { lines: [rows, columns], conv } in &self.phases {
-            // The bias comes last, as in ONNX Runtime: an initial value would be rounded into every partial sum.
-            let epilogue = Epilogue { bias: None, residual: None, activation: Activation::Identity };
-            let (mut source, mut size) = (&[][..], [0, 0]);
-            if let Some(conv) = conv {
-                size = conv.geometry().output_size(h, w).expect("the padding makes the kernel fit");
-                let (out, rest) = scratch.split_at_mut(n * size[0] * size[1] * channels);
-                conv.run(threads, [n, h, w], x, &epilogue, out, rest);
-                source = out;
-            }
-            for (image, r, c) in positions(n, rows.count, columns.count) {
-                let (row, column) = (rows.first + r * g.stride[0], columns.first + c * g.stride[1]);
-                let to = &mut y[((image * oh + row) * ow + column) * channels..][..channels];
-                if conv.is_some() {
-                    let from = ((image * size[0] + r + rows.skip) * size[1] + c + columns.skip) * channels;
-                    to.copy_from_slice(&source[from..from + channels]);
-                } else {
-                    to.fill(0.0);
-                }
-                if let Some(bias) = bias {
-                    to.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
-                }
-            }
+        if x.is_empty() || y.is_empty() {
+            return y.fill(0.0);
         }
-        if activation != Activation::Identity {
-            activation.apply(Isa::best(), y);
+        let isa = Isa::best();
+        let (products, rest) = scratch.split_at_mut(self.products_len());
+        for (x, y) in x.chunks_exact(h * w * g.in_channels).zip(y.chunks_exact_mut(oh * ow * channels)) {
+            let epilogue = Epilogue { bias: None, residual: None, activation: Activation::Identity };
+            self.products.run(threads, [1, h, w], x, &epilogue, products, rest);
+            let products = &*products;
+            for_each_chunk(threads, y, ow * channels, taps, |first, lines| {
+                for (pixel, to) in (first / channels..).zip(lines.chunks_exact_mut(channels)) {
+                    to.fill(0.0);
+                    // Tap by tap, then the bias: the order of ONNX Runtime's sums.
+                    for tap in 0..taps {
+                        let i = g.source(0, pixel / ow, tap / g.kernel[1]);
+                        let j = g.source(1, pixel % ow, tap % g.kernel[1]);
+                        let (Some(i), Some(j)) = (i, j) else { continue };
+                        let from = &products[(i * w + j) * taps * channels..][..taps * channels];
+                        for (group, to) in to.chunks_exact_mut(group_out).enumerate() {
+                            let from = &from[(group * taps + tap) * group_out..][..group_out];
+                            to.iter_mut().zip(from).for_each(|(y, product)| *y += product);
+                        }
+                    }
+                    if let Some(bias) = bias {
+                        to.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+                    }
+                    activation.apply(isa, to);
+                }
+            });
         }
     }
 }
@@ -211,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn phases_equal_spreading() {
+    fn gathering_equals_spreading() {
         let g = TransposedGeometry {
             in_channels: 4,
             out_channels: 6,
@@ -241,7 +205,7 @@ mod tests {
             let (x, bias) = (values(n * g.input[0] * g.input[1] * 4, 7), values(6, 3));
             let packed = PackedConvTranspose::new(&g, &weights);
             let mut y = vec![f32::NAN; n * g.output[0] * g.output[1] * 6];
-            let mut scratch = vec![0.0; packed.scratch_len(2, n)];
+            let mut scratch = vec![0.0; packed.scratch_len(2)];
             packed.run(&threads, n, &x, Some(&bias), Activation::Identity, &mut y, &mut scratch);
             // Small integers: every order of summation is exact.
             assert_eq!(y, reference(&g, n, &weights, Some(&bias), &x), "{g:?}");

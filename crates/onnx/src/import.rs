@@ -180,11 +180,33 @@ fn operator(node: &RawNode) -> Result<Op, OpError> {
         Err(OpError::Unsupported(_)) => return Ok(opaque()),
         other => other?,
     };
+    if !matches!(op, Op::Opaque(_)) {
+        check_arity(node)?;
+    }
     let kept = op.def().attrs();
     let lost = |(name, value): (&String, &Attr)| {
         !kept.0.contains_key(name) && !versions::has_no_effect(&node.op_type, name, value)
     };
     Ok(if node.attrs.0.iter().any(lost) { opaque() } else { op })
+}
+
+/// Checks that a known operator has the inputs it cannot do without, and no more than it has names for.
+fn check_arity(node: &RawNode) -> Result<(), OpError> {
+    let (least, most) = versions::inputs(&node.op_type);
+    if let Some(index) = (0..least).find(|&i| node.inputs.get(i).is_none_or(String::is_empty)) {
+        return Err(OpError::MissingInput { index });
+    }
+    if node.inputs.len() > most {
+        return Err(OpError::Unsupported(format!(
+            "{} inputs ({} has at most {most})",
+            node.inputs.len(),
+            node.op_type
+        )));
+    }
+    if node.outputs.iter().all(String::is_empty) {
+        return Err(OpError::Unsupported("a node without outputs".into()));
+    }
+    Ok(())
 }
 
 /// A unique name for each node: its own, `TYPE_OUTPUT` if it has none, with a number where that is taken.

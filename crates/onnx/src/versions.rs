@@ -166,6 +166,28 @@ pub(crate) fn ir_version(opset: i64) -> i64 {
     }
 }
 
+/// How many inputs an operator needs at least, and how many it knows.
+pub(crate) fn inputs(op_type: &str) -> (usize, usize) {
+    match op_type {
+        "Range" | "Where" => (3, 3),
+        "BatchNormalization" => (5, 5),
+        "QuantizeLinear" | "DequantizeLinear" => (2, 3),
+        "Conv" | "ConvTranspose" | "Gemm" => (2, 3),
+        "Pad" => (2, 4),
+        "Slice" => (3, 5),
+        "Resize" => (1, 4),
+        "Clip" | "Dropout" => (1, 3),
+        "InstanceNormalization" => (3, 3),
+        "LayerNormalization" => (2, 3),
+        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "MatMul" | "PRelu" | "Gather" | "Expand" | "Tile" | "Reshape"
+        | "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "And" | "Or" | "Unsqueeze" => (2, 2),
+        "Squeeze" | "Split" | "ReduceMean" | "ReduceSum" | "ReduceMax" => (1, 2),
+        "Concat" | "Min" | "Max" => (1, usize::MAX),
+        "Constant" => (0, 0),
+        _ => (1, 1),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -55,6 +55,7 @@ fn small_model() -> Vec<u8> {
 fn digest(bytes: &[u8]) -> bool {
     let Ok(graph) = import_bytes(bytes, None) else { return false };
     let _ = lift(&graph).map(|l| export(&l.graph, 13));
+    let _ = fewbits_graph::passes::prepare(&graph);
     export(&graph, 21).is_ok()
 }
 

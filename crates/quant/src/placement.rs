@@ -171,6 +171,16 @@ impl<'a> Placer<'a> {
                 self.integer.insert(i, "integer kernel".into());
             }
         }
+        // ONNX Runtime rounds the weights of a float transposed convolution between Q and DQ by itself, if they are not rounded yet.
+        for i in 0..self.graph.nodes.len() {
+            let node = &self.graph.nodes[i];
+            let one_group = matches!(&node.op, Op::ConvTranspose(conv) if conv.group == 1);
+            let kept = self.keep_float.contains(&node.name);
+            if one_group && !kept && self.sites.contains_key(&node.inputs[0]) && self.sites.contains_key(node.output())
+            {
+                self.place_weight(i);
+            }
+        }
     }
 
     fn place_layer(&mut self, i: usize) {
@@ -443,3 +453,6 @@ fn clamp_bounds(graph: &Graph, node: &Node) -> Option<(f32, f32)> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ mod histogram;
 
 pub use histogram::{Histogram, MAX_BINS};
 
-use fewbits_kernels::moments::{Moments, moments};
+use fewbits_kernels::moments::{Moments, channel_moments, moments};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -212,14 +212,7 @@ impl ChannelStats {
         let mut partial = vec![0f32; channels];
         for block in values.chunks(64 * channels) {
             partial.fill(0.0);
-            for place in block.chunks_exact(channels) {
-                let extremes = min.iter_mut().zip(&mut max);
-                for ((sum, (min, max)), &x) in partial.iter_mut().zip(extremes).zip(place) {
-                    *sum += x;
-                    *min = if x < *min { x } else { *min };
-                    *max = if x > *max { x } else { *max };
-                }
-            }
+            channel_moments(block, &mut partial, &mut min, &mut max);
             sum.iter_mut().zip(&partial).for_each(|(sum, &p)| *sum += f64::from(p));
         }
         ChannelStats { count: (values.len() / channels) as u64, sum, min, max }

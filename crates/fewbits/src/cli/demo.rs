@@ -85,7 +85,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         let bytes = export::write(&file, &qdq)?;
         plan::of(&quantized, &settings, samples, out.global.seed, Some(&preprocess))
             .save(&args.out.join(format!("{stem}.plan.json")))?;
-        let summary = summarize(&model, &quantized, &settings, samples, bytes, begun.elapsed())?;
+        let summary = summarize(&model, &quantized, &settings, samples, bytes, begun.elapsed());
         let accuracy = |mode: Mode<'_>| evaluate(&quantized.graph, mode, &test, threads, &*progress);
         let (fake, integer) =
             (accuracy(Mode::FakeQuant(&quantized.grids))?, accuracy(Mode::Integer(&quantized.grids))?);

@@ -108,7 +108,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     if let Some(path) = &args.plan {
         plan::of(&quantized, &settings, source.indices.len(), out.global.seed, stated).save(path)?;
     }
-    let summary = summarize(&model, &quantized, &settings, source.indices.len(), bytes, start.elapsed())?;
+    let summary = summarize(&model, &quantized, &settings, source.indices.len(), bytes, start.elapsed());
     if let Some(path) = &args.report {
         let subject = report::Subject {
             command: &command_line(),

@@ -91,7 +91,7 @@ impl Channels {
                 second[c] = second[c].max(w);
             }
         }
-        (channels > 0 && inner > 0).then_some(Channels { largest, second, count: values.len() / channels })
+        (channels > 0 && inner > 0).then(|| Channels { largest, second, count: values.len() / channels })
     }
 
     fn is_alive(&self, channel: usize) -> bool {

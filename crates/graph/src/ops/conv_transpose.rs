@@ -91,14 +91,14 @@ impl ConvTranspose {
         let has_bias = optional(ins, 2).is_some();
         let run = move |packed: &PackedConvTranspose, io: &mut Io<'_>| {
             let (threads, x, bias) = (io.threads, io.f32(0), has_bias.then(|| io.f32(2)));
-            let needed = packed.scratch_len(threads.count(), n);
+            let needed = packed.scratch_len(threads.count());
             let (y, scratch) = io.out_f32_and_scratch(0);
             product::with_scratch(scratch, needed, |scratch| packed.run(threads, n, x, bias, activation, y, scratch));
         };
         Ok(match required(ins, 1)?.value.as_ref().and_then(|w| w.as_f32()) {
             Some(weight) => {
                 let packed = PackedConvTranspose::new(&geometry, weight);
-                let scratch = packed.scratch_len(product::usual_threads(), n);
+                let scratch = packed.scratch_len(product::usual_threads());
                 Kernel::new(move |io| run(&packed, io)).with_scratch(scratch)
             }
             None => Kernel::new(move |io| run(&PackedConvTranspose::new(&geometry, io.f32(1)), io)),

@@ -29,8 +29,11 @@ pub struct SpaceToDepth {
 /// The four dimensions of input 0.
 fn image(ins: Facts) -> Result<[usize; 4], OpError> {
     let dims = &required(ins, 0)?.dims;
-    <[usize; 4]>::try_from(&dims[..])
-        .map_err(|_| OpError::Shapes { what: "the input and 4 axes", left: dims.clone(), right: vec![4] })
+    <[usize; 4]>::try_from(&dims[..]).map_err(|_| OpError::Shapes {
+        what: "the input and 4 axes",
+        left: dims.clone(),
+        right: vec![4],
+    })
 }
 
 fn block(attrs: &Attrs) -> Result<usize, OpError> {

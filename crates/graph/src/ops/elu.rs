@@ -35,7 +35,9 @@ impl OpDef for Elu {
         Ok(Kernel::new(move |io| {
             let (threads, x) = (io.threads, io.f32(0));
             for_each_chunk(threads, io.out_f32(0), 1, 4, |first, y| {
-                y.iter_mut().zip(&x[first..]).for_each(|(y, &x)| *y = if x < 0.0 { alpha * (x.exp() - 1.0) } else { x });
+                y.iter_mut()
+                    .zip(&x[first..])
+                    .for_each(|(y, &x)| *y = if x < 0.0 { alpha * (x.exp() - 1.0) } else { x });
             });
         }))
     }

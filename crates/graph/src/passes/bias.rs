@@ -71,7 +71,7 @@ pub(super) fn add_zero(graph: &mut Graph) -> Result<usize, GraphError> {
 /// Whether `name` certainly has two axes.
 fn is_matrix(graph: &Graph, name: &str) -> bool {
     let declared = graph.inputs.iter().any(|v| v.name == name && v.dims.as_ref().is_some_and(|d| d.len() == 2));
-    let producer = graph.nodes.iter().find(|n| n.output() == name);
+    let producer = graph.nodes.iter().find(|n| n.outputs.iter().any(|o| o == name));
     declared || producer.is_some_and(|n| matches!(n.op, Op::Flatten(_) | Op::Gemm(_)))
 }
 

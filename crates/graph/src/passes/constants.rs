@@ -4,10 +4,10 @@ use crate::{
     error::GraphError,
     exec::constant,
     graph::Graph,
-    op::{Fact, Op},
+    op::{Fact, Op, Role},
 };
 use fewbits_kernels::Threads;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 pub(super) fn fold(graph: &mut Graph) -> Result<usize, GraphError> {
     let threads = Threads::new(1);
@@ -34,4 +34,27 @@ pub(super) fn fold(graph: &mut Graph) -> Result<usize, GraphError> {
     }
     graph.nodes.retain(|n| !n.outputs.is_empty());
     Ok(folded)
+}
+
+/// Every layer gets weights and a bias of its own, so that methods can change them layer by layer.
+pub(super) fn unshare(graph: &mut Graph) -> Result<usize, GraphError> {
+    let mut seen = BTreeSet::new();
+    let mut copied = 0;
+    for i in 0..graph.nodes.len() {
+        let rule = graph.nodes[i].op.def().quant_rule();
+        for k in 0..graph.nodes[i].inputs.len() {
+            let name = graph.nodes[i].inputs[k].clone();
+            let role = rule.role(k);
+            let belongs = matches!(role, Role::Weight { .. } | Role::Bias) && graph.constants.contains_key(&name);
+            if !belongs || seen.insert(name.clone()) {
+                continue;
+            }
+            let copy = graph.fresh_name(&name);
+            graph.constants.insert(copy.clone(), graph.constants[&name].clone());
+            seen.insert(copy.clone());
+            graph.nodes[i].inputs[k] = copy;
+            copied += 1;
+        }
+    }
+    Ok(copied)
 }

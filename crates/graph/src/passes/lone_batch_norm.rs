@@ -28,7 +28,9 @@ pub(super) fn move_to_layers(graph: &mut Graph) -> Result<usize, GraphError> {
         let total = graph.nodes[norm].input(1).and_then(|name| graph.constant(name)).map(|t| t.len());
         let Some(widths) = widths.filter(|w| Some(w.iter().sum::<usize>()) == total) else { continue };
         let parameters: Option<Vec<Vec<f32>>> = (1..5)
-            .map(|i| Some(graph.constant(graph.nodes[norm].input(i)?)?.as_f32().filter(|v| Some(v.len()) == total)?.to_vec()))
+            .map(|i| {
+                Some(graph.constant(graph.nodes[norm].input(i)?)?.as_f32().filter(|v| Some(v.len()) == total)?.to_vec())
+            })
             .collect();
         let Some(parameters) = parameters else { continue };
         let mut start = 0;

@@ -48,6 +48,7 @@ const FOLD: &[(&str, Pass)] = &[
 
 /// Places for methods to put their numbers; neutral until they do.
 const SLOTS: &[(&str, Pass)] = &[
+    ("shared weights copied", constants::unshare),
     ("layers given a bias of zero", bias::add_zero),
     ("SiLUs between layers given a scale", silu_slots::insert),
     ("last layers given an output scale", output_slots::insert),
@@ -109,5 +110,5 @@ fn is_spatial(graph: &Graph, name: &str) -> bool {
         let Some(input) = node.input(0) else { return false };
         name = input;
     }
-    false
+    graph.inputs.iter().any(|v| v.name == name && v.dims.as_ref().is_some_and(|d| d.len() == 4))
 }

@@ -40,7 +40,8 @@ pub(super) fn insert(graph: &mut Graph) -> Result<usize, GraphError> {
         let readers = graph.nodes[i].outputs.iter().filter_map(|o| consumers.get(o.as_str())).flatten();
         leads_to_layer[i] = readers.into_iter().any(|&r| is_layer(r) || leads_to_layer[r]);
     }
-    let candidates: Vec<bool> = leads_to_layer.iter().enumerate().map(|(i, leads_on)| !leads_on && is_layer(i)).collect();
+    let candidates: Vec<bool> =
+        leads_to_layer.iter().enumerate().map(|(i, leads_on)| !leads_on && is_layer(i)).collect();
     let mut inserted = 0;
     for (layer, last) in candidates.into_iter().enumerate() {
         let node = &graph.nodes[layer];

@@ -15,8 +15,8 @@ pub(super) fn to_global_average_pool(graph: &mut Graph) -> Result<usize, GraphEr
         let axes = graph.nodes[i].input(1).and_then(|name| graph.constant(name)).and_then(|t| t.to_i64());
         let Some(mut axes) = axes else { continue };
         axes.sort_unstable();
-        // Negative axes [-2, -1] could mean any rank; only [2, 3] and [-2, -1] behind a 4-D producer are certain.
-        let spatial = axes == [2, 3] || (axes == [-2, -1] && is_spatial(graph, &graph.nodes[i].inputs[0]));
+        // The axes alone do not say how many there are.
+        let spatial = (axes == [2, 3] || axes == [-2, -1]) && is_spatial(graph, &graph.nodes[i].inputs[0]);
         if !spatial {
             continue;
         }

@@ -59,7 +59,7 @@ fn silu_between_layers(graph: &Graph, gate: usize) -> Option<(usize, usize)> {
     if !fits || readers != 2 || graph.is_output(tensor) || !matches!(second.op, Op::Conv(_)) {
         return None;
     }
-    let first = graph.nodes.iter().position(|n| n.output() == tensor)?;
+    let first = graph.nodes.iter().position(|n| n.outputs.iter().any(|o| o == tensor))?;
     let weight = graph.nodes[first].input(1).and_then(|w| graph.constant(w)).filter(|w| w.dims.len() == 4)?;
     matches!(graph.nodes[first].op, Op::Conv(_)).then(|| (first, weight.dims[0]))
 }
@@ -72,7 +72,7 @@ pub fn silu_slots(graph: &Graph) -> Vec<SiluSlot> {
         let gate = &graph.nodes[only_reader(graph, node.output())?];
         let product = &graph.nodes[only_reader(graph, gate.output())?];
         let second = only_reader(graph, product.output())?;
-        let first = graph.nodes.iter().position(|n| *n.output() == tensor)?;
+        let first = graph.nodes.iter().position(|n| n.outputs.contains(&tensor))?;
         Some(SiluSlot { first, second, tensor, scale })
     };
     graph.nodes.iter().filter(|n| matches!(n.op, Op::Mul(_))).filter_map(slot).collect()

@@ -121,6 +121,9 @@ fn input_groups(graph: &Graph, layer: usize) -> Option<bool> {
     }
 }
 
+/// A constant, the axis of its channels, and what to multiply each by.
+type Edit<'a> = (&'a str, usize, &'a dyn Fn(usize) -> f64);
+
 /// Replacement weights and biases that equalize every group whose tensors have statistics by channel.
 pub fn patches(graph: &Graph, stats: &Stats) -> BTreeMap<String, Arc<Tensor>> {
     let mut patched = graph.clone();
@@ -128,7 +131,7 @@ pub fn patches(graph: &Graph, stats: &Stats) -> BTreeMap<String, Arc<Tensor>> {
     for group in groups(graph) {
         let Some(scales) = scales(graph, &group, stats) else { continue };
         let (divide, multiply) = (|c: usize| 1.0 / scales[c], |c: usize| scales[c]);
-        let mut edits: Vec<(&str, usize, &dyn Fn(usize) -> f64)> = Vec::new();
+        let mut edits: Vec<Edit> = Vec::new();
         for &writer in &group.writers {
             let names = graph.nodes[writer].inputs.iter().skip(1).filter(|name| !name.is_empty());
             edits.extend(names.map(|name| (name.as_str(), 0, &divide as &dyn Fn(usize) -> f64)));

@@ -1,0 +1,90 @@
+use super::*;
+use fewbits_graph::{Attr, Attrs, DType, Tensor, ValueInfo};
+use std::sync::Arc;
+
+fn op(name: &str, attrs: &[(&str, Attr)]) -> Op {
+    let attrs = attrs.iter().fold(Attrs::default(), |all, (name, value)| all.with(name, value.clone()));
+    Op::from_attrs(name, &attrs).unwrap()
+}
+
+/// A graph from `x` to the last node's output; every node is named after what it writes, and `w` is a weight.
+fn graph(nodes: &[(Op, &[&str], &str)]) -> Graph {
+    let value = |name: &str| ValueInfo { name: name.into(), dtype: DType::F32, dims: None };
+    let node = |(op, inputs, output): &(Op, &[&str], &str)| Node {
+        name: output.to_string(),
+        op: op.clone(),
+        inputs: inputs.iter().map(|s| s.to_string()).collect(),
+        outputs: vec![output.to_string()],
+    };
+    let constants = [
+        ("w", Tensor::f32(&[2, 2, 1, 1], vec![0.5; 4])),
+        ("b", Tensor::f32(&[2], vec![0.5; 2])),
+        ("two", Tensor::i64(&[1], vec![2])),
+    ];
+    Graph {
+        nodes: nodes.iter().map(node).collect(),
+        inputs: vec![value("x")],
+        outputs: vec![value(nodes[nodes.len() - 1].2)],
+        constants: constants.map(|(name, tensor)| (name.to_string(), Arc::new(tensor))).into(),
+        ..Graph::default()
+    }
+}
+
+fn placed(nodes: &[(Op, &[&str], &str)]) -> Placement {
+    place(&graph(nodes), &"ort".parse().unwrap(), &BTreeSet::new())
+}
+
+fn runs_in_integers(placement: &Placement, node: &str) -> bool {
+    placement.nodes.iter().find(|n| n.node == node).unwrap().integer
+}
+
+#[test]
+fn sizes_computed_from_shapes_have_no_grid() {
+    let placement = placed(&[
+        (op("Conv", &[]), &["x", "w", "b"], "a"),
+        (op("Shape", &[]), &["a"], "s"),
+        (op("Mul", &[]), &["s", "two"], "t"),
+        (op("Reshape", &[]), &["a", "t"], "r"),
+        (op("Conv", &[]), &["r", "w", "b"], "y"),
+    ]);
+    assert!(!runs_in_integers(&placement, "s") && !runs_in_integers(&placement, "t"));
+    assert!(!placement.sites.contains_key("s") && !placement.sites.contains_key("t"));
+    assert_eq!(placement.sites["r"], Site::SameAs("a".into()));
+}
+
+#[test]
+fn an_expectation_over_a_softmax_is_no_layer() {
+    let placement = placed(&[
+        (op("Conv", &[]), &["x", "w", "b"], "a"),
+        (op("Softmax", &[("axis", Attr::Int(1))]), &["a"], "p"),
+        (op("Transpose", &[]), &["p"], "t"),
+        (op("Conv", &[]), &["t", "w", "b"], "y"),
+    ]);
+    assert!(runs_in_integers(&placement, "a") && !runs_in_integers(&placement, "y"));
+    assert!(!placement.sites.contains_key("t") && !placement.sites.contains_key("y"));
+}
+
+#[test]
+fn a_transposed_convolution_between_grids_has_rounded_weights() {
+    let conv = op("Conv", &[]);
+    let transposed = op("ConvTranspose", &[]);
+    let mut nodes: Vec<(Op, &[&str], &str)> = vec![
+        (conv.clone(), &["x", "v", "b"], "a"),
+        (transposed, &["a", "w", "b2"], "t"),
+        (conv, &["t", "v", "b"], "y"),
+    ];
+    let with = |nodes: &[(Op, &[&str], &str)]| {
+        let mut graph = graph(nodes);
+        for (name, of) in [("v", "w"), ("b2", "b")] {
+            let tensor = graph.constants[of].clone();
+            graph.constants.insert(name.into(), tensor);
+        }
+        place(&graph, &"ort".parse().unwrap(), &BTreeSet::new())
+    };
+    let placement = with(&nodes);
+    assert!(!runs_in_integers(&placement, "t"));
+    assert!(matches!(placement.sites["w"], Site::Weight { axis: 1, .. }) && placement.sites.contains_key("b2"));
+    // Behind the last layer no grid follows: ONNX Runtime leaves the weights alone, and so do we.
+    nodes.truncate(2);
+    assert!(!with(&nodes).sites.contains_key("w"));
+}
