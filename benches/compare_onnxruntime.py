@@ -109,20 +109,27 @@ quantize_static(model, output, Reader(), quant_format=QuantFormat.QDQ, per_chann
 def measured(command):
     """Seconds, CPU seconds and peak megabytes of a command."""
     start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    error = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
+    with tempfile.TemporaryFile() as printed:
+        child = subprocess.Popen(command, stdout=printed, stderr=subprocess.PIPE)
+        error = child.stderr.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        printed.seek(0)
+        output = printed.read()
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
         sys.exit(f"{command[0]} failed:\n{error.decode(errors='replace')}")
     unit = 1e6 if sys.platform == "darwin" else 1e3  # ru_maxrss counts bytes on macOS, kilobytes elsewhere
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit
+    peak = usage.ru_maxrss / unit
+    if output.startswith(b"{"):
+        # The system's figure never falls below what this interpreter held when it started the program.
+        peak = (json.loads(output).get("peak_rss_bytes") or peak * 1e6) / 1e6
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, peak
 
 
 def compare_calibration(options, model, rows):
     with tempfile.TemporaryDirectory() as folder:
         output = os.path.join(folder, "quantized.onnx")
-        arguments = ["--calib", options.calib, "--samples", str(options.samples), "--preprocess", "none", "--quiet"]
+        arguments = ["--calib", options.calib, "--samples", str(options.samples), "--preprocess", "none", "--quiet", "--format", "json"]
         commands = {
             f"fewbits --ranges {rule}": [options.fewbits, "quantize", model, *arguments, "--ranges", rule, "-o", output]
             for rule in options.ranges

@@ -23,7 +23,8 @@ pub fn write_atomically(
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let mut temporary = builder.tempfile_in(folder)?;
+    // Its errors name the temporary file, which nobody knows.
+    let mut temporary = builder.tempfile_in(folder).map_err(|e| io::Error::from(e.kind()))?;
     let mut buffered = BufWriter::new(temporary.as_file_mut());
     write(&mut buffered)?;
     buffered.flush()?;

@@ -147,11 +147,6 @@ impl Dataset {
         self.labels.is_some()
     }
 
-    /// The largest label: it must be below the number of classes of a network.
-    pub fn max_label(&self) -> Option<usize> {
-        self.labels.as_ref()?.iter().max().copied()
-    }
-
     /// Names of the classes, where the data say them.
     pub fn class_names(&self) -> &[String] {
         &self.class_names

@@ -3,11 +3,10 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use fewbits_data::{
-    Batch, Channels, DataError, Dataset, Loader, OpenOptions, Preprocess, Resize, Sample,
+    Batch, Channels, DataError, Dataset, OpenOptions, Preprocess, Resize, Sample,
     npy::{self, Elements},
     npz,
 };
@@ -122,7 +121,6 @@ fn arrays() {
     let y = save("y.npy", &[4, 1], Elements::I64(&[0, 1, 0, 9]));
     let dataset = Dataset::open(&x, &OpenOptions { labels: Some(y), ..Default::default() }).unwrap();
     assert_eq!(labels(&dataset), [0, 1, 0, 9].map(Some));
-    assert_eq!(dataset.max_label(), Some(9));
     let batch = Batch::read(&dataset, &Preprocess::default(), &[3, 1]).unwrap();
     assert_eq!((batch.shape, batch.data), (vec![2, 3], vec![9.0, 10.0, 11.0, 3.0, 4.0, 5.0]));
 
@@ -199,55 +197,31 @@ fn coco_annotations() {
 }
 
 #[test]
-fn batches_do_not_depend_on_threads() {
+fn batches_hold_the_samples_asked_for() {
     let root = folder();
     for i in 0..11u8 {
         write_png(&root.path().join(format!("{i:02}.png")), 5, 4, [i; 3]);
     }
-    let dataset = Arc::new(open(root.path()).unwrap());
+    let dataset = open(root.path()).unwrap();
     let preprocess = Preprocess { crop: Some(2), ..Default::default() };
-    let batches = |threads| {
-        let loader = Loader::new(Arc::clone(&dataset), preprocess.clone(), dataset.first(None), 3, threads);
-        loader.collect::<Result<Vec<_>, _>>().unwrap()
-    };
-    let one = batches(1);
-    assert_eq!(one.iter().map(|b| b.shape[0]).collect::<Vec<_>>(), [3, 3, 3, 2]);
-    assert_eq!(one[1].indices, [3, 4, 5]);
-    assert_eq!((one[3].data[12], one[3].original_sizes[1]), (10.0, (5, 4)));
-    for threads in [0, 2, 3, 16] {
-        assert_eq!(batches(threads), one, "{threads} threads");
-    }
-    assert_eq!(Loader::new(Arc::clone(&dataset), preprocess.clone(), Vec::new(), 3, 2).count(), 0);
-    // Dropping a loader early ends its threads, which then let go of the data set.
-    let mut loader = Loader::new(Arc::clone(&dataset), preprocess, dataset.first(None), 1, 2);
-    loader.next().unwrap().unwrap();
-    drop(loader);
-    for _ in 0..2000 {
-        if Arc::strong_count(&dataset) == 1 {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    panic!("threads still run");
+    let batch = Batch::read(&dataset, &preprocess, &[9, 10]).unwrap();
+    assert_eq!((batch.shape, batch.indices), (vec![2, 3, 2, 2], vec![9, 10]));
+    assert_eq!((batch.data[12], batch.original_sizes[1]), (10.0, (5, 4)));
 }
 
 #[test]
-fn errors_come_with_their_batch_and_name_the_file() {
+fn errors_name_the_file() {
     let root = folder();
     for i in 0..6 {
         write_png(&root.path().join(format!("{i}.png")), 4, 4, [i; 3]);
     }
     fs::write(root.path().join("4.png"), b"\x89PNG\r\n\x1a\n broken").unwrap();
-    let dataset = Arc::new(open(root.path()).unwrap());
-    for threads in [1, 3] {
-        let loader = Loader::new(Arc::clone(&dataset), Preprocess::default(), dataset.first(None), 2, threads);
-        let batches: Vec<_> = loader.collect();
-        assert_eq!(batches.len(), 3);
-        assert!(batches[0].is_ok() && batches[1].is_ok());
-        assert!(batches[2].as_ref().unwrap_err().to_string().contains("4.png"));
-    }
+    let dataset = open(root.path()).unwrap();
+    let read = |indices: &[usize]| Batch::read(&dataset, &Preprocess::default(), indices);
+    assert!(read(&[0, 1]).is_ok() && read(&[2, 3]).is_ok());
+    assert!(read(&[4, 5]).unwrap_err().to_string().contains("4.png"));
     write_png(&root.path().join("4.png"), 5, 4, [0; 3]);
-    let error = Batch::read(&dataset, &Preprocess::default(), &[3, 4]).unwrap_err();
+    let error = read(&[3, 4]).unwrap_err();
     assert!(matches!(&error, DataError::MixedShapes { path, .. } if path.ends_with("4.png")), "{error}");
     let resize =
         Preprocess { resize: Resize::Exact { height: 2, width: 2 }, channels: Channels::Gray, ..Default::default() };

@@ -7,6 +7,7 @@
 use crate::{
     Error, Model,
     progress::Progress,
+    sqnr::Sqnr,
     stream::{Run, Seen, Source, stream},
 };
 use fewbits_graph::{
@@ -21,9 +22,6 @@ use std::{
     path::Path,
     sync::{Mutex, PoisonError},
 };
-
-/// What two identical signals get, and the most that is ever reported.
-const CEILING_DB: f64 = 200.0;
 
 /// SQNR below which two float tensors are called different: an error of one part in 100,000.
 pub const FLOAT_THRESHOLD_DB: f64 = 100.0;
@@ -103,7 +101,7 @@ pub fn compare(
     // As many as there are workers: whoever finishes a chunk takes one and puts it back.
     let idle: Mutex<Vec<Executor<'_>>> = Mutex::default();
     let run = Run { graph: a.graph, mode: a.mode, observed: names.clone() };
-    let mut total = Sums { outputs: vec![Difference::default(); pairs.len()], ..Sums::default() };
+    let mut total = Sums { outputs: vec![Sqnr::default(); pairs.len()], ..Sums::default() };
     progress.begin("comparing", source.indices.len().div_ceil(Model::fixed_batch(a.graph).unwrap_or(1)));
     stream(
         &run,
@@ -216,68 +214,14 @@ fn plain(values: &[f32], dims: &[usize]) -> Vec<f32> {
     out
 }
 
-/// Sums that tell two signals apart.
-#[derive(Clone, Copy, Debug, Default)]
-struct Difference {
-    signal: f64,
-    other: f64,
-    product: f64,
-    noise: f64,
-    largest: f64,
-}
-
-impl Difference {
-    fn of(a: &[f32], b: &[f32]) -> Self {
-        let mut sums = Difference::default();
-        for (&x, &y) in a.iter().zip(b) {
-            let (x, y) = (f64::from(x), f64::from(y));
-            // Equal infinities have no distance.
-            let apart = if x == y { 0.0 } else { x - y };
-            sums.signal += x * x;
-            sums.other += y * y;
-            sums.product += x * y;
-            sums.noise += apart * apart;
-            sums.largest = if apart.is_nan() { f64::INFINITY } else { sums.largest.max(apart.abs()) };
-        }
-        sums
-    }
-
-    fn add(&mut self, more: &Difference) {
-        self.signal += more.signal;
-        self.other += more.other;
-        self.product += more.product;
-        self.noise += more.noise;
-        self.largest = self.largest.max(more.largest);
-    }
-
-    /// Noise power over signal power.
-    fn relative_noise(&self) -> f64 {
-        10f64.powf(-0.1 * self.db())
-    }
-
-    fn db(&self) -> f64 {
-        if self.noise == 0.0 {
-            return CEILING_DB;
-        }
-        let db = 10.0 * (self.signal / self.noise).log10();
-        if db.is_nan() { -CEILING_DB } else { db.clamp(-CEILING_DB, CEILING_DB) }
-    }
-
-    fn cosine(&self) -> f64 {
-        let norm = self.signal.sqrt() * self.other.sqrt();
-        if norm > 0.0 { self.product / norm } else { f64::from(self.signal == self.other) }
-    }
-
-    fn named(&self, name: &str, op: &str, noise_added: f64) -> TensorDifference {
-        let (name, op) = (name.into(), op.into());
-        TensorDifference {
-            name,
-            op,
-            sqnr_db: self.db(),
-            cosine: self.cosine(),
-            max_abs_diff: self.largest,
-            noise_added,
-        }
+fn named(sqnr: &Sqnr, name: &str, op: &str, noise_added: f64) -> TensorDifference {
+    TensorDifference {
+        name: name.into(),
+        op: op.into(),
+        sqnr_db: sqnr.db(),
+        cosine: sqnr.cosine(),
+        max_abs_diff: sqnr.max_abs_diff(),
+        noise_added,
     }
 }
 
@@ -287,8 +231,8 @@ struct Sums {
     samples: usize,
     /// Samples whose largest score is at the same place, if there are scores.
     agreeing: Option<usize>,
-    outputs: Vec<Difference>,
-    tensors: BTreeMap<String, Difference>,
+    outputs: Vec<Sqnr>,
+    tensors: BTreeMap<String, Sqnr>,
 }
 
 impl Sums {
@@ -331,7 +275,7 @@ fn chunk_sums(
             misfit.get_or_insert_with(|| format!("tensor `{name}`: {:?} and {:?}", first.dims, second.dims));
         } else if !first.values.is_empty() && !second.values.is_empty() {
             let real = |t: &Observed| rows(&t.dims, t.values.len(), samples);
-            let difference = Difference::of(&first.values[..real(&first)], &second.values[..real(&second)]);
+            let difference = Sqnr::of(&first.values[..real(&first)], &second.values[..real(&second)]);
             sums.tensors.insert(name.into(), difference);
         }
     };
@@ -349,7 +293,7 @@ fn chunk_sums(
         }
         let (first, second) = (floats(first), floats(second));
         let count = rows(&outputs[j].dims, first.len(), samples);
-        sums.outputs.push(Difference::of(&first[..count], &second[..count.min(second.len())]));
+        sums.outputs.push(Sqnr::of(&first[..count], &second[..count.min(second.len())]));
     }
     sums.agreeing = pairs.first().and_then(|&(i, j)| agreeing(&chunk.outputs[i], &outputs[j], samples));
     Ok(sums)
@@ -382,20 +326,20 @@ fn agreeing(a: &Tensor, b: &Tensor, samples: usize) -> Option<usize> {
 }
 
 fn conclude(b: &Graph, a: &Graph, pairs: &[(usize, usize)], total: &Sums, threshold_db: f64) -> Comparison {
-    let mut all = Difference::default();
+    let mut all = Sqnr::default();
     total.outputs.iter().for_each(|output| all.add(output));
     let tensors = in_order(b, &total.tensors);
     let producers = b.producers();
     let op_of = |name: &str| producers.get(name).map_or("", |&i| b.nodes[i].op.name());
-    let named =
-        |(&(i, j), d): (&(usize, usize), &Difference)| d.named(&a.outputs[i].name, op_of(&b.outputs[j].name), 0.0);
-    let outputs: Vec<TensorDifference> = pairs.iter().zip(&total.outputs).map(named).collect();
+    let output =
+        |(&(i, j), sqnr): (&(usize, usize), &Sqnr)| named(sqnr, &a.outputs[i].name, op_of(&b.outputs[j].name), 0.0);
+    let outputs: Vec<TensorDifference> = pairs.iter().zip(&total.outputs).map(output).collect();
     let below = |t: &&TensorDifference| t.sqnr_db < threshold_db;
     let noisiest =
         tensors.iter().filter(|t| t.noise_added > 0.0).max_by(|x, y| x.noise_added.total_cmp(&y.noise_added));
     Comparison {
         samples: total.samples,
-        max_abs_diff: all.largest,
+        max_abs_diff: all.max_abs_diff(),
         sqnr_db: all.db(),
         cosine: all.cosine(),
         top1_agreement: total.agreeing.map(|n| n as f64 / total.samples.max(1) as f64),
@@ -409,19 +353,19 @@ fn conclude(b: &Graph, a: &Graph, pairs: &[(usize, usize)], total: &Sums, thresh
 }
 
 /// The measured tensors in graph order, each with the noise that its operator added to that of what it is computed from.
-fn in_order(graph: &Graph, measured: &BTreeMap<String, Difference>) -> Vec<TensorDifference> {
+fn in_order(graph: &Graph, measured: &BTreeMap<String, Sqnr>) -> Vec<TensorDifference> {
     let mut found = Vec::new();
     // Relative noise of every tensor; of one that was not measured, that of what it is computed from.
     let mut noise: HashMap<&str, f64> = HashMap::new();
     for node in &graph.nodes {
         let before = node.present_inputs().filter_map(|name| noise.get(name)).fold(0.0, |m: f64, &x| m.max(x));
         for output in node.outputs.iter().filter(|o| !o.is_empty()) {
-            let own = measured.get(output).map_or(before, Difference::relative_noise);
+            let own = measured.get(output).map_or(before, Sqnr::relative_noise);
             noise.insert(output, own);
             if let Some(difference) = measured.get(output) {
                 // The ceiling of 200 dB stands for no noise at all.
-                let added = if difference.noise == 0.0 { 0.0 } else { (own - before).max(0.0) };
-                found.push(difference.named(output, node.op.name(), added));
+                let added = if difference.is_exact() { 0.0 } else { (own - before).max(0.0) };
+                found.push(named(difference, output, node.op.name(), added));
             }
         }
     }

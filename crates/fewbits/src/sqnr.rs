@@ -1,6 +1,6 @@
 //! How far two signals are apart.
 
-/// Signal-to-quantization-noise ratio, `10·log10(Σ x² / Σ (x − y)²)`, and what else two signals are compared by; sums in f64.
+/// Two signals compared: signal-to-quantization-noise ratio, `10·log10(Σ x² / Σ (x − y)²)`, cosine, largest difference; sums in f64.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sqnr {
     signal: f64,
@@ -14,16 +14,34 @@ pub struct Sqnr {
 const CEILING_DB: f64 = 200.0;
 
 impl Sqnr {
-    /// Adds elements of the signal `x` and of its approximation `y`.
-    pub fn add(&mut self, x: &[f32], y: &[f32]) {
+    /// The signal `x` and its approximation `y`.
+    pub fn of(x: &[f32], y: &[f32]) -> Self {
+        let mut sums = Sqnr::default();
         for (&x, &y) in x.iter().zip(y) {
             let (x, y) = (f64::from(x), f64::from(y));
-            self.signal += x * x;
-            self.other += y * y;
-            self.product += x * y;
-            self.noise += (x - y) * (x - y);
-            self.largest = self.largest.max((x - y).abs());
+            // Equal infinities have no distance.
+            let apart = if x == y { 0.0 } else { x - y };
+            sums.signal += x * x;
+            sums.other += y * y;
+            sums.product += x * y;
+            sums.noise += apart * apart;
+            sums.largest = if apart.is_nan() { f64::INFINITY } else { sums.largest.max(apart.abs()) };
         }
+        sums
+    }
+
+    /// Adds more elements of the same signals.
+    pub fn add(&mut self, more: &Sqnr) {
+        self.signal += more.signal;
+        self.other += more.other;
+        self.product += more.product;
+        self.noise += more.noise;
+        self.largest = self.largest.max(more.largest);
+    }
+
+    /// Whether no element differs.
+    pub fn is_exact(&self) -> bool {
+        self.noise == 0.0
     }
 
     /// SQNR in dB, at most 200; −200 if the approximation is not finite.
@@ -31,13 +49,18 @@ impl Sqnr {
         decibels(self.signal, self.noise)
     }
 
+    /// Noise power over signal power.
+    pub fn relative_noise(&self) -> f64 {
+        10f64.powf(-0.1 * self.db())
+    }
+
     /// Cosine of the angle between the signals; 1 if both are zero.
     pub fn cosine(&self) -> f64 {
-        let norm = (self.signal * self.other).sqrt();
+        let norm = self.signal.sqrt() * self.other.sqrt();
         if norm > 0.0 { self.product / norm } else { f64::from(self.signal == self.other) }
     }
 
-    /// Largest difference of two elements.
+    /// Largest difference of two elements; infinite if one of them is NaN.
     pub fn max_abs_diff(&self) -> f64 {
         self.largest
     }
@@ -110,21 +133,20 @@ mod tests {
 
     #[test]
     fn a_tenth_of_the_amplitude_is_twenty_decibels() {
-        let mut sqnr = Sqnr::default();
-        sqnr.add(&[1.0, -2.0, 4.0], &[1.1, -2.2, 4.4]);
+        let mut sqnr = Sqnr::of(&[1.0], &[1.1]);
+        sqnr.add(&Sqnr::of(&[-2.0, 4.0], &[-2.2, 4.4]));
         assert!((sqnr.db() - 20.0).abs() < 1e-4);
+        assert!((sqnr.relative_noise() - 0.01).abs() < 1e-6);
         assert!((sqnr.cosine() - 1.0).abs() < 1e-12);
         assert!((sqnr.max_abs_diff() - 0.4).abs() < 1e-6);
     }
 
     #[test]
     fn equal_signals_reach_the_ceiling_and_nan_the_floor() {
-        let mut equal = Sqnr::default();
-        equal.add(&[1.0, 2.0], &[1.0, 2.0]);
-        assert_eq!((equal.db(), equal.max_abs_diff()), (200.0, 0.0));
-        let mut broken = Sqnr::default();
-        broken.add(&[1.0], &[f32::NAN]);
-        assert_eq!(broken.db(), -200.0);
+        let equal = Sqnr::of(&[1.0, f32::INFINITY], &[1.0, f32::INFINITY]);
+        assert_eq!((equal.db(), equal.max_abs_diff(), equal.is_exact()), (200.0, 0.0, true));
+        let broken = Sqnr::of(&[1.0], &[f32::NAN]);
+        assert_eq!((broken.db(), broken.max_abs_diff()), (-200.0, f64::INFINITY));
     }
 
     #[test]

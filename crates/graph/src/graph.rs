@@ -74,7 +74,7 @@ impl Node {
 }
 
 /// A network. Invariants, checked by [`Graph::sort`]: nodes are in topological order, every tensor has one producer
-/// (node, input or constant), every read tensor has one, every node has at least one output.
+/// (node, input or constant), every tensor that a node reads or the graph puts out has one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
     /// Name of the graph.
@@ -154,7 +154,7 @@ impl Graph {
     /// Sorts the nodes topologically (stable: nodes already in order stay) and checks the invariants.
     ///
     /// # Errors
-    /// [`GraphError::Dangling`], [`GraphError::Duplicate`] or [`GraphError::Cycle`].
+    /// [`GraphError::Dangling`], [`GraphError::Duplicate`], [`GraphError::Cycle`], or [`GraphError::NoTensor`] for a graph output.
     pub fn sort(&mut self) -> Result<(), GraphError> {
         let mut known: BTreeSet<String> = self.constants.keys().cloned().collect();
         known.extend(self.inputs.iter().map(|v| v.name.clone()));
@@ -224,7 +224,7 @@ impl Graph {
         self.constants.retain(|name, _| live.contains(name));
     }
 
-    /// Makes every reader of `old` (and the graph output list) read `new` instead.
+    /// Makes every node that reads `old` read `new` instead. The graph outputs keep their names.
     pub fn redirect(&mut self, old: &str, new: &str) {
         let names = self.nodes.iter_mut().flat_map(|n| n.inputs.iter_mut());
         for name in names.filter(|name| *name == old) {

@@ -84,8 +84,9 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), OnnxError> {
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // the umask takes its share
-        let mut file = builder.tempfile_in(folder)?;
-        file.write_all(bytes)?;
+        // Its errors name the temporary file, which nobody knows.
+        let mut file = builder.tempfile_in(folder).map_err(|e| std::io::Error::from(e.kind()))?;
+        file.as_file_mut().write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path)?;
         Ok(())

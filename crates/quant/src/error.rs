@@ -79,6 +79,7 @@ impl QuantError {
             }
             QuantError::UnknownWeightRule { .. } => "rules are minmax and mse",
             QuantError::NotFinite { .. } => "the model is broken: `fewbits inspect` lists such weights",
+            QuantError::File { .. } => "check the path",
             QuantError::NotAPlan { .. } => "plans are the `*.plan.json` files that `fewbits quantize --plan` writes",
             QuantError::PlanFormat { .. } => "make the plan again with this version of fewbits",
             QuantError::Patches { .. } => "keep the plan and the `.safetensors` file of the same name together, from the same run",

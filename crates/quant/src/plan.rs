@@ -84,13 +84,6 @@ impl Plan {
         Plan { model_sha256: model_sha256(graph), target: target.into(), preprocess, ..Plan::default() }
     }
 
-    /// `graph` with the changed constants in place.
-    pub fn patched(&self, graph: &Graph) -> Graph {
-        let mut graph = graph.clone();
-        graph.constants.extend(self.patches.iter().map(|(name, tensor)| (name.clone(), tensor.clone())));
-        graph
-    }
-
     /// Writes the plan to `path`, and its changed weights beside it. Each file is replaced as a whole or not at all.
     ///
     /// # Errors
@@ -194,8 +187,9 @@ fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), QuantError> {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
-        let mut temporary = builder.tempfile_in(folder)?;
-        temporary.write_all(bytes)?;
+        // Its errors name the temporary file, which nobody knows.
+        let mut temporary = builder.tempfile_in(folder).map_err(|e| io::Error::from(e.kind()))?;
+        temporary.as_file_mut().write_all(bytes)?;
         temporary.as_file().sync_all()?;
         temporary.persist(path)?;
         Ok(())

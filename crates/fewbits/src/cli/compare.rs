@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, value_enum)]
     mode: Option<ModeArg>,
     /// Compare on the first N samples only
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = super::count(), value_name = "N")]
     limit: Option<usize>,
     /// SQNR below which a tensor counts as diverged [default: 20 for a quantized model, 100 for float against float]
     #[arg(long, value_name = "DB", allow_hyphen_values = true)]

@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, value_enum)]
     mode: Option<ModeArg>,
     /// Evaluate the first N samples only
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = super::count(), value_name = "N")]
     limit: Option<usize>,
     /// Exit with 1 if top-1 (or AP) is below this many percent
     #[arg(long, value_name = "PERCENT")]

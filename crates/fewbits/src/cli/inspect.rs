@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "DATA")]
     calib: Option<PathBuf>,
     /// How many of them, spread evenly over the data
-    #[arg(long, default_value_t = 16, value_name = "N")]
+    #[arg(long, default_value_t = 16, value_parser = super::count(), value_name = "N")]
     samples: usize,
     #[command(flatten)]
     preprocess: PreprocessArgs,

@@ -12,7 +12,7 @@ mod plan;
 mod quantize;
 mod run;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 use fewbits::Error;
 use output::Output;
 use std::{error::Error as _, process::ExitCode};
@@ -33,7 +33,7 @@ pub struct Global {
     /// Worker threads; 0 means one per core. Results do not depend on it
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
     threads: usize,
-    /// Seed of everything random
+    /// Seed recorded in the plan; nothing in this version is random
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Print the result only
@@ -83,6 +83,11 @@ pub enum Verdict {
     Done,
     /// Done, but the result misses a threshold that was asked for.
     Missed,
+}
+
+/// A count of at least one.
+fn count() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 /// Parses the arguments, runs the command, prints errors; exit codes 0 done, 1 threshold missed, 2 error.

@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(long, value_name = "DATA")]
     calib: PathBuf,
     /// How many samples to calibrate on, spread evenly over the data
-    #[arg(long, default_value_t = 256, value_name = "N")]
+    #[arg(long, default_value_t = 256, value_parser = super::count(), value_name = "N")]
     samples: usize,
     #[command(flatten)]
     policy: PolicyArgs,
@@ -64,7 +64,7 @@ pub struct PolicyArgs {
     /// One weight scale per output channel, or one per tensor
     #[arg(long, default_value = "channel", value_parser = ["channel", "tensor"], value_name = "channel|tensor")]
     granularity: String,
-    /// Leave all weights as they are: no output scaling, no equalization, no bias correction
+    /// Change no weight or bias but by folding and rounding: no output scaling, no equalization, no bias correction
     #[arg(long)]
     no_repair: bool,
 }

@@ -30,7 +30,7 @@ pub struct Args {
     #[arg(long, value_enum)]
     mode: Option<ModeArg>,
     /// The first N samples only
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = super::count(), value_name = "N")]
     limit: Option<usize>,
     /// Where the outputs go
     #[arg(short, long, value_name = "OUT.npz")]
@@ -105,10 +105,10 @@ pub struct BenchArgs {
     #[arg(long, value_enum)]
     mode: Option<ModeArg>,
     /// Images per run
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_parser = super::count(), value_name = "N")]
     batch: usize,
     /// Runs that are timed
-    #[arg(long, default_value_t = 20, value_name = "N")]
+    #[arg(long, default_value_t = 20, value_parser = super::count(), value_name = "N")]
     runs: usize,
 }
 

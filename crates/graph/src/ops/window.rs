@@ -60,15 +60,6 @@ impl Window {
         Window { kernel_shape, strides, pads: vec![pad; 4], ..Window::default() }
     }
 
-    /// Whether no padding is ever added.
-    pub fn is_unpadded(&self) -> bool {
-        match self.auto_pad {
-            AutoPad::NotSet => self.pads.iter().all(|&p| p == 0),
-            AutoPad::Valid => true,
-            AutoPad::SameUpper | AutoPad::SameLower => false,
-        }
-    }
-
     /// Reads `kernel_shape`, `strides`, `dilations`, `pads` and `auto_pad`.
     pub fn from_attrs(attrs: &Attrs) -> Result<Self, OpError> {
         let sizes = |name| attrs.sizes(name).map(Option::unwrap_or_default);

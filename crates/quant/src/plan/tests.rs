@@ -64,7 +64,6 @@ fn a_plan_reads_back_and_is_written_to_the_same_bytes() {
     let text = fs::read_to_string(&first).unwrap();
     let line = r#"    "x": {"quantized": {"grid": {"bits": 8, "signed": false, "narrow": false}, "granularity": "tensor", "scale": [0.33333334], "zero_point": [128]}},"#;
     assert!(text.lines().any(|l| l == line), "{text}");
-    assert_eq!(read.patched(&graph()).constants["w"], plan().patches["w"]);
 }
 
 #[test]
