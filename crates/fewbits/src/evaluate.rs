@@ -3,7 +3,7 @@
 use crate::{
     Error, Model,
     progress::Progress,
-    stream::{Run, Seen, Source, stream},
+    stream::{Run, Seen, Source, outputs, stream},
 };
 use fewbits_data::{
     Coco,
@@ -90,16 +90,7 @@ fn classification(
         });
     }
     let mut top = TopK::default();
-    stream(
-        &Run { graph, mode, observed: vec![] },
-        source,
-        threads,
-        progress,
-        |_| (),
-        |(), _| {},
-        |(), seen| Ok(seen),
-        |seen| count(&mut top, &seen, source),
-    )?;
+    outputs(graph, mode, source, threads, progress, |seen| count(&mut top, &seen, source))?;
     Ok(Scores::Classification { top1: top.top1_percent(), top5: top.top5_percent(), samples: top.samples })
 }
 

@@ -5,7 +5,7 @@ use crate::{
     observe::{Observation, observe},
     progress::Progress,
     sqnr::BalancedSqnr,
-    stream::{Run, Source, stream},
+    stream::{Source, outputs},
 };
 use fewbits_data::Batch;
 use fewbits_graph::{
@@ -405,7 +405,7 @@ fn check_names(model: &Model, names: &BTreeSet<String>) -> Result<(), Error> {
 /// [`BalancedSqnr`] in dB of the outputs of `graph` in `mode` against `references`, one list of outputs per chunk of samples.
 ///
 /// # Errors
-/// As [`stream`].
+/// As [`outputs`].
 pub fn output_sqnr(
     graph: &Graph,
     mode: Mode<'_>,
@@ -414,26 +414,16 @@ pub fn output_sqnr(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<f64, Error> {
-    let run = Run { graph, mode, observed: vec![] };
     let mut sqnr = vec![BalancedSqnr::default(); graph.outputs.len()];
     let mut chunk = 0;
-    stream(
-        &run,
-        source,
-        threads,
-        progress,
-        |_| (),
-        |(), _| {},
-        |(), seen| Ok(seen.outputs),
-        |outputs| {
-            for ((sqnr, reference), output) in sqnr.iter_mut().zip(&references[chunk]).zip(&outputs) {
-                if let (Some(x), Some(y)) = (reference.as_f32(), output.as_f32()) {
-                    sqnr.add(&reference.dims, x, y);
-                }
+    outputs(graph, mode, source, threads, progress, |seen| {
+        for ((sqnr, reference), output) in sqnr.iter_mut().zip(&references[chunk]).zip(&seen.outputs) {
+            if let (Some(x), Some(y)) = (reference.as_f32(), output.as_f32()) {
+                sqnr.add(&reference.dims, x, y);
             }
-            chunk += 1;
-            Ok(())
-        },
-    )?;
+        }
+        chunk += 1;
+        Ok(())
+    })?;
     Ok(BalancedSqnr::db(&sqnr))
 }

@@ -126,6 +126,22 @@ pub fn stream<S, R: Send>(
     })
 }
 
+/// Runs every chunk of samples of `source` through `graph` and calls `sink` with its outputs, in sample order.
+///
+/// # Errors
+/// As [`stream`].
+pub fn outputs(
+    graph: &Graph,
+    mode: Mode<'_>,
+    source: &Source<'_>,
+    threads: usize,
+    progress: &dyn Progress,
+    sink: impl FnMut(Seen) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let run = Run { graph, mode, observed: vec![] };
+    stream(&run, source, threads, progress, |_| (), |(), _| {}, |(), seen| Ok(seen), sink)
+}
+
 fn compute(
     executor: &mut Executor<'_>,
     graph: &Graph,

@@ -3,8 +3,8 @@
 use super::{
     Verdict,
     data::PreprocessArgs,
-    eval::{ModeArg, mode_name},
     output::Output,
+    subject::{self, ModeArg, mode_name},
 };
 use fewbits::{
     Error,
@@ -52,18 +52,18 @@ struct Report {
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
-    let a = super::plan::load(&args.a, None)?;
-    let b = super::plan::load(&args.b, args.plan.as_deref())?;
-    let (mode_a, mode_b) = (a.mode(None)?, b.mode(args.mode)?);
+    let a = subject::load(&args.a, None)?;
+    let b = subject::load(&args.b, args.plan.as_deref())?;
+    let (mode_a, mode_b) = (subject::mode(&a, None)?, subject::mode(&b, args.mode)?);
     let dataset = args.preprocess.open(&args.data)?;
-    let preprocess = args.preprocess.resolve(&a.model, &dataset, out)?;
+    let preprocess = args.preprocess.resolve(&a, &dataset, out)?;
     let source = Source { indices: dataset.first(args.limit), dataset: &dataset, preprocess: &preprocess };
     let both_float = matches!((mode_a, mode_b), (Mode::Float, Mode::Float));
     let usual = if both_float { FLOAT_THRESHOLD_DB } else { QUANTIZED_THRESHOLD_DB };
     let start = Instant::now();
     let comparison = compare(
-        Side { path: &args.a, graph: &a.model.graph, mode: mode_a },
-        Side { path: &args.b, graph: &b.model.graph, mode: mode_b },
+        Side { path: &args.a, graph: &a.graph, mode: mode_a },
+        Side { path: &args.b, graph: &b.graph, mode: mode_b },
         &source,
         args.threshold.unwrap_or(usual),
         out.global.threads,

@@ -1,41 +1,27 @@
 //! `fewbits eval`: accuracy on labelled data.
 
-use super::{Verdict, data::PreprocessArgs, output::Output};
-use clap::ValueEnum;
+use super::{
+    Verdict,
+    data::PreprocessArgs,
+    output::Output,
+    subject::{SubjectArgs, mode_name},
+};
 use fewbits::{
-    Error, Model,
+    Error,
     evaluate::{Scores, evaluate},
     stream::Source,
 };
-use fewbits_graph::exec::Mode;
 use serde::Serialize;
 use std::{path::PathBuf, time::Instant};
-
-/// How a quantized model is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ModeArg {
-    /// Grids are ignored
-    Float,
-    /// Float arithmetic on values rounded to their grids
-    Fake,
-    /// The integers that the target computes
-    Integer,
-}
 
 /// Accuracy of a model on labelled data.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The ONNX file
-    model: PathBuf,
+    #[command(flatten)]
+    subject: SubjectArgs,
     /// Labelled data: class folders, csv list, npz, CIFAR-10 batches, COCO json
     #[arg(long)]
     data: PathBuf,
-    /// Plan of the float model; without it a quantized file brings its own grids
-    #[arg(long, value_name = "P.json")]
-    plan: Option<PathBuf>,
-    /// How it is computed [default: integer for quantized models, float for others]
-    #[arg(long, value_enum)]
-    mode: Option<ModeArg>,
     /// Evaluate the first N samples only
     #[arg(long, value_parser = super::count(), value_name = "N")]
     limit: Option<usize>,
@@ -56,15 +42,15 @@ struct Report {
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
-    let loaded = super::plan::load(&args.model, args.plan.as_deref())?;
-    let mode = loaded.mode(args.mode)?;
+    let model = args.subject.load()?;
+    let mode = args.subject.mode(&model)?;
     let dataset = args.preprocess.open(&args.data)?;
-    let preprocess = args.preprocess.resolve(&loaded.model, &dataset, out)?;
+    let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.first(args.limit), dataset: &dataset, preprocess: &preprocess };
     let start = Instant::now();
-    let scores = evaluate(&loaded.model.graph, mode, &source, out.global.threads, &*out.progress())?;
+    let scores = evaluate(&model.graph, mode, &source, out.global.threads, &*out.progress())?;
     let report = Report {
-        model: args.model.display().to_string(),
+        model: args.subject.model.display().to_string(),
         mode: mode_name(mode),
         seconds: start.elapsed().as_secs_f64(),
         scores,
@@ -72,15 +58,6 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     out.result(&report, &text(&report));
     let missed = args.at_least.is_some_and(|least| report.scores.main() < least);
     Ok(if missed { Verdict::Missed } else { Verdict::Done })
-}
-
-/// The name of a mode on the command line.
-pub fn mode_name(mode: Mode<'_>) -> &'static str {
-    match mode {
-        Mode::Float => "float",
-        Mode::FakeQuant(_) => "fake",
-        Mode::Integer(_) => "integer",
-    }
 }
 
 fn text(report: &Report) -> String {
@@ -91,29 +68,4 @@ fn text(report: &Report) -> String {
         Scores::Detection { ap, ap50, samples } => format!("AP {ap:.2}   AP50 {ap50:.2}   {samples} images"),
     };
     format!("{}, {}: {line}, {:.1} s", report.model, report.mode, report.seconds)
-}
-
-/// A model as the commands see it.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The network under the grids.
-    pub model: Model,
-}
-
-impl Loaded {
-    /// The mode that was asked for; by default integer if there are grids, else float.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] if grids are needed and there are none.
-    pub fn mode(&self, asked: Option<ModeArg>) -> Result<Mode<'_>, Error> {
-        let none = || Error::Usage {
-            what: format!("`{}` is a float model", self.model.path.display()),
-            hint: "give a plan with --plan, or a quantized file".into(),
-        };
-        match (asked, &self.model.grids) {
-            (Some(ModeArg::Float), _) | (None, None) => Ok(Mode::Float),
-            (Some(ModeArg::Fake), grids) => grids.as_ref().map(Mode::FakeQuant).ok_or_else(none),
-            (Some(ModeArg::Integer) | None, grids) => grids.as_ref().map(Mode::Integer).ok_or_else(none),
-        }
-    }
 }

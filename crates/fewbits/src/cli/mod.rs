@@ -8,9 +8,9 @@ mod eval;
 mod export;
 mod inspect;
 mod output;
-mod plan;
 mod quantize;
 mod run;
+mod subject;
 
 use clap::{Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 use fewbits::Error;
