@@ -11,6 +11,7 @@ pub mod grid;
 pub mod op;
 pub mod ops;
 pub mod passes;
+pub mod tape;
 pub mod tensor;
 
 pub use attrs::{Attr, Attrs};

@@ -249,6 +249,72 @@ impl Debug for Kernel {
     }
 }
 
+/// What becomes of the gradient with respect to one input of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Nobody needs it.
+    No,
+    /// It replaces what the output holds.
+    Write,
+    /// It is added to what the output holds: other readers of the tensor have written there, or, for a parameter, other images.
+    Add,
+}
+
+/// One direction of a node in training, where parameters change from run to run.
+#[derive(Debug)]
+pub struct Pass {
+    /// The computation on some images of a batch.
+    pub kernel: Kernel,
+    /// Which of the node's inputs the kernel reads (backward passes; forward passes read all).
+    pub reads_ins: Vec<bool>,
+    /// Which of the node's outputs a backward kernel reads.
+    pub reads_outs: Vec<bool>,
+    /// What is done once per change of the parameters.
+    pub packing: Option<Packing>,
+    /// The form in which a backward kernel adds up the gradient of one parameter, where that is not the parameter's own.
+    pub gradient: Option<Unpacking>,
+}
+
+/// Parameters brought into the form that a kernel reads. Its kernel gets the node's inputs of which only parameters are there
+/// (the others are absent) and writes output 0; the result becomes the last input of the pass's kernel.
+#[derive(Debug)]
+pub struct Packing {
+    /// Makes the form.
+    pub kernel: Kernel,
+    /// Its length.
+    pub len: usize,
+}
+
+/// A gradient brought from the form in which it was added up into the parameter's own: input 0 to output 0.
+#[derive(Debug)]
+pub struct Unpacking {
+    /// The parameter: which input of the node.
+    pub input: usize,
+    /// Length of the form that the backward kernel adds to.
+    pub len: usize,
+    /// Writes the parameter's gradient.
+    pub kernel: Kernel,
+}
+
+impl Pass {
+    /// A backward pass that reads none of the node's inputs and outputs, only gradients.
+    pub fn new(kernel: Kernel) -> Self {
+        Pass { kernel, reads_ins: vec![], reads_outs: vec![], packing: None, gradient: None }
+    }
+
+    /// The same pass, reading the node's inputs `ins` too.
+    pub fn reading_ins(mut self, ins: &[usize]) -> Self {
+        self.reads_ins = (0..=ins.iter().copied().max().unwrap_or(0)).map(|i| ins.contains(&i)).collect();
+        self
+    }
+
+    /// The same pass, reading the node's outputs `outs` too.
+    pub fn reading_outs(mut self, outs: &[usize]) -> Self {
+        self.reads_outs = (0..=outs.iter().copied().max().unwrap_or(0)).map(|i| outs.contains(&i)).collect();
+        self
+    }
+}
+
 /// What follows a convolution or matrix product and is computed in the same kernel: `y = activation(op(x) + residual)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fused {
@@ -334,6 +400,23 @@ pub trait OpDef: Debug {
 
     /// The float kernel together with what follows it, where the operator can do that.
     fn build_fused(&self, _ins: Facts, _outs: &[Fact], _fused: Fused) -> Result<Option<Kernel>, OpError> {
+        Ok(None)
+    }
+
+    /// The float kernel for training: parameters (constants that a training changes) are inputs without a known value, and
+    /// what depends on them alone is done once per step in [`Pass::packing`].
+    fn build_training(&self, ins: Facts, outs: &[Fact]) -> Result<Pass, OpError> {
+        Ok(Pass::new(self.build(ins, outs)?))
+    }
+
+    /// The vector-Jacobian product: gradients of the inputs from those of the outputs. `wants` has one entry per input.
+    ///
+    /// The kernel's inputs are the node's inputs, then its outputs (both absent unless [`Pass::reads_ins`] and
+    /// [`Pass::reads_outs`] ask for them), then the gradients of the outputs, in the outputs' shapes and memory orders; then the
+    /// packed form if there is one. Its outputs are the gradients of the inputs, in their shapes and memory orders (in the
+    /// form of [`Pass::gradient`] for that input), empty where unwanted.
+    /// `None`: the operator has no derivative.
+    fn build_backward(&self, _ins: Facts, _outs: &[Fact], _wants: &[Want]) -> Result<Option<Pass>, OpError> {
         Ok(None)
     }
 

@@ -1,0 +1,1 @@
+//! Quantizers with learned parameters, one method a file.

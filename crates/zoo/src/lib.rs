@@ -1,0 +1,1 @@
+//! Well-known convolutional architectures as graphs, initialised for training.
