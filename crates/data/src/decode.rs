@@ -15,6 +15,16 @@ pub struct Image {
     pub rgb: Vec<u8>,
 }
 
+impl Image {
+    /// A rectangle of the image; it must lie within.
+    pub(crate) fn window(&self, left: usize, top: usize, width: usize, height: usize) -> Self {
+        let rows = self.rgb.chunks_exact(self.width * 3).skip(top).take(height);
+        let mut rgb = Vec::with_capacity(width * height * 3);
+        rows.for_each(|row| rgb.extend_from_slice(&row[left * 3..(left + width) * 3]));
+        Self { width, height, rgb }
+    }
+}
+
 /// Decodes JPEG, PNG or WebP, whichever the content is; `path` serves for messages only.
 ///
 /// Transparency is dropped, grey is repeated, and an orientation tag is ignored, as `convert("RGB")` does.

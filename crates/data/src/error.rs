@@ -198,6 +198,24 @@ pub enum DataError {
         /// The text.
         text: String,
     },
+    /// An augmentation that is not understood.
+    #[error("augmentation `{text}` is not understood")]
+    AugmentText {
+        /// The text.
+        text: String,
+    },
+    /// Float arrays are prepared already; there are no pixels to augment.
+    #[error("{} holds tensors, which cannot be augmented", path.display())]
+    AugmentTensors {
+        /// The array.
+        path: PathBuf,
+    },
+    /// Training needs the class of every sample.
+    #[error("{} has no labels", path.display())]
+    NoLabels {
+        /// The data set.
+        path: PathBuf,
+    },
 }
 
 impl DataError {
@@ -233,6 +251,15 @@ impl DataError {
             Self::PreprocessText { .. } => {
                 "presets are imagenet, tf, cifar10, yolox and none; or use --resize, --resize-to, --crop, --scale, \
                  --mean, --std, --channels, --letterbox"
+                    .into()
+            }
+            Self::AugmentText { .. } => {
+                "write `none`, or a list such as `crop4,flip` or `rrc224,flip,jitter0.4`".into()
+            }
+            Self::AugmentTensors { .. } => "use `--augment none`, or give images of type uint8".into(),
+            Self::NoLabels { .. } => {
+                "give a folder with one sub-folder per class, a .csv list with the column `class_index`, or labels \
+                 beside the array"
                     .into()
             }
             Self::Truncated { .. } => "the file was cut off while it was written or copied; make it again".into(),

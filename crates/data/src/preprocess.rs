@@ -1,7 +1,7 @@
 //! From decoded pixels to the tensor a network eats: an RGB image enters, a prepared `[C, H, W]` tensor leaves.
 //! It must not know where images come from.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{borrow::Cow, collections::BTreeMap, fmt, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -241,25 +241,34 @@ impl Preprocess {
     ///
     /// The arithmetic is f32: `(x / scale − mean) / std` for each of the 256 values, as numpy does it on arrays.
     pub fn apply(&self, image: &Image, path: &Path) -> Result<Prepared, DataError> {
-        let resized = self.resized(image);
-        let mut image = resized.as_ref().unwrap_or(image);
-        let letterboxed;
+        let image = self.frame(image, path)?;
+        let shape = [self.channels.count(), image.height, image.width];
+        let mut data = vec![0.0; shape.iter().product()];
+        self.write(&image, &mut data);
+        Ok(Prepared { shape, data })
+    }
+
+    /// The pixels that the network sees: resized and cropped.
+    pub(crate) fn frame<'a>(&self, image: &'a Image, path: &Path) -> Result<Cow<'a, Image>, DataError> {
+        let mut frame = self.resized(image).map_or(Cow::Borrowed(image), Cow::Owned);
         if let Resize::Letterbox { height, width, fill } = self.resize {
-            letterboxed = letterbox(image, height, width, fill);
-            image = &letterboxed;
+            frame = Cow::Owned(letterbox(&frame, height, width, fill));
         }
-        let (width, height) = (image.width, image.height);
-        let (left, top, out_w, out_h) = match self.crop {
-            None => (0, 0, width, height),
+        let (width, height) = (frame.width, frame.height);
+        match self.crop {
+            None => Ok(frame),
             Some(crop) if crop <= width && crop <= height => {
-                (half_to_even(width - crop), half_to_even(height - crop), crop, crop)
+                let (left, top) = (half_to_even(width - crop), half_to_even(height - crop));
+                Ok(Cow::Owned(frame.window(left, top, crop, crop)))
             }
-            Some(crop) => {
-                return Err(DataError::SmallerThanCrop { path: path.to_path_buf(), width, height, crop });
-            }
-        };
-        let mut data = Vec::with_capacity(self.channels.count() * out_h * out_w);
-        for channel in 0..self.channels.count() {
+            Some(crop) => Err(DataError::SmallerThanCrop { path: path.to_path_buf(), width, height, crop }),
+        }
+    }
+
+    /// Writes the tensor of a framed image: `data` is `[C, H, W]`.
+    pub(crate) fn write(&self, image: &Image, data: &mut [f32]) {
+        let pixels = image.rgb.as_chunks::<3>().0;
+        for (channel, plane) in data.chunks_exact_mut(pixels.len().max(1)).enumerate() {
             let table = self.table(channel);
             let pick: fn(&[u8; 3]) -> u8 = match (self.channels, channel) {
                 (Channels::Gray, _) => luma,
@@ -267,12 +276,10 @@ impl Preprocess {
                 (_, 1) => |p| p[1],
                 _ => |p| p[2],
             };
-            for row in image.rgb.chunks_exact(width * 3).skip(top).take(out_h) {
-                let pixels = row[left * 3..(left + out_w) * 3].as_chunks::<3>().0;
-                data.extend(pixels.iter().map(|p| table[usize::from(pick(p))]));
+            for (value, pixel) in plane.iter_mut().zip(pixels) {
+                *value = table[usize::from(pick(pixel))];
             }
         }
-        Ok(Prepared { shape: [self.channels.count(), out_h, out_w], data })
     }
 
     /// The image in its new size; `None` if it keeps its size.
@@ -322,7 +329,8 @@ fn half_to_even(n: usize) -> usize {
     n / 2 + usize::from(n % 4 == 3)
 }
 
-fn luma(p: &[u8; 3]) -> u8 {
+/// ITU-R 601 luma in fixed point, as Pillow's `L`.
+pub(crate) fn luma(p: &[u8; 3]) -> u8 {
     ((19595 * u32::from(p[0]) + 38470 * u32::from(p[1]) + 7471 * u32::from(p[2]) + 0x8000) >> 16) as u8
 }
 

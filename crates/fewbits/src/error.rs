@@ -4,6 +4,7 @@ use fewbits_data::DataError;
 use fewbits_graph::GraphError;
 use fewbits_onnx::OnnxError;
 use fewbits_quant::QuantError;
+use fewbits_train::TrainError;
 use std::{
     io,
     path::{Path, PathBuf},
@@ -23,6 +24,9 @@ pub enum Error {
     /// Ranges, plans, placement.
     #[error(transparent)]
     Quant(#[from] QuantError),
+    /// Training.
+    #[error(transparent)]
+    Train(#[from] TrainError),
     /// A network that cannot be computed.
     #[error("model `{}`", path.display())]
     Graph {
@@ -89,6 +93,7 @@ impl Error {
             Error::Onnx(e) => e.hint(),
             Error::Data(e) => e.hint(),
             Error::Quant(e) => e.hint(),
+            Error::Train(e) => e.hint(),
             Error::Graph { source, .. } => source.hint(),
             Error::Sample { source: GraphError::Input { .. }, .. } => Some(
                 "the prepared sample does not have the shape the network expects; see --resize, --resize-to, --crop and --letterbox"

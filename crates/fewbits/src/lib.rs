@@ -19,6 +19,7 @@ pub mod report;
 pub mod sqnr;
 pub mod stream;
 pub mod summary;
+pub mod train;
 
 pub use error::Error;
 pub use model::Model;

@@ -53,7 +53,7 @@ pub fn apply(model: &Model, path: &Path) -> Result<Model, Error> {
     let plan = Plan::load(path)?;
     let (graph, _) = passes::prepare(&model.graph).map_err(Error::graph(&model.path))?;
     plan.check(&graph)?;
-    let mut graph = laid_out(&graph, &plan.patches);
+    let mut graph = laid_out(&graph, &plan.patches, &plan.tensors);
     let stated = (!plan.preprocess.is_null()).then(|| plan.preprocess.to_string());
     graph.metadata.extend(stated.map(|text| (fewbits_data::preprocess::METADATA_KEY.to_string(), text)));
     Ok(Model { path: model.path.clone(), graph, grids: Some(plan.tensors) })

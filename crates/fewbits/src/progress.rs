@@ -6,6 +6,10 @@ pub trait Progress: Sync {
     fn begin(&self, what: &str, total: usize);
     /// One step is done.
     fn step(&self);
+    /// How the piece of work is going, in place of what was said before.
+    fn say(&self, _what: &str) {}
+    /// A line that stays.
+    fn line(&self, _what: &str) {}
     /// The piece of work is over.
     fn end(&self);
 }

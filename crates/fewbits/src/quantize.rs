@@ -155,8 +155,7 @@ pub fn quantize(
     let facts = exec::infer(&prepared, &shapes).map_err(Error::graph(&model.path))?;
     let Reshaped { mut patches, ranges } =
         reshape(&prepared, &facts, settings, &first(RESHAPING_SAMPLES), threads, progress)?;
-    let graph = laid_out(&prepared, &patches);
-    let placement = place(&graph, &settings.target, &settings.keep_float);
+    let (graph, placement) = placed(&prepared, &patches, settings);
     let facts = exec::infer(&graph, &shapes).map_err(Error::graph(&model.path))?;
     let rules = match settings.ranges {
         Ranges::Auto => CANDIDATES.to_vec(),
@@ -205,7 +204,7 @@ pub fn quantize(
         }
     }
     patches.extend(biases);
-    let (float, graph) = (graph, laid_out(&prepared, &patches));
+    let (float, graph) = (graph, laid_out(&prepared, &patches, &grids));
     Ok(Quantized {
         prepared,
         float,
@@ -286,8 +285,7 @@ fn reshape(
         return Ok(plain);
     }
     let sqnr = |reshaped: &Reshaped| -> Result<f64, Error> {
-        let graph = laid_out(prepared, &reshaped.patches);
-        let placement = place(&graph, &settings.target, &settings.keep_float);
+        let (graph, placement) = placed(prepared, &reshaped.patches, settings);
         let observed = observed_tensors(&graph, &placement);
         let seen = observe(&graph, observed, source, &none, 0, threads, progress)?;
         let rule = RangeRule::Percentile(99.99);
@@ -316,9 +314,22 @@ fn spatial_outputs(prepared: &Graph, facts: &BTreeMap<String, Fact>) -> Vec<Outp
     slots.filter(|slot| !slot.rectified && places(&slot.tensor) >= MANY_PLACES).collect()
 }
 
-/// The graph that is quantized: `prepared` with changed constants, without the output slots that stayed neutral.
-pub fn laid_out(prepared: &Graph, patches: &Patches) -> Graph {
-    passes::drop_neutral_slots(&patched(prepared, patches))
+/// The graph that is quantized: `prepared` with changed constants, without the slots that stayed neutral.
+pub fn laid_out(prepared: &Graph, patches: &Patches, grids: &Grids) -> Graph {
+    let graph = passes::drop_neutral_slots(&patched(prepared, patches));
+    passes::drop_layer_input_slots(&graph, |slot| grids.params(slot).is_none())
+}
+
+/// The same before there are grids, and where they will be: a layer input that would have 8 bits needs no slot, since the tensor
+/// behind it has 8 as well.
+fn placed(prepared: &Graph, patches: &Patches, settings: &Settings) -> (Graph, Placement) {
+    let graph = passes::drop_neutral_slots(&patched(prepared, patches));
+    let place = |graph: &Graph| place(graph, &settings.target, &settings.keep_float);
+    let sites = place(&graph).sites;
+    let bits = |slot: &str| sites.get(slot).map_or(8, |site| settings.policy.activation_bits(site));
+    let graph = passes::drop_layer_input_slots(&graph, |slot| bits(slot) == 8);
+    let placement = place(&graph);
+    (graph, placement)
 }
 
 /// `graph` with `patches` in place of its constants.

@@ -112,6 +112,14 @@ pub enum GraphError {
         /// Given type and shape.
         found: String,
     },
+    /// A network that cannot be trained on batches of images.
+    #[error("network `{name}` does not compute the images of a batch apart: {reason}")]
+    Batch {
+        /// Graph name.
+        name: String,
+        /// What does not.
+        reason: String,
+    },
     /// A name that is not in the graph.
     #[error("the graph has no tensor `{0}`")]
     NoTensor(String),
@@ -123,6 +131,9 @@ impl GraphError {
         match self {
             GraphError::Node { node, source, .. } if matches!(**source, OpError::Unknown(_)) => {
                 Some(format!("cut the model before `{node}`, or run it in ONNX Runtime"))
+            }
+            GraphError::Batch { .. } => {
+                Some("export the model with a dynamic batch axis in front of every tensor".into())
             }
             GraphError::Input { .. } => Some("`fewbits inspect` prints the inputs of a model".into()),
             _ => None,

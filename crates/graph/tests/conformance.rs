@@ -3,12 +3,15 @@
 //!
 //! `golden/operators.txt` holds ONNX Runtime's outputs; `golden/operators.py` says how it is made.
 
+mod memory;
+
 use fewbits_graph::{
     Attr, Attrs, DType, Data, Grid, OpError, QuantParams, Tensor,
-    op::{Activation, Fact, Io, Kernel, Layout, LayoutRule, Op, Role, Sample, Slice, SliceMut},
+    op::{Activation, Fact, Io, Kernel, Layout, LayoutRule, Op, Role, Sample, Slice},
     ops::REGISTRY,
 };
-use fewbits_kernels::{Threads, movement::Transpose};
+use fewbits_kernels::Threads;
+use memory::{indexed, lay_out, permuted, slice, slice_mut, stored, to_memory, unwritten};
 use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 /// Which inputs the operator knows ahead.
@@ -126,12 +129,6 @@ fn samples() -> impl Iterator<Item = (String, Sample)> {
     indexed().map(|(name, _, sample)| (name, sample))
 }
 
-fn indexed() -> impl Iterator<Item = (String, usize, Sample)> {
-    REGISTRY.iter().flat_map(|(name, samples)| {
-        samples().into_iter().enumerate().map(move |(index, sample)| (name.to_string(), index, sample))
-    })
-}
-
 /// The outputs of `sample` in plain order, computed in `layout`; `None` if the operator does not work in it.
 fn run(sample: &Sample, known: Known, layout: Layout) -> Result<Option<Vec<Tensor>>, OpError> {
     let op = sample.op.def();
@@ -142,42 +139,13 @@ fn run(sample: &Sample, known: Known, layout: Layout) -> Result<Option<Vec<Tenso
     };
     let mut facts: Vec<_> = sample.inputs.iter().enumerate().map(fact).collect();
     let mut outs = op.infer(&facts.iter().map(Option::as_ref).collect::<Vec<_>>())?;
-    let rank = outs[0].dims.len();
-    let spatial = facts.first().and_then(Option::as_ref).is_some_and(|x| x.dims.len() >= 3);
-    let fits = match (op.layout(), layout) {
-        (LayoutRule::ChannelsLast, Layout::Plain) => !spatial,
-        (LayoutRule::ChannelsLast, Layout::ChannelsLast) => spatial,
-        (LayoutRule::Plain, layout) => layout == Layout::Plain,
-        (LayoutRule::Any, layout) => layout == Layout::Plain || rank >= 3,
-    };
-    if !fits {
+    if !lay_out(&sample.op, &mut facts, &mut outs, layout) {
         return Ok(None);
     }
-    // As the executor does: data of lower rank gets leading ones, and everything of the output's rank one order.
-    for (i, fact) in facts.iter_mut().enumerate() {
-        let Some(fact) = fact else { continue };
-        let follows = match op.layout() {
-            LayoutRule::Any => {
-                if op.quant_rule().role(i) == Role::Data && fact.dims.len() < rank {
-                    fact.dims.splice(0..0, vec![1; rank - fact.dims.len()]);
-                }
-                fact.dims.len() == rank
-            }
-            LayoutRule::ChannelsLast => i == 0,
-            LayoutRule::Plain => false,
-        };
-        fact.layout = if follows { layout } else { Layout::Plain };
-    }
-    outs.iter_mut().filter(|out| out.dims.len() >= 3).for_each(|out| out.layout = layout);
     let refs: Vec<_> = facts.iter().map(Option::as_ref).collect();
     let kernel = op.build(&refs, &outs)?;
-    let stored = |(tensor, fact): (&Option<Tensor>, &Option<Fact>)| {
-        Some(to_memory(
-            &Tensor { dims: fact.as_ref()?.dims.clone(), data: tensor.as_ref()?.data.clone() },
-            fact.as_ref()?.layout,
-        ))
-    };
-    let ins: Vec<_> = sample.inputs.iter().zip(&facts).map(stored).collect();
+    let ins: Vec<_> =
+        sample.inputs.iter().zip(&facts).map(|(t, fact)| Some(stored(t.as_ref()?, fact.as_ref()?))).collect();
     let outputs = execute(&kernel, &ins, &outs);
     Ok(Some(outputs.into_iter().zip(&outs).map(|(t, fact)| from_memory(t, fact)).collect()))
 }
@@ -330,15 +298,6 @@ fn described(tensor: &Tensor) -> String {
     format!("{dtype} {} {elements}", words(&tensor.dims))
 }
 
-fn channels_last(rank: usize) -> Vec<usize> {
-    [0].into_iter().chain(2..rank).chain([1]).collect()
-}
-
-fn to_memory(tensor: &Tensor, layout: Layout) -> Tensor {
-    let rank = tensor.dims.len();
-    if layout == Layout::ChannelsLast && rank >= 3 { permuted(tensor, &channels_last(rank)) } else { tensor.clone() }
-}
-
 fn from_memory(tensor: Tensor, fact: &Fact) -> Tensor {
     let rank = fact.dims.len();
     if fact.layout == Layout::Plain || rank < 3 {
@@ -346,62 +305,6 @@ fn from_memory(tensor: Tensor, fact: &Fact) -> Tensor {
     }
     let back: Vec<usize> = [0, rank - 1].into_iter().chain(1..rank - 1).collect();
     permuted(&tensor, &back)
-}
-
-fn permuted(tensor: &Tensor, perm: &[usize]) -> Tensor {
-    macro_rules! each {
-        ($($variant:ident)*) => {
-            match &tensor.data {
-                $(Data::$variant(x) => {
-                    let mut out = x.clone();
-                    Transpose::new(&tensor.dims, perm).run(&Threads::new(1), x, &mut out);
-                    Data::$variant(out)
-                })*
-                Data::Raw { .. } => tensor.data.clone(),
-            }
-        };
-    }
-    let data = each!(F32 I64 I32 U8 I8 Bool);
-    Tensor { dims: perm.iter().map(|&axis| tensor.dims[axis]).collect(), data }
-}
-
-/// A tensor in the order of memory, full of what no kernel would write.
-fn unwritten(fact: &Fact) -> Tensor {
-    let n = fact.dims.iter().product();
-    let data = match fact.dtype {
-        DType::F32 => Data::F32(vec![f32::NAN; n]),
-        DType::I64 => Data::I64(vec![-77; n]),
-        DType::I32 => Data::I32(vec![-77; n]),
-        DType::U8 => Data::U8(vec![77; n]),
-        DType::I8 => Data::I8(vec![-77; n]),
-        DType::Bool => Data::Bool(vec![false; n]),
-        DType::Raw(data_type) => Data::Raw { data_type, bytes: vec![] },
-    };
-    Tensor { dims: fact.physical_dims(), data }
-}
-
-fn slice(tensor: &Tensor) -> Slice<'_> {
-    match &tensor.data {
-        Data::F32(v) => Slice::F32(v),
-        Data::I64(v) => Slice::I64(v),
-        Data::I32(v) => Slice::I32(v),
-        Data::U8(v) => Slice::U8(v),
-        Data::I8(v) => Slice::I8(v),
-        Data::Bool(v) => Slice::Bool(v),
-        Data::Raw { .. } => Slice::Absent,
-    }
-}
-
-fn slice_mut(tensor: &mut Tensor) -> SliceMut<'_> {
-    match &mut tensor.data {
-        Data::F32(v) => SliceMut::F32(v),
-        Data::I64(v) => SliceMut::I64(v),
-        Data::I32(v) => SliceMut::I32(v),
-        Data::U8(v) => SliceMut::U8(v),
-        Data::I8(v) => SliceMut::I8(v),
-        Data::Bool(v) => SliceMut::Bool(v),
-        Data::Raw { .. } => panic!("operators do not compute with raw data"),
-    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::{
 use fewbits_graph::{
     Attr, Attrs, Granularity, Graph, Grids, Node, Op, QuantParams, Tensor, TensorQuant,
     op::{Activation, Fact, OutRule},
+    passes::is_layer_input_slot,
 };
 use fewbits_kernels::int::quantize::quantize_bias;
 use std::{
@@ -74,7 +75,7 @@ enum Rounding {
     None,
     /// They come from an operator that can only run on codes if a Q/DQ pair follows it.
     Due,
-    /// They are on the grid of the type already.
+    /// They are on a grid of the type already.
     Done,
     /// They are on the grid itself.
     Inherited,
@@ -142,6 +143,8 @@ impl Emitter<'_> {
         }
         let rounding = if self.inherits(node) {
             Rounding::Inherited
+        } else if is_layer_input_slot(node) {
+            Rounding::Done // nothing is computed that could run on codes
         } else if let Some(params) = self.implied_grid(node) {
             copy.inputs[0] = self.round(&node.inputs[0], node.output(), &params)?;
             Rounding::Done

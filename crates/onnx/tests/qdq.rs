@@ -2,6 +2,7 @@
 
 use fewbits_graph::{
     Attr, Attrs, DType, Data, Dim, Graph, Grid, Grids, Node, Op, QuantParams, Tensor, TensorQuant, ValueInfo,
+    passes::with_layer_input_slots,
 };
 use fewbits_onnx::{BITS_KEY, EmitOptions, Lifted, emit_qdq, export, import, import_bytes, lift, write};
 use fewbits_testing::{models, python};
@@ -94,6 +95,56 @@ fn lifting_undoes_emission() {
         assert_eq!(lifted.constants.keys().collect::<Vec<_>>(), ["b", "fc_b", "fc_w", "w"]);
         let again = export(&emit_qdq(&lifted, &found, &options).unwrap(), 13).unwrap();
         assert!(again == bytes, "packed_weights {packed_weights}");
+    }
+}
+
+/// x → Conv → t, which is added to what a second Conv makes of it: `t` on 8 bits, the second Conv reads it on 2. Weights have one
+/// scale and every code of their width.
+fn residual_network(bits: u8) -> (Graph, Grids) {
+    let graph = Graph {
+        inputs: vec![value("x", &[0, 2, 6, 6])],
+        outputs: vec![value("y", &[0, 2, 6, 6])],
+        constants: ["v", "w"].map(|name| (name.into(), Arc::new(Tensor::f32(&[2, 2, 1, 1], noise(4, 0.02))))).into(),
+        nodes: vec![
+            node("Conv", Attrs::default(), &["x", "v"], "t"),
+            node("Conv", Attrs::default(), &["t", "w"], "c"),
+            node("Add", Attrs::default(), &["t", "c"], "y"),
+        ],
+        opset: 13,
+        ..Graph::default()
+    };
+    let own = |bits, scale, zero| TensorQuant::Quantized(QuantParams::per_tensor(Grid::activations(bits), scale, zero));
+    let full = Grid { bits, signed: true, narrow: false };
+    // The lowest weight, −0.78, has the lowest code.
+    let weight = TensorQuant::Quantized(QuantParams::per_tensor(full, 0.75 / -full.qmin() as f32, 0));
+    let entries = [
+        ("x", own(8, 0.02, 131)),
+        ("t", own(8, 0.015, 120)),
+        ("t_layer_input", own(2, 0.9, 2)),
+        ("c", own(8, 0.02, 131)),
+        ("y", own(8, 0.03, 128)),
+        ("v", weight.clone()),
+        ("w", weight),
+    ];
+    let graph = with_layer_input_slots(&graph).unwrap();
+    (graph, Grids(entries.map(|(name, state)| (name.to_string(), state)).into()))
+}
+
+#[test]
+fn layer_input_slots_and_full_range_weights_survive_lifting() {
+    for (bits, packed_weights) in [(2, false), (2, true), (3, false), (3, true), (4, false), (4, true), (8, false)] {
+        let (graph, grids) = residual_network(bits);
+        let options = EmitOptions { packed_weights, ..EmitOptions::default() };
+        let emitted = emit_qdq(&graph, &grids, &options).unwrap();
+        let types: Vec<&str> = emitted.nodes.iter().map(|n| n.op.name()).collect();
+        let slot = types.iter().position(|&t| t == "Identity").unwrap();
+        assert_eq!(
+            types[slot - 1..slot + 4].join(" "),
+            "DequantizeLinear Identity Clip QuantizeLinear DequantizeLinear"
+        );
+        let bytes = export(&emitted, if packed_weights { 25 } else { 13 }).unwrap();
+        let Lifted { graph: lifted, grids: found, kept } = lift(&import_bytes(&bytes, None).unwrap()).unwrap();
+        assert_eq!((kept, &lifted.nodes, &found), (vec![], &graph.nodes, &grids), "{bits} bits, {packed_weights}");
     }
 }
 

@@ -15,9 +15,9 @@ use std::collections::BTreeMap;
 pub struct Policy {
     /// Bits of weights.
     pub weight_bits: u8,
-    /// Bits of activations.
+    /// Bits of the activations that layers multiply; others have 8.
     pub activation_bits: u8,
-    /// Bits of the weights of first and last layers and of the activations they read and last layers write; at least the above.
+    /// Bits of the weights of first and last layers and of the activations they multiply; at least the above.
     pub edge_bits: u8,
     /// Range rule of weights.
     pub weight_rule: WeightRule,
@@ -30,8 +30,13 @@ impl Policy {
         if edge { self.edge_bits.max(self.weight_bits) } else { self.weight_bits }
     }
 
-    fn activation_bits(&self, edge: bool) -> u8 {
-        if edge { self.edge_bits.max(self.activation_bits) } else { self.activation_bits }
+    /// Bits of the activation at `site`.
+    pub fn activation_bits(&self, site: &Site) -> u8 {
+        match site {
+            Site::Activation { feeds_layer: true, edge: false, .. } => self.activation_bits,
+            Site::Activation { feeds_layer: true, edge: true, .. } => self.edge_bits.max(self.activation_bits),
+            _ => 8,
+        }
     }
 }
 
@@ -52,8 +57,8 @@ pub fn activations(
     let mut grids = Grids::default();
     for (name, site) in &placement.sites {
         let quant = match site {
-            Site::Activation { bounds, reader, edge } => {
-                let grid = target.activation_grid(policy.activation_bits(*edge));
+            Site::Activation { bounds, reader, .. } => {
+                let grid = target.activation_grid(policy.activation_bits(site));
                 let constant = graph.constant(name).and_then(|t| t.as_f32());
                 let params = match (constant, stats.0.get(name)) {
                     _ if given.contains_key(name) => given[name].params(grid, mapping),

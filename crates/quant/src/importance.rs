@@ -73,7 +73,8 @@ fn asked_of_inputs(
             };
             node.inputs.iter().map_while(part).collect()
         }
-        Op::Relu(_)
+        Op::Identity(_)
+        | Op::Relu(_)
         | Op::Clip(_)
         | Op::LeakyRelu(_)
         | Op::PRelu(_)

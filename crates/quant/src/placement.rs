@@ -13,6 +13,7 @@ use crate::{
 use fewbits_graph::{
     Graph, Node, Op,
     op::{Fact, OutRule, Role},
+    passes::is_layer_input_slot,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -25,7 +26,10 @@ pub enum Site {
         bounds: Option<(f32, f32)>,
         /// The function through which integer operators read it, if that is all they do.
         reader: Reader,
-        /// Read by a first or last layer, or written by a last one: keeps 8 bits when others get fewer.
+        /// Layers multiply it, as it is or moved about. What no layer multiplies (summands, pooled and put out tensors) keeps 8 bits
+        /// when layer inputs get fewer.
+        feeds_layer: bool,
+        /// A first or last layer does.
         edge: bool,
     },
     /// That of another tensor.
@@ -48,6 +52,13 @@ pub enum Site {
         /// The layer's weight.
         weight: String,
     },
+}
+
+impl Site {
+    /// A grid of its own that nothing is known about yet.
+    fn activation(bounds: Option<(f32, f32)>) -> Self {
+        Site::Activation { bounds, reader: Reader::Identity, feeds_layer: false, edge: false }
+    }
 }
 
 /// Whether the target computes a node in integers, and why (not).
@@ -226,18 +237,11 @@ impl<'a> Placer<'a> {
         match (absorbed, bounds) {
             (Some(r), Some(bounds)) => {
                 let activation = &self.graph.nodes[r];
-                self.sites.insert(
-                    activation.output().into(),
-                    Site::Activation { bounds: Some(bounds), reader: Reader::Identity, edge: false },
-                );
+                self.sites.insert(activation.output().into(), Site::activation(Some(bounds)));
                 self.integer.insert(r, format!("computed by the output grid of `{}`", node.name));
             }
             _ => {
-                self.sites.entry(output.into()).or_insert(Site::Activation {
-                    bounds: None,
-                    reader: Reader::Identity,
-                    edge: false,
-                });
+                self.sites.entry(output.into()).or_insert(Site::activation(None));
             }
         }
     }
@@ -258,8 +262,7 @@ impl<'a> Placer<'a> {
                 }
             }
             None => {
-                self.sites
-                    .insert(tensor.into(), Site::Activation { bounds: None, reader: Reader::Identity, edge: false });
+                self.sites.insert(tensor.into(), Site::activation(None));
             }
         }
     }
@@ -270,6 +273,7 @@ impl<'a> Placer<'a> {
         let pads_zero = !matches!(op.op, Op::Pad(_))
             || op.input(2).is_none_or(|v| self.graph.constant(v).and_then(|t| t.scalar_f32()) == Some(0.0));
         self.listed(&self.target.same_grid, node)
+            && !is_layer_input_slot(op)
             && op.op.def().quant_rule().output == OutRule::SameAsInput
             && self.graph.constant(&op.inputs[0]).is_none()
             && pads_zero
@@ -279,21 +283,13 @@ impl<'a> Placer<'a> {
         for i in 0..self.graph.nodes.len() {
             let node = &self.graph.nodes[i];
             if self.is_layer(i) {
-                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation {
-                    bounds: None,
-                    reader: Reader::Identity,
-                    edge: false,
-                });
+                self.sites.entry(node.inputs[0].clone()).or_insert(Site::activation(None));
                 self.place_weight(i);
                 self.integer.insert(i, "integer kernel (fused with what follows it)".into());
             } else if let (Op::Add(_), false) = (&node.op, self.keep_float.contains(&node.name)) {
                 self.place_residual(i);
             } else if self.before_layer[i] && self.behind_layer[i] && self.listed(&self.target.integer, i) {
-                self.sites.entry(node.inputs[0].clone()).or_insert(Site::Activation {
-                    bounds: None,
-                    reader: Reader::Identity,
-                    edge: false,
-                });
+                self.sites.entry(node.inputs[0].clone()).or_insert(Site::activation(None));
                 self.integer.insert(i, "integer kernel".into());
             }
         }
@@ -308,11 +304,7 @@ impl<'a> Placer<'a> {
         let Some(main) = node.inputs.iter().rposition(from_layer) else { return };
         let shortcut = &node.inputs[1 - main];
         if self.graph.constant(shortcut).is_none() {
-            self.sites.entry(shortcut.clone()).or_insert(Site::Activation {
-                bounds: None,
-                reader: Reader::Identity,
-                edge: false,
-            });
+            self.sites.entry(shortcut.clone()).or_insert(Site::activation(None));
             self.integer.insert(i, "fused into the layer before it".into());
         }
     }
@@ -322,20 +314,14 @@ impl<'a> Placer<'a> {
         !self.before_layer[i] || !self.behind_layer[i]
     }
 
-    /// Marks the activations that first and last layers read, and that last layers write.
-    fn mark_edges(&mut self) {
-        let mut edges = Vec::new();
-        for i in (0..self.graph.nodes.len()).filter(|&i| self.is_layer(i) && self.is_edge(i)) {
-            let node = &self.graph.nodes[i];
-            edges.push(self.owner(&node.inputs[0]));
-            if !self.before_layer[i] {
-                let absorbed = self.readers(node.output()).iter().map(|&r| self.graph.nodes[r].output().to_string());
-                edges.extend(absorbed.chain([node.output().to_string()]));
-            }
-        }
-        for name in edges {
-            if let Some(Site::Activation { edge, .. }) = self.sites.get_mut(&name) {
-                *edge = true;
+    /// Marks the activations that layers multiply.
+    fn mark_layer_inputs(&mut self) {
+        let layers: Vec<usize> = (0..self.graph.nodes.len()).filter(|&i| self.is_layer(i)).collect();
+        for i in layers {
+            let (owner, of_edge) = (self.owner(&self.graph.nodes[i].inputs[0]), self.is_edge(i));
+            if let Some(Site::Activation { feeds_layer, edge, .. }) = self.sites.get_mut(&owner) {
+                *feeds_layer = true;
+                *edge |= of_edge;
             }
         }
     }
@@ -389,7 +375,7 @@ impl<'a> Placer<'a> {
     }
 
     fn finish(mut self) -> Placement {
-        self.mark_edges();
+        self.mark_layer_inputs();
         self.mark_readers();
         for i in 0..self.graph.nodes.len() {
             let has_grid = |name: &String| self.sites.contains_key(name);
@@ -418,6 +404,9 @@ impl<'a> Placer<'a> {
         let op = node.op.name();
         if self.keep_float.contains(&node.name) {
             return "kept float on request".into();
+        }
+        if is_layer_input_slot(node) {
+            return "rounds what layers multiply to fewer bits".into();
         }
         if matches!(node.op, Op::Opaque(_)) {
             return format!("operator {op} is unknown to Fewbits");

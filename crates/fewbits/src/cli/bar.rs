@@ -2,7 +2,10 @@
 
 use fewbits::progress::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::sync::{Mutex, PoisonError};
+use std::{
+    io::{self, Write},
+    sync::{Mutex, PoisonError},
+};
 
 /// The bar of the current piece of work.
 #[derive(Debug, Default)]
@@ -28,7 +31,29 @@ impl Progress for Bar {
         self.with(|slot| slot.iter().for_each(|bar| bar.inc(1)));
     }
 
+    fn say(&self, what: &str) {
+        self.with(|slot| slot.iter().for_each(|bar| bar.set_message(what.to_string())));
+    }
+
+    fn line(&self, what: &str) {
+        self.with(|slot| slot.iter().for_each(|bar| bar.println(what)));
+    }
+
     fn end(&self) {
         self.with(|slot| slot.take().iter().for_each(ProgressBar::finish_and_clear));
     }
+}
+
+/// Prints the lines that stay, where there is no terminal.
+#[derive(Clone, Copy, Debug)]
+pub struct Lines;
+
+impl Progress for Lines {
+    fn begin(&self, _what: &str, _total: usize) {}
+    fn step(&self) {}
+    fn line(&self, what: &str) {
+        // A closed stream is no reason to stop.
+        let _ = writeln!(io::stderr().lock(), "{what}");
+    }
+    fn end(&self) {}
 }

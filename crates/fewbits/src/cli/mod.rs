@@ -11,6 +11,8 @@ mod output;
 mod quantize;
 mod run;
 mod subject;
+mod train;
+mod zoo;
 
 use clap::{Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 use fewbits::Error;
@@ -33,7 +35,7 @@ pub struct Global {
     /// Worker threads; 0 means one per core. Results do not depend on it
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
     threads: usize,
-    /// Seed recorded in the plan; nothing in this version is random
+    /// Key of everything random: initial weights, the order and the changes of training images
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Print the result only
@@ -72,6 +74,10 @@ enum Command {
     Run(run::Args),
     /// Write the ONNX file of a model and a plan
     Export(export::Args),
+    /// Train a network in few bits, or in float, from labelled images
+    Train(train::Args),
+    /// Write a well-known architecture with initial weights
+    Zoo(zoo::Args),
     /// Speed of the engine on this machine
     Bench(run::BenchArgs),
 }
@@ -102,6 +108,8 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args, &out),
         Command::Run(args) => run::run(&args, &out),
         Command::Export(args) => export::run(&args, &out),
+        Command::Train(args) => train::run(&args, &out),
+        Command::Zoo(args) => zoo::run(&args, &out),
         Command::Bench(args) => run::bench(&args, &out),
     };
     match result {

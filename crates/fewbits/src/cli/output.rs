@@ -1,6 +1,9 @@
 //! Where text goes: the only place that prints.
 
-use super::{Format, Global, bar::Bar};
+use super::{
+    Format, Global,
+    bar::{Bar, Lines},
+};
 use fewbits::progress::{Progress, Silent};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
@@ -49,8 +52,12 @@ impl Output {
         let _ = writeln!(io::stderr().lock(), "{text}");
     }
 
-    /// A progress bar on a terminal, nothing elsewhere.
+    /// A progress bar on a terminal, elsewhere the lines that stay.
     pub fn progress(&self) -> Box<dyn Progress> {
-        if io::stderr().is_terminal() && !self.global.quiet { Box::new(Bar::default()) } else { Box::new(Silent) }
+        match (self.global.quiet, io::stderr().is_terminal()) {
+            (true, _) => Box::new(Silent),
+            (false, true) => Box::new(Bar::default()),
+            (false, false) => Box::new(Lines),
+        }
     }
 }

@@ -49,7 +49,7 @@ pub struct PolicyArgs {
     /// Bits of weights
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "BITS")]
     weights: u8,
-    /// Bits of activations
+    /// Bits of the activations that layers multiply; what is added, pooled or put out keeps 8
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "BITS")]
     activations: u8,
     /// Bits of the first and last layers, if more than the others

@@ -14,8 +14,13 @@ const FLAGS: &[(&str, &[&str])] =
     &[("cifar10", &["--preprocess", "cifar10", "--resize-to", "32x32"]), ("yolox", &["--preprocess", "yolox"])];
 
 /// Bits of weights and activations that are tried, and on which models.
-const BITS: &[(&str, &str, &[&str])] =
-    &[("8", "8", &[""]), ("4", "8", &["mobilenet_v2", "cifar10"]), ("4", "4", &["squeezenet", "cifar10"])];
+const BITS: &[(&str, &str, &[&str])] = &[
+    ("8", "8", &[""]),
+    ("4", "8", &["mobilenet_v2", "cifar10"]),
+    ("4", "4", &["squeezenet", "cifar10", "mobilenet_v2"]),
+    ("3", "3", &["cifar10"]),
+    ("2", "2", &["cifar10", "mobilenet_v2"]),
+];
 
 /// Prepares `count` samples, quantizes and runs `model` with the program; compares its integers with ONNX Runtime's.
 fn check(

@@ -7,8 +7,9 @@ use crate::{
 };
 use fewbits::Model;
 use fewbits_graph::{
-    Attr, Attrs, QuantParams, Tensor, TensorQuant,
+    Attr, Attrs, Grid, QuantParams, Tensor, TensorQuant,
     exec::{Executor, Mode},
+    passes::with_layer_input_slots,
 };
 use fewbits_kernels::Threads;
 use fewbits_onnx::{EmitOptions, emit_qdq, write};
@@ -46,6 +47,11 @@ const FAMILIES: &[(&str, usize, Family)] = &[
     ("low_bits_movement", 20, |b| movement(low_bits(b))),
     ("low_bits_max_pool", 8, |b| max_pool(low_bits(b))),
     ("low_bits_silu", 6, |b| silu(low_bits(b))),
+    ("low_bits_residual", 40, |b| residual(low_bits(b))),
+    ("full_range_conv", 20, |b| full_range(conv(b))),
+    ("full_range_depthwise", 10, |b| full_range(conv_depthwise(b))),
+    ("full_range_gemm", 10, |b| full_range(gemm(b))),
+    ("full_range_low_bits_conv", 20, |b| full_range(conv(low_bits(b)))),
     ("island_relu", 6, |b| pointwise(b, "Relu", Attrs::default())),
     ("island_hard_sigmoid", 4, |b| pointwise(b, "HardSigmoid", Attrs::default())),
     ("island_hard_swish", 4, |b| pointwise(b, "HardSwish", Attrs::default())),
@@ -422,6 +428,65 @@ fn resize(mut b: Builder) -> Case {
     let output = b.node("Resize", attrs, &[&input, "", &scales]);
     b.same_grid(&output, &input);
     b.finish(&[&output])
+}
+
+/// One scale for each weight tensor, and all codes that its width has: the lowest one occurs.
+fn full_range(mut case: Case) -> Case {
+    let weights = case.graph.nodes.iter().filter_map(|n| n.input(1)).map(String::from);
+    for (i, name) in weights.enumerate() {
+        let Some(TensorQuant::Quantized(old)) = case.grids.0.get(&name) else { continue };
+        let grid = Grid { narrow: false, ..old.grid };
+        let largest = 0.5 / (1 << (grid.bits - 1)) as f32;
+        let scale = largest * [0.6, 0.8, 0.97][(case.inputs[0].len() + i) % 3];
+        case.grids.0.insert(name.clone(), TensorQuant::Quantized(QuantParams::per_tensor(grid, scale, 0)));
+    }
+    case
+}
+
+/// A tensor of 8 bits that is added, pooled or put out, and that layers read in fewer bits, perhaps moved.
+fn residual(mut b: Builder) -> Case {
+    let bits = std::mem::replace(&mut b.bits, 8);
+    // Signed tensors with several readers ONNX Runtime computes in float on x64.
+    b.signed = Some(false);
+    let [n, c, h, w] = image(&mut b.random);
+    let same = |k: usize| ints("pads", &[k / 2; 4]);
+    let input = b.input(&[n, c, h, w]);
+    let convolve = |b: &mut Builder, read: &str, quantized_as: &str| {
+        let kernel = b.random.pick(&[1, 3]);
+        let weight = b.weight(&[c, c, kernel, kernel], 0);
+        let bias = b.bias(c, quantized_as, &weight);
+        b.node("Conv", same(kernel), &[read, &weight, bias.as_deref().unwrap_or_default()])
+    };
+    let first = convolve(&mut b, &input, &input);
+    let stream = if b.random.chance(50) { b.node("Relu", Attrs::default(), &[&first]) } else { first };
+    b.grid(&stream, None);
+    let (moved, readers) = (b.random.chance(25), b.random.within(1..=2));
+    let read = if moved {
+        let pool = same(3).with("kernel_shape", Attr::Ints(vec![3, 3]));
+        let pooled = b.node("MaxPool", pool, &[&stream]);
+        b.same_grid(&pooled, &stream);
+        pooled
+    } else {
+        stream.clone()
+    };
+    let slot = format!("{read}_layer_input");
+    let mut outputs = Vec::new();
+    for _ in 0..readers {
+        let branch = convolve(&mut b, &read, &slot);
+        b.grid(&branch, None);
+        let sum = b.node("Add", Attrs::default(), &[&stream, &branch]);
+        b.grid(&sum, None);
+        outputs.push(sum);
+    }
+    if b.random.chance(30) {
+        outputs.push(stream);
+    }
+    let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    b.case.graph.outputs = b.infos(&outputs);
+    b.case.graph = with_layer_input_slots(&b.case.graph).expect("the graph is well formed");
+    b.bits = bits;
+    b.grid(&slot, None);
+    b.case
 }
 
 fn conv_transpose(mut b: Builder) -> Case {

@@ -55,13 +55,16 @@ pub struct Builder {
     pub random: Random,
     /// Of the grids of activations.
     pub bits: u8,
+    /// Whether they are signed; none: each may be.
+    pub signed: Option<bool>,
     pub case: Case,
 }
 
 impl Builder {
     pub fn new(seed: u64) -> Self {
         let graph = Graph { opset: 13, ..Graph::default() };
-        Builder { random: Random(seed), bits: 8, case: Case { graph, grids: Grids::default(), inputs: vec![] } }
+        let case = Case { graph, grids: Grids::default(), inputs: vec![] };
+        Builder { random: Random(seed), bits: 8, signed: None, case }
     }
 
     /// An input on a random grid, with values on, between and beyond the grid's codes.
@@ -86,7 +89,8 @@ impl Builder {
     }
 
     pub fn activation_grid(&mut self) -> Grid {
-        Grid { bits: self.bits, signed: self.random.chance(30), narrow: false }
+        let signed = self.signed.unwrap_or_else(|| self.random.chance(30));
+        Grid { bits: self.bits, signed, narrow: false }
     }
 
     fn zero_point(&mut self, grid: Grid) -> i32 {
@@ -109,7 +113,7 @@ impl Builder {
 
     /// A weight with scales along `axis`, or one for all.
     pub fn weight(&mut self, dims: &[usize], axis: usize) -> String {
-        let name = self.constant("w", dims, 0.5);
+        let name = self.constant(&format!("w{}", self.case.graph.constants.len()), dims, 0.5);
         let bits = self.random.pick(&[8, 8, 8, 4, 2]);
         let grid = Grid { bits, signed: true, narrow: self.random.chance(80) };
         let mut scale = || (0.5 + self.random.real() * 0.3) / grid.qmax() as f32;
@@ -125,7 +129,7 @@ impl Builder {
     /// A bias for sums of `input` and `weight`, or none.
     pub fn bias(&mut self, len: usize, input: &str, weight: &str) -> Option<String> {
         self.random.chance(75).then(|| {
-            let name = self.constant("b", &[len], 2.0);
+            let name = self.constant(&format!("b{}", self.case.graph.constants.len()), &[len], 2.0);
             let state = TensorQuant::BiasOf { input: input.into(), weight: weight.into() };
             self.case.grids.0.insert(name.clone(), state);
             name
@@ -175,16 +179,19 @@ impl Builder {
 
     /// The finished case with outputs `names`.
     pub fn finish(mut self, names: &[&str]) -> Case {
-        let rank = |name: &str| {
-            let shapes: Vec<_> = self.case.inputs.iter().map(|t| t.dims.clone()).collect();
-            fewbits_graph::exec::infer(&self.case.graph, &shapes).expect("the graph is well formed")[name].dims.len()
-        };
+        self.case.graph.outputs = self.infos(names);
+        self.case
+    }
+
+    /// Tensors `names` as outputs.
+    pub fn infos(&self, names: &[&str]) -> Vec<ValueInfo> {
+        let shapes: Vec<_> = self.case.inputs.iter().map(|t| t.dims.clone()).collect();
+        let facts = fewbits_graph::exec::infer(&self.case.graph, &shapes).expect("the graph is well formed");
         let info = |&name: &&str| {
-            let dims = (0..rank(name)).map(|_| Dim::Symbol(String::new())).collect();
+            let dims = facts[name].dims.iter().map(|_| Dim::Symbol(String::new())).collect();
             ValueInfo { name: name.into(), dtype: DType::F32, dims: Some(dims) }
         };
-        self.case.graph.outputs = names.iter().map(info).collect();
-        self.case
+        names.iter().map(info).collect()
     }
 }
 

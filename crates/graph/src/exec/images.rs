@@ -5,8 +5,10 @@
 
 use super::lower;
 use crate::{
+    error::OpError,
     graph::{Graph, Node},
-    op::{Fact, Op, normal_axis},
+    op::{self, Fact, Op, normal_axis},
+    ops::{dispatch::Tables, slice},
 };
 use std::collections::BTreeMap;
 
@@ -27,13 +29,33 @@ pub(super) fn split(graph: &Graph, shapes: &[Vec<usize>], threads: usize) -> Opt
     }
     let part =
         (1..=(images / (PARTS_PER_THREAD * threads)).clamp(1, TOGETHER)).rev().find(|n| images.is_multiple_of(*n))?;
+    Some((fits(graph, shapes, part).ok()?, images / part))
+}
+
+/// Why the images of the batch cannot be computed apart, each from its own row of the inputs; `None` if they can.
+pub(crate) fn joined(graph: &Graph, shapes: &[Vec<usize>]) -> Option<String> {
+    let images = shapes.first().and_then(|dims| dims.first());
+    if shapes.iter().any(|dims| dims.first() != images) {
+        return Some("its inputs differ in their first axis".into());
+    }
+    fits(graph, shapes, 1).err()
+}
+
+/// The shapes for `part` images, if they can be computed apart; else why not.
+fn fits(graph: &Graph, shapes: &[Vec<usize>], part: usize) -> Result<Vec<Vec<usize>>, String> {
+    let images = shapes.first().and_then(|dims| dims.first()).copied().ok_or("its input has no batch axis")?;
     let with_images = |dims: &Vec<usize>| [&[part], &dims[1..]].concat();
     let part_shapes: Vec<Vec<usize>> = shapes.iter().map(with_images).collect();
     // A graph that refuses fewer images, say by a fixed shape, is computed as a whole.
-    let (few, all) = (lower::infer(graph, &part_shapes).ok()?, lower::infer(graph, shapes).ok()?);
-    let facts = Facts { few, all, part, images };
-    let fits = graph.nodes.iter().all(|node| facts.apart(node)) && graph.outputs.iter().all(|o| facts.rows(&o.name));
-    fits.then_some((part_shapes, images / part))
+    let infer = |shapes: &[Vec<usize>]| lower::infer(graph, shapes).map_err(|e| format!("batches of {shapes:?}: {e}"));
+    let facts = Facts { few: infer(&part_shapes)?, all: infer(shapes)?, part, images };
+    if let Some(node) = graph.nodes.iter().find(|node| !facts.apart(node)) {
+        return Err(format!("node `{}` ({}) may look across images", node.name, node.op.name()));
+    }
+    match graph.outputs.iter().find(|o| !facts.rows(&o.name)) {
+        Some(output) => Err(format!("output `{}` has no row for each image", output.name)),
+        None => Ok(part_shapes),
+    }
 }
 
 /// What is known of every tensor for a part of the images and for all.
@@ -62,9 +84,21 @@ impl Facts {
             // Their known inputs are shapes, which the rows above account for.
             Op::Reshape(_) | Op::Resize(_) => true,
             Op::Softmax(softmax) => normal_axis(softmax.axis, rank(&node.inputs[0])).is_ok_and(|axis| axis > 0),
+            Op::Slice(_) => same() && self.leaves_rows(node, slice::tables),
+            Op::Pad(pad) => same() && self.leaves_rows(node, |ins| pad.tables(ins)),
             op => pointwise(op) && same(),
         };
         rows && one_rank && keeps
+    }
+
+    /// Whether an operator that picks elements by index tables picks the rows as they are.
+    fn leaves_rows(&self, node: &Node, tables: impl Fn(op::Facts) -> Result<Tables, OpError>) -> bool {
+        [&self.few, &self.all].into_iter().all(|facts| {
+            let ins: Vec<Option<&Fact>> = node.inputs.iter().map(|name| facts.get(name)).collect();
+            let rows = facts[&node.inputs[0]].dims[0];
+            tables(&ins)
+                .is_ok_and(|tables| tables[0].as_ref().is_none_or(|rows_of| rows_of.iter().copied().eq(0..rows)))
+        })
     }
 
     fn known(&self, name: &str) -> bool {

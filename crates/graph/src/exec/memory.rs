@@ -4,7 +4,7 @@ use crate::tensor::{DType, Data};
 
 /// A value that lives in a buffer from step `first` to step `last`, both included.
 #[derive(Clone, Debug)]
-pub(super) struct Lifetime {
+pub(crate) struct Lifetime {
     pub dtype: DType,
     pub len: usize,
     pub first: usize,
@@ -13,7 +13,7 @@ pub(super) struct Lifetime {
 
 /// Type and size of one buffer.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Slot {
+pub(crate) struct Slot {
     pub dtype: DType,
     pub len: usize,
 }
@@ -46,7 +46,7 @@ impl Slot {
 
 /// The buffers, and for each value the index of its buffer. Best fit in order of first use: the smallest free buffer that
 /// is large enough, else the largest free one, grown. `values` are ordered by `first`.
-pub(super) fn assign(values: &[Lifetime]) -> (Vec<Slot>, Vec<usize>) {
+pub(crate) fn assign(values: &[Lifetime]) -> (Vec<Slot>, Vec<usize>) {
     let mut slots: Vec<Slot> = Vec::new();
     let mut busy_until: Vec<usize> = Vec::new();
     let mut homes = Vec::with_capacity(values.len());

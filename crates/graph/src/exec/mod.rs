@@ -5,9 +5,9 @@
 
 pub(crate) mod constant;
 mod group;
-mod images;
+pub(crate) mod images;
 mod lower;
-mod memory;
+pub(crate) mod memory;
 mod program;
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
 };
 pub use constant::rounded_constant;
 use fewbits_kernels::Threads;
+pub(crate) use program::slice;
 pub use program::{Program, Tapped};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -286,7 +286,7 @@ fn join(mut parts: Vec<Vec<Tensor>>) -> Vec<Tensor> {
     joined
 }
 
-pub(super) fn slice(data: &Data, len: usize) -> Slice<'_> {
+pub(crate) fn slice(data: &Data, len: usize) -> Slice<'_> {
     match data {
         Data::F32(v) => Slice::F32(&v[..len]),
         Data::I64(v) => Slice::I64(&v[..len]),

@@ -5,10 +5,14 @@ use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, OutRule, QuantRule, Role, Sample, expect_dtype,
-        optional, required,
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, OutRule, Pass, QuantRule, Role, Sample, Want,
+        expect_dtype, optional, required,
     },
-    ops::{integer, samples::sample},
+    ops::{
+        backward::{self, Source},
+        integer,
+        samples::sample,
+    },
     tensor::{DType, Tensor},
 };
 use fewbits_kernels::{float, simd::Isa};
@@ -37,7 +41,10 @@ fn unary(ins: Facts) -> Result<Vec<Fact>, OpError> {
 }
 
 macro_rules! activations {
-    ($($(#[$meta:meta])* $Name:ident { $($field:ident: $default:literal, $doc:literal;)* } => $activation:expr;)*) => {$(
+    ($(
+        $(#[$meta:meta])* $Name:ident { $($field:ident: $default:literal, $doc:literal;)* }
+        => $activation:expr, $read:expr, $derivative:expr;
+    )*) => {$(
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq)]
         pub struct $Name {
@@ -60,6 +67,13 @@ macro_rules! activations {
             fn build(&self, _ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
                 let $Name { $($field),* } = self.clone();
                 Ok(kernel($activation))
+            }
+
+            fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+                let $Name { $($field),* } = self.clone();
+                // Not every derivative depends on all of them.
+                $(let _ = $field;)*
+                backward::map(ins, outs, wants, $read, $derivative)
             }
 
             fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {
@@ -94,23 +108,33 @@ macro_rules! activations {
 }
 
 activations! {
-    /// `y = max(x, 0)`
-    Relu {} => Activation::Clamp { min: 0.0, max: f32::INFINITY };
-    /// `y = x < 0 ? alpha · x : x`
-    LeakyRelu { alpha: 0.01, "Slope of the negative part."; } => Activation::LeakyRelu { alpha };
-    /// `y = 1 / (1 + e^−x)`
-    Sigmoid {} => Activation::Sigmoid;
-    /// `y = min(max(alpha · x + beta, 0), 1)`
-    HardSigmoid { alpha: 0.2, "Slope."; beta: 0.5, "Value at 0."; } => Activation::HardSigmoid { alpha, beta };
-    /// `y = x · min(max(x / 6 + 1 / 2, 0), 1)`
-    HardSwish {} => Activation::HardSwish;
-    /// `y = tanh(x)`
-    Tanh {} => Activation::Tanh;
-    /// `y = e^x`
-    Exp {} => Activation::Exp;
+    /// `y = max(x, 0)`; `dx = y > 0 ? dy : 0`
+    Relu {} => Activation::Clamp { min: 0.0, max: f32::INFINITY },
+        Source::Output, |y, dy| if y > 0.0 { dy } else { 0.0 };
+    /// `y = x < 0 ? alpha · x : x`; `dx = x < 0 ? alpha · dy : dy`
+    LeakyRelu { alpha: 0.01, "Slope of the negative part."; } => Activation::LeakyRelu { alpha },
+        // With a positive slope, x and y have the same sign.
+        if alpha > 0.0 { Source::Output } else { Source::Input(0) },
+        move |v, dy| if v < 0.0 { alpha * dy } else { dy };
+    /// `y = 1 / (1 + e^−x)`; `dx = y · (1 − y) · dy`
+    Sigmoid {} => Activation::Sigmoid,
+        Source::Output, |y, dy| y * (1.0 - y) * dy;
+    /// `y = min(max(alpha · x + beta, 0), 1)`; `dx = 0 < y < 1 ? alpha · dy : 0`
+    HardSigmoid { alpha: 0.2, "Slope."; beta: 0.5, "Value at 0."; } => Activation::HardSigmoid { alpha, beta },
+        Source::Output, move |y, dy| if y > 0.0 && y < 1.0 { alpha * dy } else { 0.0 };
+    /// `y = x · min(max(x / 6 + 1 / 2, 0), 1)`; `dx = (x / 3 + 1 / 2) · dy` for x in −3…3, 0 below, `dy` above
+    HardSwish {} => Activation::HardSwish,
+        Source::Input(0), |x, dy| if x < -3.0 { 0.0 } else if x <= 3.0 { (x / 3.0 + 0.5) * dy } else { dy };
+    /// `y = tanh(x)`; `dx = (1 − y²) · dy`
+    Tanh {} => Activation::Tanh,
+        Source::Output, |y, dy| (1.0 - y * y) * dy;
+    /// `y = e^x`; `dx = y · dy`
+    Exp {} => Activation::Exp,
+        Source::Output, |y, dy| y * dy;
 }
 
-/// `y = min(max(x, min), max)`; the bounds are the optional scalar inputs 1 and 2.
+/// `y = min(max(x, min), max)`; the bounds are the optional scalar inputs 1 and 2. `dx = min < y < max ? dy : 0`: nothing at the
+/// bounds themselves, as in PyTorch's `hardtanh` and `relu6`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Clip;
 
@@ -174,6 +198,17 @@ impl OpDef for Clip {
                 return Err(OpError::DType { index: 0, expected: DType::F32, found });
             }
         })
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        if outs[0].dtype != DType::F32 {
+            return Ok(None);
+        }
+        let Some(Activation::Clamp { min, max }) = Clip::bounds(ins) else {
+            return Err(OpError::NotConstant { index: 1 });
+        };
+        let inside = move |y, dy| if y > min && y < max { dy } else { 0.0 };
+        backward::map(ins, outs, wants, Source::Output, inside)
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

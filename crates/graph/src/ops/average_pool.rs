@@ -3,17 +3,22 @@
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
-    op::{Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, QuantRule, Sample, expect_dtype, required},
+    op::{
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, expect_dtype,
+        required,
+    },
     ops::{
+        backward::{gradient_index, of_first},
         integer,
         samples::sample,
-        window::{AutoPad, Window},
+        window::{AutoPad, Frame, Window},
     },
     tensor::DType,
 };
 use fewbits_kernels::{
     float::{self, Pooling},
     int,
+    simd::{self, Isa, Simd},
 };
 
 /// `y[n, c, p] = mean_k x[n, c, p · stride + k · dilation − pad]` over the taps inside the image, or inside the padded image.
@@ -56,6 +61,19 @@ impl OpDef for AveragePool {
         }))
     }
 
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let (x, frame) = (required(ins, 0)?, self.window.pool_frame(ins, self.ceil_mode)?);
+        let (want, gradient) = (of_first(wants)?, gradient_index(ins, outs));
+        let (channels, with_pads) = (x.dims[1], self.count_include_pad);
+        Ok(Some(Pass::new(Kernel::new(move |io| {
+            let (dy, dx) = (io.f32(gradient), io.out_f32(0));
+            if want == Want::Write {
+                dx.fill(0.0);
+            }
+            Isa::best().dispatch(Spread { frame: &frame, channels, with_pads, dy, dx });
+        }))))
+    }
+
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {
         let x = required(ins, 0)?;
         let frame = self.window.pool_frame(ins, self.ceil_mode)?;
@@ -70,6 +88,42 @@ impl OpDef for AveragePool {
 
     fn quant_rule(&self) -> QuantRule {
         QuantRule::data()
+    }
+}
+
+/// Adds to every place under a window its share of the window's gradient.
+struct Spread<'a> {
+    frame: &'a Frame,
+    channels: usize,
+    with_pads: bool,
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+}
+
+impl simd::Kernel for Spread<'_> {
+    type Output = ();
+    /// Plain loops, compiled for each instruction set.
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Spread { frame, channels: c, with_pads, dy, dx } = self;
+        let [h, w] = frame.input;
+        for (position, dy) in dy.chunks_exact(c.max(1)).enumerate() {
+            let [image, row, column] = frame.place(position);
+            let (rows, columns) = (frame.taps(0, row), frame.taps(1, column));
+            let taps = match with_pads {
+                true => frame.padded_taps(0, row) * frame.padded_taps(1, column),
+                false => rows.clone().count() * columns.clone().count(),
+            };
+            let share = 1.0 / taps.max(1) as f32;
+            for i in rows {
+                for j in columns.clone() {
+                    let dx = &mut dx[((image * h + i) * w + j) * c..][..c];
+                    for (dx, dy) in dx.iter_mut().zip(dy) {
+                        *dx += dy * share;
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! BatchNormalization with fixed statistics.
 
+use super::backward::{Walk, gradient_index, no_gradient, put};
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Fact, Facts, Io, Kernel, LayoutRule, OpDef, OpFile, OutRule, QuantRule, Role, Sample, expect_dtype, known,
-        required,
+        Fact, Facts, Io, Kernel, LayoutRule, OpDef, OpFile, OutRule, Pass, QuantRule, Role, Sample, Want, expect_dtype,
+        known, required,
     },
     ops::samples::{sample, varied},
     tensor::{DType, Tensor},
@@ -95,6 +96,46 @@ impl OpDef for BatchNormalization {
                 run(io, [&scale, &shift]);
             }),
         })
+    }
+
+    /// With fixed statistics and `r = 1 / √(variance + epsilon)`: `dx = scale · r · dy`, `d scale = Σ (x − mean) · r · dy`,
+    /// `d bias = Σ dy`.
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        if let Some(input) = (3..wants.len()).find(|&i| wants[i] != Want::No) {
+            return Err(no_gradient(input));
+        }
+        let (y, wants) = (&outs[0], [wants[0], wants[1], wants[2]]);
+        let channels = required(ins, 1)?.dims[0];
+        // A number for each channel, with axes behind it as the output has.
+        let mut dims = vec![1; y.dims.len().max(2) - 1];
+        dims[0] = channels;
+        let channel = Fact::new(DType::F32, &dims);
+        let toward_x = Walk::new(y, [&channel, y, y, y]);
+        let toward_scale = Walk::new(y, [&channel, y, y, &channel]);
+        let toward_bias = Walk::new(y, [y, y, y, &channel]);
+        let (epsilon, gradient) = (self.epsilon, gradient_index(ins, outs));
+        let kernel = Kernel::new(move |io| {
+            let (x, scale, mean, variance, dy) = (io.f32(0), io.f32(1), io.f32(3), io.f32(4), io.f32(gradient));
+            let inv_deviation = |variance: &f32| 1.0 / (variance + epsilon).sqrt();
+            if wants[0] != Want::No {
+                let (dx, factors) = io.out_f32_and_scratch(0);
+                let lines = factors.iter_mut().zip(scale).zip(variance);
+                lines.for_each(|((factor, scale), variance)| *factor = inv_deviation(variance) * scale);
+                toward_x.run((&factors[..channels], dy, dy), dx, wants[0], |factor, _, dy| factor * dy);
+            }
+            if wants[1] != Want::No {
+                let (dscale, sums) = io.out_f32_and_scratch(1);
+                let sums = &mut sums[..channels];
+                toward_scale.run((mean, x, dy), sums, Want::Write, |mean, x, dy| (x - mean) * dy);
+                sums.iter_mut().zip(variance).for_each(|(sum, variance)| *sum *= inv_deviation(variance));
+                put(wants[1], sums, dscale);
+            }
+            toward_bias.run((dy, dy, dy), io.out_f32(2), wants[2], |_, _, dy| dy);
+        });
+        let reads: [&[usize]; 2] = [&[1, 4], &[0, 3, 4]];
+        let read: Vec<usize> =
+            (0..2).filter(|&i| wants[i] != Want::No).flat_map(|i| reads[i].iter().copied()).collect();
+        Ok(Some(Pass::new(kernel.with_scratch(channels)).reading_ins(&read)))
     }
 
     fn quant_rule(&self) -> QuantRule {

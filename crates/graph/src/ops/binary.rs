@@ -3,8 +3,9 @@
 use crate::{
     attrs::Attrs,
     error::OpError,
-    op::{Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, QuantRule, Sample, required},
+    op::{Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, required},
     ops::{
+        backward::{Elementwise, Source},
         broadcast::{self, broadcast_dims},
         integer,
         samples::sample,
@@ -119,7 +120,7 @@ fn integer_kernel(ins: Facts, out: &Fact, clamp: Activation, make: Option<Make>)
 }
 
 macro_rules! binary {
-    ($($(#[$meta:meta])* $Name:ident: $float:expr, $wrapping:ident, $integer:expr;)*) => {$(
+    ($($(#[$meta:meta])* $Name:ident: $float:expr, $wrapping:ident, $integer:expr, $derivatives:expr;)*) => {$(
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq)]
         pub struct $Name;
@@ -139,6 +140,11 @@ macro_rules! binary {
 
             fn build(&self, ins: Facts, outs: &[Fact]) -> Result<Kernel, OpError> {
                 arithmetic!(ins, outs, $float, $wrapping)
+            }
+
+            fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+                let derivatives: fn(Elementwise) -> Result<Elementwise, OpError> = $derivatives;
+                derivatives(Elementwise::new(ins, outs, wants))?.pass()
             }
 
             fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {
@@ -176,12 +182,22 @@ macro_rules! binary {
 }
 
 binary! {
-    /// `y = a + b`
-    Add: |a, b| a + b, wrapping_add, Some(|a, b, y| Quantized::Add(QAdd::new(a, b, y)));
-    /// `y = a − b`
-    Sub: |a, b| a - b, wrapping_sub, None;
-    /// `y = a · b`
-    Mul: |a, b| a * b, wrapping_mul, Some(|a, b, y| Quantized::Mul(QMul::new(a, b, y)));
-    /// `y = a / b`; integers are cut towards zero.
-    Div: |a, b| a / b, divide_or_zero, None;
+    /// `y = a + b`; `da = db = dy`
+    Add: |a, b| a + b, wrapping_add, Some(|a, b, y| Quantized::Add(QAdd::new(a, b, y))), |pass| {
+        pass.toward(0, [Source::Gradient; 2], |_, _, dy| dy)?.toward(1, [Source::Gradient; 2], |_, _, dy| dy)
+    };
+    /// `y = a − b`; `da = dy`, `db = −dy`
+    Sub: |a, b| a - b, wrapping_sub, None, |pass| {
+        pass.toward(0, [Source::Gradient; 2], |_, _, dy| dy)?.toward(1, [Source::Gradient; 2], |_, _, dy| -dy)
+    };
+    /// `y = a · b`; `da = b · dy`, `db = a · dy`
+    Mul: |a, b| a * b, wrapping_mul, Some(|a, b, y| Quantized::Mul(QMul::new(a, b, y))), |pass| {
+        pass.toward(0, [Source::Input(1), Source::Gradient], |b, _, dy| b * dy)?
+            .toward(1, [Source::Input(0), Source::Gradient], |a, _, dy| a * dy)
+    };
+    /// `y = a / b`; integers are cut towards zero. `da = dy / b`, `db = −y · dy / b`
+    Div: |a, b| a / b, divide_or_zero, None, |pass| {
+        pass.toward(0, [Source::Input(1), Source::Gradient], |b, _, dy| dy / b)?
+            .toward(1, [Source::Input(1), Source::Output], |b, y, dy| -y * dy / b)
+    };
 }

@@ -1,10 +1,13 @@
 //! Cast: the same numbers in another type.
 
-use super::dispatch::{Element, untyped, with_element};
+use super::{
+    backward,
+    dispatch::{Element, untyped, with_element},
+};
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
-    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Sample, required},
+    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, Sample, Want, required},
     tensor::{DType, Tensor},
 };
 use fewbits_kernels::chunks::for_each_chunk;
@@ -115,6 +118,10 @@ impl OpDef for Cast {
             DType::Bool => from_integers::<bool>(self.to),
             raw @ DType::Raw(_) => Err(untyped(raw)),
         }
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        backward::copy(ins, outs, wants)
     }
 }
 

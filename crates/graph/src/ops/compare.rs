@@ -1,6 +1,7 @@
 //! Comparisons of two tensors, broadcast against each other: Equal, Less and their kin, Min and Max, And and Or.
 
 use super::{
+    backward::{self, Elementwise, Source},
     broadcast::{self, broadcast_dims},
     dispatch::{Element, copy, with_element},
     samples::sample,
@@ -8,7 +9,7 @@ use super::{
 use crate::{
     attrs::Attrs,
     error::OpError,
-    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Sample, expect_dtype, required},
+    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, Sample, Want, expect_dtype, required},
     tensor::{DType, Tensor},
 };
 
@@ -33,7 +34,7 @@ fn pairwise<T: Element, O: Element>(
 }
 
 macro_rules! pairs {
-    ($($(#[$meta:meta])* $Name:ident: $infer:expr, $build:expr, $samples:expr;)*) => {$(
+    ($($(#[$meta:meta])* $Name:ident: $infer:expr, $build:expr, $samples:expr $(, $backward:expr)?;)*) => {$(
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq)]
         pub struct $Name;
@@ -56,6 +57,10 @@ macro_rules! pairs {
                 let build: fn(Facts, &Fact) -> Result<Kernel, OpError> = $build;
                 build(ins, &outs[0])
             }
+
+            $(fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+                $backward(ins, outs, wants)
+            })?
         }
 
         impl OpFile for $Name {
@@ -123,6 +128,24 @@ macro_rules! extreme {
     };
 }
 
+/// The gradient goes to the operand that `$than` prefers; equal ones get half of it each.
+macro_rules! extreme_backward {
+    ($than:tt) => {
+        |ins: Facts, outs, wants| {
+            let own = |own: f32, other: f32, dy: f32| {
+                if own == other { dy / 2.0 } else if own $than other { dy } else { 0.0 }
+            };
+            match ins.len() {
+                1 => backward::copy(ins, outs, wants),
+                _ => Elementwise::new(ins, outs, wants)
+                    .toward(0, [Source::Input(0), Source::Input(1)], own)?
+                    .toward(1, [Source::Input(1), Source::Input(0)], own)?
+                    .pass(),
+            }
+        }
+    };
+}
+
 pairs! {
     /// `y = a == b`
     Equal: verdict, comparison!(eq), numbers;
@@ -138,10 +161,10 @@ pairs! {
     And: logic, |ins, out| pairwise(ins, out, |a: bool, b: bool| a & b), flags;
     /// `y = a or b`
     Or: logic, |ins, out| pairwise(ins, out, |a: bool, b: bool| a | b), flags;
-    /// The smaller of one or two operands; NaN if any is.
-    Min: extreme, extreme!(<), numbers;
-    /// The larger of one or two operands; NaN if any is.
-    Max: extreme, extreme!(>), numbers;
+    /// The smaller of one or two operands; NaN if any is. The gradient goes there; equal operands get half of it each.
+    Min: extreme, extreme!(<), numbers, extreme_backward!(<);
+    /// The larger of one or two operands; NaN if any is. The gradient goes there; equal operands get half of it each.
+    Max: extreme, extreme!(>), numbers, extreme_backward!(>);
 }
 
 #[cfg(test)]

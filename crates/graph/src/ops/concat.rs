@@ -1,13 +1,17 @@
 //! Concat: joins tensors along one axis.
 
 use super::{
+    backward::{gradient_index, is_float, put},
     dispatch::{Element, with_element},
     integer,
 };
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
-    op::{Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, QuantRule, Sample, normal_axis, required},
+    op::{
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, normal_axis,
+        required,
+    },
     tensor::{DType, Tensor},
 };
 use fewbits_kernels::{int::lookup::Table, movement};
@@ -66,6 +70,20 @@ impl OpDef for Concat {
             let parts: Vec<_> = runs.iter().enumerate().map(|(i, &run)| (T::input(io, i), run)).collect();
             movement::concat(io.threads, &parts, T::output(io, 0));
         })))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let (runs, wants, gradient) = (self.runs(ins)?, wants.to_vec(), gradient_index(ins, outs));
+        let row: usize = runs.iter().sum();
+        let kernel = Kernel::new(move |io| {
+            let (dy, mut start) = (io.f32(gradient), 0);
+            for (i, (&run, &want)) in runs.iter().zip(&wants).enumerate() {
+                let rows = dy.chunks_exact(row.max(1)).zip(io.out_f32(i).chunks_exact_mut(run.max(1)));
+                rows.for_each(|(dy, dx)| put(want, &dy[start..start + run], dx));
+                start += run;
+            }
+        });
+        Ok(is_float(ins, outs)?.then(|| Pass::new(kernel)))
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

@@ -4,18 +4,22 @@ use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Fused, Kernel, LayoutRule, OpDef, OpFile, OutRule, QuantRule, Role, Sample,
-        expect_dtype, optional, required,
+        Activation, Fact, Facts, Fused, Kernel, LayoutRule, OpDef, OpFile, OutRule, Pass, QuantRule, Role, Sample,
+        Want, expect_dtype, optional, required,
     },
     ops::{
         integer::{self, WeightCodes},
-        product::{self, Bias, FloatProduct},
+        product::{self, Bias, FloatProduct, Trained},
         samples::sample,
         window::{AutoPad, Frame, Window},
     },
     tensor::DType,
 };
-use fewbits_kernels::{ConvGeometry, float::PackedConv, int};
+use fewbits_kernels::{
+    ConvGeometry,
+    float::{PackedConv, add_columns},
+    int,
+};
 
 /// `y[n, o, p] = b[o] + Σ_{c, k} x[n, c, p · stride + k · dilation − pad] · w[o, c, k]`, channels in `group` blocks.
 /// Inputs: x `[N, C, spatial…]`, w `[O, C / group, kernel…]`, b `[O]`, optional.
@@ -68,6 +72,12 @@ impl Conv {
             None => Ok(Kernel::new(move |io| product(io.f32(1)).run(io))),
         }
     }
+
+    fn trained(&self, ins: Facts) -> Result<Trained, OpError> {
+        let (geometry, frame) = self.frame(ins)?;
+        let shape = [required(ins, 0)?.dims[0], frame.input[0], frame.input[1]];
+        Ok(Trained { geometry, shape, by_rows: false, alpha: 1.0 })
+    }
 }
 
 impl Frame {
@@ -101,6 +111,17 @@ impl OpDef for Conv {
 
     fn build_fused(&self, ins: Facts, _outs: &[Fact], fused: Fused) -> Result<Option<Kernel>, OpError> {
         self.float(ins, fused).map(Some)
+    }
+
+    fn build_training(&self, ins: Facts, outs: &[Fact]) -> Result<Pass, OpError> {
+        if required(ins, 1)?.value.is_some() {
+            return Ok(Pass::new(self.build(ins, outs)?));
+        }
+        Ok(self.trained(ins)?.forward(optional(ins, 2).is_some()))
+    }
+
+    fn build_backward(&self, ins: Facts, _outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        Ok(Some(self.trained(ins)?.backward(ins, wants, add_columns)))
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

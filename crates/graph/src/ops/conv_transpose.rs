@@ -4,17 +4,22 @@ use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Fused, Io, Kernel, LayoutRule, OpDef, OpFile, OutRule, QuantRule, Role, Sample,
-        expect_dtype, optional, required,
+        Activation, Fact, Facts, Fused, Io, Kernel, LayoutRule, OpDef, OpFile, OutRule, Packing, Pass, QuantRule, Role,
+        Sample, Unpacking, Want, expect_dtype, optional, required,
     },
     ops::{
+        backward::{gradient_index, put},
         product,
         samples::sample,
         window::{AutoPad, Window},
     },
     tensor::DType,
 };
-use fewbits_kernels::conv_transpose::{PackedConvTranspose, TransposedGeometry};
+use fewbits_kernels::{
+    conv_transpose::{PackedConvTranspose, TransposedGeometry},
+    movement::Transpose,
+    simd::{self, Isa, Simd},
+};
 
 /// `y[n, o, p] = b[o] + Σ x[n, c, i] · w[c, o, k]` over all `i`, `k` with `p = i · stride + k · dilation − pad`.
 /// Inputs: x `[N, C, spatial…]`, w `[C, O / group, kernel…]`, b `[O]`, optional.
@@ -138,6 +143,50 @@ impl OpDef for ConvTranspose {
         if fused.residual { Ok(None) } else { self.float(ins, fused.activation).map(Some) }
     }
 
+    /// `dx[i] = Σ w[k] · dy[p]`, `dw[k] = Σ x[i] · dy[p]` with the `i`, `k` and `p` of the forward sum; `db = Σ dy`.
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let geometry = self.geometry(ins)?;
+        let g = geometry;
+        let [group_in, group_out] = [g.in_channels / g.groups, g.out_channels / g.groups];
+        let taps = g.kernel[0] * g.kernel[1];
+        let len = g.in_channels * group_out * taps;
+        // Weights and their gradient are kept as `[group, tap, output channel, input channel]`.
+        let there = Transpose::new(&[g.groups, group_in, group_out, taps], &[0, 3, 2, 1]);
+        let back = Transpose::new(&[g.groups, taps, group_out, group_in], &[0, 3, 2, 1]);
+        let want = |input: usize| wants.get(input).copied().unwrap_or(Want::No);
+        let wants = [0, 1, 2].map(want);
+        let gradient = gradient_index(ins, outs);
+        let packed = gradient + outs.len();
+        let kernel = Kernel::new(move |io| {
+            let (x, dy, weight) = (io.f32(0), io.f32(gradient), io.f32(packed));
+            for (input, want) in wants.into_iter().enumerate() {
+                let to = io.out_f32(input);
+                if want == Want::Write {
+                    to.fill(0.0);
+                }
+                let spread = Spread { g: &geometry, x, dy, weight, to };
+                match (input, want) {
+                    (_, Want::No) => {}
+                    (2, _) => {
+                        let pixels = dy.chunks_exact(g.out_channels);
+                        pixels.for_each(|dy| put(Want::Add, dy, spread.to));
+                    }
+                    (0, _) => Isa::best().dispatch(TowardImage(spread)),
+                    _ => Isa::best().dispatch(TowardWeight(spread)),
+                }
+            }
+        });
+        let weight_into = |transpose: Transpose, from: usize| {
+            Kernel::new(move |io| transpose.run(io.threads, io.f32(from), io.out_f32(0)))
+        };
+        let read: &[usize] = if wants[1] == Want::No { &[] } else { &[0] };
+        Ok(Some(Pass {
+            packing: (wants[0] != Want::No).then(|| Packing { kernel: weight_into(there, 1), len }),
+            gradient: (wants[1] != Want::No).then(|| Unpacking { input: 1, len, kernel: weight_into(back, 0) }),
+            ..Pass::new(kernel).reading_ins(read)
+        }))
+    }
+
     fn quant_rule(&self) -> QuantRule {
         QuantRule { inputs: vec![Role::Data, Role::Weight { channel_axis: 1 }, Role::Bias], output: OutRule::Own }
     }
@@ -147,6 +196,83 @@ impl OpDef for ConvTranspose {
         let n = ins[0].map_or(0, |x| x.dims[0]);
         let weights = g.in_channels * g.out_channels / g.groups * g.kernel[0] * g.kernel[1];
         (n * g.input[0] * g.input[1]) as u64 * weights as u64
+    }
+}
+
+/// The operands of a gradient; `to` is the gradient. Weights are `[group, tap, output channel, input channel]`.
+struct Spread<'a> {
+    g: &'a TransposedGeometry,
+    x: &'a [f32],
+    dy: &'a [f32],
+    weight: &'a [f32],
+    to: &'a mut [f32],
+}
+
+/// For every pixel of the input, tap and group: where the channels of input and output and the tap's weights start.
+#[inline(always)]
+fn for_each_tap(g: &TransposedGeometry, pixels: usize, mut step: impl FnMut(usize, usize, usize)) {
+    let ([h, w], [oh, ow], [kh, kw]) = (g.input, g.output, g.kernel);
+    let [group_in, group_out] = [g.in_channels / g.groups, g.out_channels / g.groups];
+    let place =
+        |axis: usize, i: usize, k: usize| (i * g.stride[axis] + k * g.dilation[axis]).wrapping_sub(g.pads[axis]);
+    for pixel in 0..pixels {
+        let (image, i, j) = (pixel / (h * w), pixel / w % h, pixel % w);
+        for tap in 0..kh * kw {
+            let (p, q) = (place(0, i, tap / kw), place(1, j, tap % kw));
+            if p < oh && q < ow {
+                for group in 0..g.groups {
+                    let input = pixel * g.in_channels + group * group_in;
+                    let output = ((image * oh + p) * ow + q) * g.out_channels + group * group_out;
+                    step(input, output, (group * kh * kw + tap) * group_out * group_in);
+                }
+            }
+        }
+    }
+}
+
+/// `to += factor · from`
+#[inline(always)]
+fn add_scaled(factor: f32, from: &[f32], to: &mut [f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to += factor * from;
+    }
+}
+
+struct TowardImage<'a>(Spread<'a>);
+
+impl simd::Kernel for TowardImage<'_> {
+    type Output = ();
+    /// Plain loops, compiled for each instruction set.
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Spread { g, dy, weight, to, .. } = self.0;
+        let [group_in, group_out] = [g.in_channels / g.groups, g.out_channels / g.groups];
+        for_each_tap(g, to.len() / g.in_channels, |input, output, tap| {
+            let dx = &mut to[input..][..group_in];
+            let rows = weight[tap..][..group_out * group_in].chunks_exact(group_in);
+            for (weight, &dy) in rows.zip(&dy[output..]) {
+                add_scaled(dy, weight, dx);
+            }
+        });
+    }
+}
+
+struct TowardWeight<'a>(Spread<'a>);
+
+impl simd::Kernel for TowardWeight<'_> {
+    type Output = ();
+    /// Plain loops, compiled for each instruction set.
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Spread { g, x, dy, to, .. } = self.0;
+        let [group_in, group_out] = [g.in_channels / g.groups, g.out_channels / g.groups];
+        for_each_tap(g, x.len() / g.in_channels, |input, output, tap| {
+            let x = &x[input..][..group_in];
+            let rows = to[tap..][..group_out * group_in].chunks_exact_mut(group_in);
+            for (weight, &dy) in rows.zip(&dy[output..]) {
+                add_scaled(dy, x, weight);
+            }
+        });
     }
 }
 

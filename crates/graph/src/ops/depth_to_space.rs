@@ -1,10 +1,13 @@
 //! DepthToSpace and SpaceToDepth: blocks of pixels to channels and back.
 
-use super::dispatch::{Element, move_codes, with_element};
+use super::{
+    backward,
+    dispatch::{Element, move_codes, with_element},
+};
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
-    op::{Activation, Fact, Facts, Kernel, OpDef, OpFile, QuantRule, Sample, required},
+    op::{Activation, Fact, Facts, Kernel, OpDef, OpFile, Pass, QuantRule, Sample, Want, required},
     ops::samples::sample,
     tensor::DType,
 };
@@ -60,6 +63,18 @@ fn rearrange(ins: Facts, split: [usize; 6], permutation: [usize; 6]) -> Result<K
     }))
 }
 
+impl DepthToSpace {
+    /// How the axes of input 0 are split, and their order after that.
+    fn arrangement(&self, ins: Facts) -> Result<([usize; 6], [usize; 6]), OpError> {
+        let ([n, c, h, w], b) = (image(ins)?, self.block);
+        let c = c / (b * b);
+        Ok(match self.place_inside {
+            true => ([n, c, b, b, h, w], [0, 1, 4, 2, 5, 3]),
+            false => ([n, b, b, c, h, w], [0, 3, 4, 1, 5, 2]),
+        })
+    }
+}
+
 impl OpDef for DepthToSpace {
     fn attrs(&self) -> Attrs {
         let mode = if self.place_inside { "CRD" } else { "DCR" };
@@ -73,13 +88,13 @@ impl OpDef for DepthToSpace {
     }
 
     fn build(&self, ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
-        let ([n, c, h, w], b) = (image(ins)?, self.block);
-        let c = c / (b * b);
-        if self.place_inside {
-            rearrange(ins, [n, c, b, b, h, w], [0, 1, 4, 2, 5, 3])
-        } else {
-            rearrange(ins, [n, b, b, c, h, w], [0, 3, 4, 1, 5, 2])
-        }
+        let (split, permutation) = self.arrangement(ins)?;
+        rearrange(ins, split, permutation)
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let (split, permutation) = self.arrangement(ins)?;
+        backward::permute(ins, outs, wants, &split, &permutation)
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {
@@ -88,6 +103,13 @@ impl OpDef for DepthToSpace {
 
     fn quant_rule(&self) -> QuantRule {
         QuantRule::movement()
+    }
+}
+
+impl SpaceToDepth {
+    fn arrangement(&self, ins: Facts) -> Result<([usize; 6], [usize; 6]), OpError> {
+        let ([n, c, h, w], b) = (image(ins)?, self.block);
+        Ok(([n, c, h / b, b, w / b, b], [0, 3, 5, 1, 2, 4]))
     }
 }
 
@@ -103,8 +125,13 @@ impl OpDef for SpaceToDepth {
     }
 
     fn build(&self, ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
-        let ([n, c, h, w], b) = (image(ins)?, self.block);
-        rearrange(ins, [n, c, h / b, b, w / b, b], [0, 3, 5, 1, 2, 4])
+        let (split, permutation) = self.arrangement(ins)?;
+        rearrange(ins, split, permutation)
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let (split, permutation) = self.arrangement(ins)?;
+        backward::permute(ins, outs, wants, &split, &permutation)
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

@@ -78,7 +78,7 @@ pub(super) fn copy(fact: &Fact) -> Result<Kernel, OpError> {
 }
 
 /// For each logical axis, which of its indices are picked; `None` picks all.
-pub(super) type Tables = Vec<Option<Vec<usize>>>;
+pub(crate) type Tables = Vec<Option<Vec<usize>>>;
 
 /// A kernel that picks elements of input 0 by one index table per logical axis. Places without a source get the only
 /// element of `fill`, or zero.
@@ -94,7 +94,7 @@ pub(super) fn take(input: &Fact, tables: Tables, fill: Option<&Tensor>) -> Resul
 }
 
 /// Things that belong to the logical axes, in the order of memory.
-fn physical<X: Default>(layout: Layout, mut logical: Vec<X>) -> Vec<X> {
+pub(super) fn physical<X: Default>(layout: Layout, mut logical: Vec<X>) -> Vec<X> {
     let order = layout.physical_dims(&(0..logical.len()).collect::<Vec<_>>());
     order.into_iter().map(|axis| std::mem::take(&mut logical[axis])).collect()
 }

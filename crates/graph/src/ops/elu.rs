@@ -3,13 +3,16 @@
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
-    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Sample, expect_dtype, required},
-    ops::samples::sample,
+    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, Sample, Want, expect_dtype, required},
+    ops::{
+        backward::{self, Source},
+        samples::sample,
+    },
     tensor::DType,
 };
 use fewbits_kernels::chunks::for_each_chunk;
 
-/// `y = x < 0 ? alpha · (e^x − 1) : x`
+/// `y = x < 0 ? alpha · (e^x − 1) : x`; `dx = x < 0 ? alpha · e^x · dy : dy`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Elu {
     /// Minus the limit on the left.
@@ -40,6 +43,12 @@ impl OpDef for Elu {
                     .for_each(|(y, &x)| *y = if x < 0.0 { alpha * (x.exp() - 1.0) } else { x });
             });
         }))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let alpha = self.alpha;
+        let slope = move |x: f32, dy| if x < 0.0 { alpha * x.exp() * dy } else { dy };
+        backward::map(ins, outs, wants, Source::Input(0), slope)
     }
 }
 

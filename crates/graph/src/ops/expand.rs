@@ -1,6 +1,7 @@
 //! Expand and Tile: a tensor repeated along its axes.
 
 use super::{
+    backward,
     broadcast::broadcast_dims,
     dispatch::{Tables, move_codes, take},
     samples::varied,
@@ -8,7 +9,7 @@ use super::{
 use crate::{
     attrs::Attrs,
     error::OpError,
-    op::{Activation, Fact, Facts, Kernel, OpDef, OpFile, QuantRule, Sample, known_ints, required},
+    op::{Activation, Fact, Facts, Kernel, OpDef, OpFile, Pass, QuantRule, Sample, Want, known_ints, required},
     tensor::Tensor,
 };
 
@@ -67,6 +68,11 @@ macro_rules! repeats {
             fn build(&self, ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
                 let (x, tables) = Self::tables(ins)?;
                 take(&x, tables, None)
+            }
+
+            fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+                let (x, tables) = Self::tables(ins)?;
+                backward::scatter(ins, outs, wants, &x, tables)
             }
 
             fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

@@ -1,10 +1,16 @@
 //! Gather: picks slices by their index along one axis.
 
-use super::dispatch::{move_codes, take};
+use super::{
+    backward,
+    dispatch::{Tables, move_codes, take},
+};
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
-    op::{Activation, Fact, Facts, Kernel, OpDef, OpFile, QuantRule, Sample, known_ints, normal_axis, required},
+    op::{
+        Activation, Fact, Facts, Kernel, OpDef, OpFile, Pass, QuantRule, Sample, Want, known_ints, normal_axis,
+        required,
+    },
     tensor::Tensor,
 };
 
@@ -27,6 +33,13 @@ impl Gather {
         };
         known_ints(ins, 1)?.into_iter().map(index).collect()
     }
+
+    fn tables(&self, ins: Facts) -> Result<Tables, OpError> {
+        let rank = required(ins, 0)?.dims.len();
+        let mut tables = vec![None; rank];
+        tables[normal_axis(self.axis, rank)?] = Some(self.table(ins)?);
+        Ok(tables)
+    }
 }
 
 impl OpDef for Gather {
@@ -43,10 +56,11 @@ impl OpDef for Gather {
     }
 
     fn build(&self, ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
-        let x = required(ins, 0)?;
-        let mut tables = vec![None; x.dims.len()];
-        tables[normal_axis(self.axis, x.dims.len())?] = Some(self.table(ins)?);
-        take(x, tables, None)
+        take(required(ins, 0)?, self.tables(ins)?, None)
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        backward::scatter(ins, outs, wants, required(ins, 0)?, self.tables(ins)?)
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

@@ -4,18 +4,19 @@ use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Fused, Kernel, OpDef, OpFile, OutRule, QuantRule, Role, Sample, expect_dtype,
-        optional, required,
+        Activation, Fact, Facts, Fused, Kernel, OpDef, OpFile, OutRule, Pass, QuantRule, Role, Sample, Want,
+        expect_dtype, optional, required,
     },
     ops::{
         broadcast,
-        product::{self, Bias, FloatProduct},
+        product::{self, Bias, FloatProduct, Plain, Trained},
         samples::sample,
     },
     tensor::DType,
 };
 use fewbits_kernels::{
-    float::{Epilogue, PackedConv},
+    ConvGeometry,
+    float::{Epilogue, PackedConv, add_columns},
     movement::Transpose,
 };
 
@@ -128,6 +129,20 @@ impl Gemm {
     }
 }
 
+impl Gemm {
+    /// The product in training, if A is not transposed and nothing is empty.
+    fn trained(&self, ins: Facts) -> Result<Option<Trained>, OpError> {
+        let [m, k, n] = self.sizes(ins)?;
+        let trained = Trained {
+            geometry: ConvGeometry::pointwise(k, n),
+            shape: [1, 1, m],
+            by_rows: !self.trans_b,
+            alpha: self.alpha,
+        };
+        Ok((!self.trans_a && m * k * n > 0).then_some(trained))
+    }
+}
+
 impl OpDef for Gemm {
     fn attrs(&self) -> Attrs {
         Attrs::default()
@@ -155,6 +170,43 @@ impl OpDef for Gemm {
 
     fn build_fused(&self, ins: Facts, outs: &[Fact], fused: Fused) -> Result<Option<Kernel>, OpError> {
         self.float(ins, &outs[0], fused).map(Some)
+    }
+
+    fn build_training(&self, ins: Facts, outs: &[Fact]) -> Result<Pass, OpError> {
+        let [_, _, n] = self.sizes(ins)?;
+        let c = optional(ins, 2);
+        let plain = self.beta == 1.0 && c.is_none_or(|c| c.len() == n && matches!(c.dims[..], [_] | [1, _]));
+        match self.trained(ins)? {
+            Some(trained) if plain && required(ins, 1)?.value.is_none() => Ok(trained.forward(c.is_some())),
+            _ => Ok(Pass::new(self.build(ins, outs)?)),
+        }
+    }
+
+    fn build_backward(&self, ins: Facts, _outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let [m, k, n] = self.sizes(ins)?;
+        let (beta, c) = (self.beta, optional(ins, 2).map_or(&[][..], |c| &c.dims));
+        let (row, column) = match *c {
+            [rows, columns] => (if rows > 1 { columns } else { 0 }, columns > 1),
+            _ => (0, c.iter().any(|&columns| columns > 1)),
+        };
+        let whole_row = row == 0 && (column || n == 1);
+        let add_bias = move |dy: &[f32], sums: &mut [f32]| {
+            if whole_row && beta == 1.0 {
+                return add_columns(dy, sums);
+            }
+            for (i, dy) in dy.chunks_exact(n.max(1)).enumerate() {
+                dy.iter().enumerate().for_each(|(j, dy)| sums[i * row + j * usize::from(column)] += beta * dy);
+            }
+        };
+        Ok(Some(match self.trained(ins)? {
+            Some(trained) => trained.backward(ins, wants, add_bias),
+            None => {
+                let left = if self.trans_a { [1, m] } else { [k, 1] };
+                let right = if self.trans_b { [1, k] } else { [n, 1] };
+                let plain = Plain { sizes: [m, k, n], starts: vec![[0, 0]], left, right, alpha: self.alpha };
+                plain.backward(ins, wants, add_bias)
+            }
+        }))
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

@@ -1,9 +1,17 @@
 //! GlobalAveragePool and GlobalMaxPool: each channel of each image becomes one number.
 
+use super::{
+    backward::{Elementwise, Source},
+    max_pool,
+    window::Frame,
+};
 use crate::{
     attrs::Attrs,
     error::OpError,
-    op::{Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, QuantRule, Sample, expect_dtype, required},
+    op::{
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, expect_dtype,
+        required,
+    },
     ops::{integer, samples::sample},
     tensor::DType,
 };
@@ -54,6 +62,13 @@ impl OpDef for GlobalAveragePool {
         Ok(kernel(required(ins, 0)?, false))
     }
 
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let x = required(ins, 0)?;
+        let share = 1.0 / pixels(x).max(1) as f32;
+        let pass = Elementwise::new(ins, outs, wants).over(x, outs[0].clone());
+        pass.toward(0, [Source::Gradient; 2], move |_, _, dy| dy * share)?.pass()
+    }
+
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {
         let x = required(ins, 0)?;
         let (Some(from), Some(to)) = (integer::grid(x), integer::clamped(&outs[0], clamp)) else { return Ok(None) };
@@ -81,7 +96,7 @@ impl OpFile for GlobalAveragePool {
     }
 }
 
-/// `y[n, c] = max x[n, c, …]`
+/// `y[n, c] = max x[n, c, …]`. The gradient goes to the first of equal maxima.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GlobalMaxPool;
 
@@ -100,6 +115,13 @@ impl OpDef for GlobalMaxPool {
 
     fn build(&self, ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
         Ok(kernel(required(ins, 0)?, true))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let pixels = pixels(required(ins, 0)?);
+        let (kernel, one) = ([1, pixels], [1, 1]);
+        let whole = Frame { input: kernel, kernel, stride: one, dilation: one, pads: [0; 4], output: one };
+        max_pool::route(whole, ins, outs, wants)
     }
 
     fn quant_rule(&self) -> QuantRule {

@@ -1,12 +1,18 @@
 //! Identity, and Dropout at inference, where it is one.
 
-use super::dispatch::{copy, move_codes};
+use super::{
+    backward, codes,
+    dispatch::{copy, move_codes},
+};
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
-    op::{Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, QuantRule, Sample, optional, required},
+    op::{
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, optional, required,
+    },
     tensor::{DType, Tensor},
 };
+use fewbits_kernels::int::lookup::Table;
 
 /// `y = x`
 #[derive(Clone, Debug, PartialEq)]
@@ -30,8 +36,19 @@ impl OpDef for Identity {
         copy(required(ins, 0)?)
     }
 
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        backward::copy(ins, outs, wants)
+    }
+
+    /// The codes themselves, or those of the same numbers on another grid.
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {
-        move_codes(self, ins, outs, clamp)
+        if let Some(kernel) = move_codes(self, ins, outs, clamp)? {
+            return Ok(Some(kernel));
+        }
+        let stored = |fact: &Fact| fact.grid.as_ref().and_then(codes::stored);
+        let (Some(from), Some(to)) = (stored(required(ins, 0)?), stored(&outs[0])) else { return Ok(None) };
+        let table = Table::requantize(&from, &to);
+        Ok((clamp == Activation::Identity).then(|| Kernel::new(move |io| table.run(io.u8(0), io.out_u8(0)))))
     }
 
     fn quant_rule(&self) -> QuantRule {
@@ -88,6 +105,10 @@ impl OpDef for Dropout {
             copy.run(io);
             io.out_bool(1).fill(true);
         }))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        backward::copy(ins, outs, wants)
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

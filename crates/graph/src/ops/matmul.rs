@@ -4,12 +4,13 @@ use crate::{
     attrs::Attrs,
     error::OpError,
     op::{
-        Activation, Fact, Facts, Fused, Kernel, OpDef, OpFile, OutRule, QuantRule, Role, Sample, expect_dtype, required,
+        Activation, Fact, Facts, Fused, Kernel, OpDef, OpFile, OutRule, Pass, QuantRule, Role, Sample, Want,
+        expect_dtype, required,
     },
     ops::{
         broadcast::broadcast_dims,
         integer,
-        product::{self, Bias, FloatProduct},
+        product::{self, Bias, FloatProduct, Plain, Trained},
         samples::sample,
     },
     tensor::DType,
@@ -94,6 +95,19 @@ impl MatMul {
         })))
     }
 
+    /// The product in training where one matrix, taken to be a parameter, stands on the right.
+    fn trained(ins: Facts) -> Result<Option<Trained>, OpError> {
+        let Stacks { sizes: [m, k, n], pairs, .. } = MatMul::stacks(ins)?;
+        let rows = m * pairs.len();
+        let single = required(ins, 1)?.dims.len() <= 2 && rows * k * n > 0;
+        Ok(single.then(|| Trained {
+            geometry: ConvGeometry::pointwise(k, n),
+            shape: [1, 1, rows],
+            by_rows: true,
+            alpha: 1.0,
+        }))
+    }
+
     /// Both factors are data: few models have this, so plain sums will do.
     fn integer_data(ins: Facts, out: &Fact, clamp: Activation) -> Result<Option<Kernel>, OpError> {
         let Stacks { sizes: [m, k, n], pairs, .. } = MatMul::stacks(ins)?;
@@ -147,6 +161,25 @@ impl OpDef for MatMul {
 
     fn build_fused(&self, ins: Facts, _outs: &[Fact], fused: Fused) -> Result<Option<Kernel>, OpError> {
         MatMul::float(ins, fused)
+    }
+
+    fn build_training(&self, ins: Facts, outs: &[Fact]) -> Result<Pass, OpError> {
+        match MatMul::trained(ins)? {
+            Some(trained) if required(ins, 1)?.value.is_none() => Ok(trained.forward(false)),
+            _ => Ok(Pass::new(self.build(ins, outs)?)),
+        }
+    }
+
+    fn build_backward(&self, ins: Facts, _outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        match MatMul::trained(ins)? {
+            Some(trained) => Ok(Some(trained.backward(ins, wants, |_, _| {}))),
+            None => {
+                let Stacks { sizes: [m, k, n], pairs, .. } = MatMul::stacks(ins)?;
+                let starts = pairs.iter().map(|[left, right]| [left * m * k, right * k * n]).collect();
+                let plain = Plain { sizes: [m, k, n], starts, left: [k, 1], right: [n, 1], alpha: 1.0 };
+                Ok(Some(plain.backward(ins, wants, |_, _| {})))
+            }
+        }
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

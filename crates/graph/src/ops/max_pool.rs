@@ -4,10 +4,11 @@ use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Io, Kernel, LayoutRule, OpDef, OpFile, QuantRule, Sample, SliceMut, expect_dtype,
-        required,
+        Activation, Fact, Facts, Io, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, SliceMut, Want,
+        expect_dtype, required,
     },
     ops::{
+        backward::{gradient_index, is_float, of_first},
         integer,
         samples::sample,
         window::{AutoPad, Frame, Window},
@@ -18,10 +19,11 @@ use fewbits_kernels::{
     float::{self, PoolGeometry, Pooling},
     int,
     max_indices::max_pool_with_indices,
+    simd::{self, Isa, Simd},
 };
 
 /// `y[n, c, p] = max_k x[n, c, p · stride + k · dilation − pad]` over the taps inside the image. The optional second output is
-/// the index of that element in the flattened input.
+/// the index of that element in the flattened input. A gradient goes to the first of equal maxima, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MaxPool {
     /// Kernel, strides, dilations, padding.
@@ -112,6 +114,10 @@ impl OpDef for MaxPool {
         }))
     }
 
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        route(self.frame(ins)?, ins, outs, wants)
+    }
+
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {
         let (x, frame) = (required(ins, 0)?, self.frame(ins)?);
         if outs.len() > 1 || clamp != Activation::Identity || !integer::same_grid(x, &outs[0]) {
@@ -122,6 +128,57 @@ impl OpDef for MaxPool {
 
     fn quant_rule(&self) -> QuantRule {
         QuantRule::movement()
+    }
+}
+
+/// The backward pass of a pool that takes maxima.
+pub(super) fn route(frame: Frame, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+    let (channels, want) = (required(ins, 0)?.dims[1], of_first(wants)?);
+    let (output, gradient) = (ins.len(), gradient_index(ins, outs));
+    let kernel = Kernel::new(move |io| {
+        let (x, y, dy) = (io.f32(0), io.f32(output), io.f32(gradient));
+        let (dx, left) = io.out_f32_and_scratch(0);
+        if want == Want::Write {
+            dx.fill(0.0);
+        }
+        Isa::best().dispatch(Route { frame: &frame, x, y, dy, dx, left: &mut left[..channels] });
+    });
+    Ok(is_float(ins, outs)?.then(|| Pass::new(kernel.with_scratch(channels)).reading_ins(&[0]).reading_outs(&[0])))
+}
+
+/// Adds the gradient of every window to its first element that is the maximum.
+struct Route<'a> {
+    frame: &'a Frame,
+    x: &'a [f32],
+    y: &'a [f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+    /// One number per channel: the gradient until its place is found, then 0.
+    left: &'a mut [f32],
+}
+
+impl simd::Kernel for Route<'_> {
+    type Output = ();
+    /// Plain loops, compiled for each instruction set.
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Route { frame, x, y, dy, dx, left } = self;
+        let (c, [h, w]) = (left.len(), frame.input);
+        for (position, (y, dy)) in y.chunks_exact(c.max(1)).zip(dy.chunks_exact(c.max(1))).enumerate() {
+            let [image, row, column] = frame.place(position);
+            left.copy_from_slice(dy);
+            for i in frame.taps(0, row) {
+                for j in frame.taps(1, column) {
+                    let start = ((image * h + i) * w + j) * c;
+                    let (x, dx) = (&x[start..][..c], &mut dx[start..][..c]);
+                    for (((x, y), dx), left) in x.iter().zip(y).zip(dx).zip(left.iter_mut()) {
+                        let found = x == y;
+                        *dx += if found { *left } else { 0.0 };
+                        *left = if found { 0.0 } else { *left };
+                    }
+                }
+            }
+        }
     }
 }
 

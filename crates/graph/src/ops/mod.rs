@@ -8,6 +8,7 @@ use crate::{
     op::{OpDef, OpFile, Opaque, Sample},
 };
 
+mod backward;
 mod broadcast;
 mod integer;
 mod product;
@@ -16,13 +17,13 @@ pub mod window;
 
 pub mod codes;
 
-mod dispatch;
+pub(crate) mod dispatch;
 #[cfg(test)]
 mod trial;
 
 macro_rules! ops {
     ($($module:ident: $($Name:ident),+;)*) => {
-        $(mod $module; pub use $module::{$($Name),+};)*
+        $(pub(crate) mod $module; pub use $module::{$($Name),+};)*
 
         /// One operator instance.
         #[derive(Clone, Debug, PartialEq)]

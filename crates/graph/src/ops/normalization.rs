@@ -3,8 +3,9 @@
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
-    op::{Fact, Facts, Kernel, OpDef, OpFile, Sample, expect_dtype, normal_axis, optional, required},
+    op::{Fact, Facts, Kernel, OpDef, OpFile, Pass, Sample, Want, expect_dtype, normal_axis, optional, required},
     ops::{
+        backward::{Walk, gradient_index},
         broadcast::{broadcast_dims, steps},
         samples::sample,
     },
@@ -28,12 +29,24 @@ pub struct InstanceNormalization {
     pub epsilon: f32,
 }
 
-/// `(x − μ) / √(σ² + ε)` over each `row` neighbouring elements; sums in f64.
+impl LayerNormalization {
+    /// How many neighbours share their statistics.
+    fn row(&self, x: &Fact) -> Result<usize, OpError> {
+        Ok(x.dims[normal_axis(self.axis, x.dims.len())?..].iter().product())
+    }
+}
+
+/// `μ` and `1 / √(σ² + ε)` of `x`, in f64.
+fn statistics(x: &[f32], epsilon: f32) -> (f64, f64) {
+    let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / x.len() as f64;
+    let variance = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / x.len() as f64;
+    (mean, 1.0 / (variance + f64::from(epsilon)).sqrt())
+}
+
+/// `(x − μ) / √(σ² + ε)` over each `row` neighbouring elements.
 fn normalize(x: &[f32], y: &mut [f32], row: usize, epsilon: f32) {
     for (x, y) in x.chunks_exact(row).zip(y.chunks_exact_mut(row)) {
-        let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / row as f64;
-        let variance = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / row as f64;
-        let factor = 1.0 / (variance + f64::from(epsilon)).sqrt();
+        let (mean, factor) = statistics(x, epsilon);
         y.iter_mut().zip(x).for_each(|(y, &x)| *y = ((f64::from(x) - mean) * factor) as f32);
     }
 }
@@ -51,6 +64,51 @@ fn kernel(row: usize, epsilon: f32, scale_shift: Broadcast) -> Kernel {
             }
         });
     })
+}
+
+/// The gradients: with `x̂` the normalized rows and `g = scale · dy`, `dx = (g − mean(g) − x̂ · mean(x̂ · g)) / √(σ² + ε)`,
+/// `d scale = Σ x̂ · dy`, `d bias = Σ dy`. `parameter` has the axes with which scale and bias stretch to `x`.
+fn backward(
+    row: usize,
+    epsilon: f32,
+    ins: Facts,
+    outs: &[Fact],
+    wants: &[Want],
+    parameter: impl Fn(&Fact) -> Fact,
+) -> Result<Option<Pass>, OpError> {
+    let (x, scale, bias) = (&outs[0], parameter(required(ins, 1)?), optional(ins, 2).map(parameter));
+    let scaling = Walk::new(x, [&scale, x, x, x]);
+    let toward_scale = Walk::new(x, [x, x, x, &scale]);
+    let toward_bias = bias.map(|bias| Walk::new(x, [x, x, x, &bias]));
+    let (wants, gradient, len) = (wants.to_vec(), gradient_index(ins, outs), x.len());
+    let kernel = Kernel::new(move |io| {
+        let (x, scale, dy) = (io.f32(0), io.f32(1), io.f32(gradient));
+        let (dscale, scratch) = io.out_f32_and_scratch(1);
+        let normalized = &mut scratch[..len];
+        normalize(x, normalized, row, epsilon);
+        toward_scale.run((normalized, dy, dy), dscale, wants[1], |x, _, dy| x * dy);
+        if let Some(walk) = &toward_bias {
+            walk.run((dy, dy, dy), io.out_f32(2), wants[2], |_, _, dy| dy);
+        }
+        if wants[0] == Want::No {
+            return;
+        }
+        let (dx, scratch) = io.out_f32_and_scratch(0);
+        let (normalized, g) = scratch[..2 * len].split_at_mut(len);
+        scaling.run((scale, dy, dy), g, Want::Write, |scale, _, dy| scale * dy);
+        let rows = x.chunks_exact(row).zip(normalized.chunks_exact(row)).zip(g.chunks_exact(row));
+        for (((x, normalized), g), dx) in rows.zip(dx.chunks_exact_mut(row)) {
+            let (_, factor) = statistics(x, epsilon);
+            let mean = g.iter().map(|&g| f64::from(g)).sum::<f64>() / row as f64;
+            let product =
+                normalized.iter().zip(g).map(|(&x, &g)| f64::from(x) * f64::from(g)).sum::<f64>() / row as f64;
+            for ((dx, &x), &g) in dx.iter_mut().zip(normalized).zip(g) {
+                let d = ((f64::from(g) - mean - f64::from(x) * product) * factor) as f32;
+                *dx = if wants[0] == Want::Add { *dx + d } else { d };
+            }
+        }
+    });
+    Ok(Some(Pass::new(kernel.with_scratch(2 * len)).reading_ins(&[0, 1])))
 }
 
 impl OpDef for LayerNormalization {
@@ -74,9 +132,13 @@ impl OpDef for LayerNormalization {
 
     fn build(&self, ins: Facts, outs: &[Fact]) -> Result<Kernel, OpError> {
         let out = &outs[0];
-        let row = out.dims[normal_axis(self.axis, out.dims.len())?..].iter().product();
+        let row = self.row(out)?;
         let of = |i| optional(ins, i).map_or(vec![0; out.dims.len()], |fact| steps(fact, out));
         Ok(kernel(row, self.epsilon, Broadcast::new(&out.dims, [&of(1), &of(2)])))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        backward(self.row(&outs[0])?, self.epsilon, ins, outs, wants, Fact::clone)
     }
 }
 
@@ -104,6 +166,12 @@ impl OpDef for InstanceNormalization {
         let mut channel = vec![0; dims.len()];
         channel[1] = 1;
         Ok(kernel(dims[2..].iter().product(), self.epsilon, Broadcast::new(dims, [&channel, &channel])))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let spatial = &outs[0].dims[2..];
+        let channels = |fact: &Fact| Fact::new(DType::F32, &[&fact.dims[..], &vec![1; spatial.len()]].concat());
+        backward(spatial.iter().product(), self.epsilon, ins, outs, wants, channels)
     }
 }
 

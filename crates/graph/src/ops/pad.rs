@@ -1,15 +1,15 @@
 //! Pad: adds a border around a tensor, or cuts one off.
 
 use super::{
-    codes,
+    backward, codes,
     dispatch::{Tables, take},
 };
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, QuantRule, Sample, known, known_ints, normal_axis,
-        optional, required,
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, known, known_ints,
+        normal_axis, optional, required,
     },
     tensor::Tensor,
 };
@@ -28,7 +28,7 @@ pub struct Pad {
 
 impl Pad {
     /// Index tables for the axes that change.
-    fn tables(&self, ins: Facts) -> Result<Tables, OpError> {
+    pub(crate) fn tables(&self, ins: Facts) -> Result<Tables, OpError> {
         let x = required(ins, 0)?;
         let (rank, pads) = (x.dims.len(), known_ints(ins, 1)?);
         let axes = match optional(ins, 3) {
@@ -95,6 +95,10 @@ impl OpDef for Pad {
 
     fn build(&self, ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
         take(required(ins, 0)?, self.tables(ins)?, self.fill(ins)?)
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        backward::scatter(ins, outs, wants, required(ins, 0)?, self.tables(ins)?)
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

@@ -3,8 +3,9 @@
 use crate::{
     attrs::Attrs,
     error::OpError,
-    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Sample, expect_dtype, known, required},
+    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, Sample, Want, expect_dtype, known, required},
     ops::{
+        backward::{Walk, gradient_index, of_first},
         broadcast::{self, broadcast_dims},
         samples::sample,
     },
@@ -12,7 +13,8 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// `y = base ^ exponent`, broadcast. Exponents that are no floats must be constants.
+/// `y = base ^ exponent`, broadcast. Exponents that are no floats must be constants; for the gradient
+/// `exponent · base ^ (exponent − 1) · dy` of the base, all must be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pow;
 
@@ -56,6 +58,21 @@ impl OpDef for Pow {
             let (threads, base) = (io.threads, io.f32(0));
             walk.map(threads, base, &exponent, io.out_f32(0), power);
         }))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let (base, exponent, dy) = (required(ins, 0)?, known(ins, 1)?, &outs[0]);
+        let found = OpError::DType { index: 1, expected: DType::F32, found: exponent.dtype() };
+        let whole = || exponent.to_i64().map(|e| e.into_iter().map(|e| e as f32).collect());
+        let exponents: Vec<f32> = exponent.as_f32().map(<[f32]>::to_vec).or_else(whole).ok_or(found)?;
+        let walk = Walk::new(dy, [base, &Fact::new(DType::F32, &exponent.dims), dy, base]);
+        let (want, gradient) = (of_first(wants)?, gradient_index(ins, outs));
+        let slope = |x, e, dy| if e == 0.0 { 0.0 } else { e * power(x, e - 1.0) * dy };
+        let kernel = Kernel::new(move |io| {
+            let (x, dy) = (io.f32(0), io.f32(gradient));
+            walk.run((x, &exponents, dy), io.out_f32(0), want, slope);
+        });
+        Ok(Some(Pass::new(kernel).reading_ins(&[0])))
     }
 }
 

@@ -3,15 +3,20 @@
 use crate::{
     attrs::Attrs,
     error::OpError,
-    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, OutRule, QuantRule, Role, Sample, expect_dtype, required},
+    op::{
+        Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, OutRule, Pass, QuantRule, Role, Sample, Want, expect_dtype,
+        required,
+    },
     ops::{
+        backward::{Elementwise, Source},
         broadcast::{self, broadcast_dims},
         samples::sample,
     },
     tensor::DType,
 };
 
-/// `y = x < 0 ? slope · x : x`; the slope (input 1) stretches to the shape of x.
+/// `y = x < 0 ? slope · x : x`; the slope (input 1) stretches to the shape of x. `dx = x < 0 ? slope · dy : dy`,
+/// `d slope = Σ x · dy` over the negative ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PRelu;
 
@@ -40,6 +45,13 @@ impl OpDef for PRelu {
             let (threads, x, slope) = (io.threads, io.f32(0), io.f32(1));
             walk.map(threads, x, slope, io.out_f32(0), |x, slope| if x < 0.0 { slope * x } else { x });
         }))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        Elementwise::new(ins, outs, wants)
+            .toward(0, [Source::Input(1), Source::Input(0)], |slope, x, dy| if x < 0.0 { slope * dy } else { dy })?
+            .toward(1, [Source::Input(0), Source::Gradient], |x, _, dy| if x < 0.0 { x * dy } else { 0.0 })?
+            .pass()
     }
 
     fn quant_rule(&self) -> QuantRule {

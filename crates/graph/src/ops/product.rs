@@ -13,6 +13,9 @@ use fewbits_kernels::{
     int::{PackedQConv, Requantize, quantize::quantize_bias},
 };
 
+mod training;
+pub use training::{Plain, Trained};
+
 /// The attribute `group`: at least 1, default 1.
 pub fn group(attrs: &Attrs) -> Result<usize, OpError> {
     let group = attrs.int("group")?.unwrap_or(1);

@@ -4,10 +4,13 @@ use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, OutRule, QuantRule, Role, Sample, expect_dtype, known_ints,
-        normal_axis, optional, required,
+        Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, OutRule, Pass, QuantRule, Role, Sample, Want, expect_dtype,
+        known_ints, normal_axis, optional, required,
     },
-    ops::samples::sample,
+    ops::{
+        backward::{Elementwise, Source, Walk, gradient_index, of_first},
+        samples::sample,
+    },
     tensor::{DType, Tensor},
 };
 use fewbits_kernels::reduce::{Reduce, Reduction};
@@ -21,6 +24,37 @@ fn reduced(ins: Facts, nothing_without_axes: bool) -> Result<Vec<bool>, OpError>
         mask[normal_axis(axis, rank)?] = true;
     }
     Ok(mask)
+}
+
+/// The gradient of `x`, whose axes `mask` are gone in the output: every element of a sum gets that of the sum, of a mean the
+/// same divided by their number; the equal largest elements share that of a maximum.
+fn backward(
+    reduction: Reduction,
+    mask: &[bool],
+    ins: Facts,
+    outs: &[Fact],
+    wants: &[Want],
+) -> Result<Option<Pass>, OpError> {
+    let x = required(ins, 0)?;
+    let kept: Vec<usize> = x.dims.iter().zip(mask).map(|(&d, &gone)| if gone { 1 } else { d }).collect();
+    let y = Fact { dims: kept, ..outs[0].clone() };
+    let count = x.len() / y.len().max(1);
+    if reduction != Reduction::Max {
+        let share = if reduction == Reduction::Mean { 1.0 / count as f32 } else { 1.0 };
+        let pass = Elementwise::new(ins, outs, wants).over(x, y);
+        return pass.toward(0, [Source::Gradient; 2], move |_, _, dy| dy * share)?.pass();
+    }
+    let (want, output, gradient) = (of_first(wants)?, ins.len(), gradient_index(ins, outs));
+    let (counting, sharing) = (Walk::new(x, [x, &y, &y, &y]), Walk::new(x, [x, &y, &y, x]));
+    let kernel = Kernel::new(move |io| {
+        let (x, y, dy) = (io.f32(0), io.f32(output), io.f32(gradient));
+        let (dx, scratch) = io.out_f32_and_scratch(0);
+        let shares = &mut scratch[..y.len()];
+        counting.run((x, y, dy), shares, Want::Write, |x, y, _| if x == y { 1.0 } else { 0.0 });
+        shares.iter_mut().zip(dy).for_each(|(share, dy)| *share = dy / *share);
+        sharing.run((x, y, shares), dx, want, |x, y, share| if x == y { share } else { 0.0 });
+    });
+    Ok(Some(Pass::new(kernel.with_scratch(y.len())).reading_ins(&[0]).reading_outs(&[0])))
 }
 
 macro_rules! reductions {
@@ -65,6 +99,11 @@ macro_rules! reductions {
                     let (threads, x) = (io.threads, io.f32(0));
                     reduce.run(threads, x, io.out_f32(0));
                 }))
+            }
+
+            fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+                let mask = reduced(ins, self.noop_with_empty_axes)?;
+                backward(Reduction::$reduction, &mask, ins, outs, wants)
             }
 
             fn quant_rule(&self) -> QuantRule {

@@ -1,11 +1,15 @@
 //! Reshape, Flatten, Squeeze, Unsqueeze: other dimensions over the same elements.
 
-use super::dispatch::{copy, move_codes};
+use super::{
+    backward,
+    dispatch::{copy, move_codes},
+};
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Kernel, OpDef, OpFile, QuantRule, Sample, known_ints, normal_axis, optional, required,
+        Activation, Fact, Facts, Kernel, OpDef, OpFile, Pass, QuantRule, Sample, Want, known_ints, normal_axis,
+        optional, required,
     },
     tensor::Tensor,
 };
@@ -121,6 +125,10 @@ macro_rules! reshapes {
 
             fn build(&self, ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
                 copy(required(ins, 0)?)
+            }
+
+            fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+                backward::copy(ins, outs, wants)
             }
 
             fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

@@ -4,10 +4,10 @@ use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Kernel, Layout, LayoutRule, OpDef, OpFile, OutRule, QuantRule, Role, Sample,
-        expect_dtype, known, known_ints, normal_axis, optional, required,
+        Activation, Fact, Facts, Kernel, Layout, LayoutRule, OpDef, OpFile, OutRule, Pass, QuantRule, Role, Sample,
+        Want, expect_dtype, known, known_ints, normal_axis, optional, required,
     },
-    ops::{dispatch, samples::sample},
+    ops::{backward, dispatch, samples::sample},
     tensor::{DType, Tensor},
 };
 use fewbits_kernels::{
@@ -143,6 +143,9 @@ impl Resize {
     }
 
     fn taps(&self, line: Line) -> Taps {
+        if self.mode == ResizeMode::Nearest {
+            return Taps(self.nearest(line).into_iter().map(|i| vec![(i, 1.0)]).collect());
+        }
         if self.mode == ResizeMode::Linear {
             let ResizeAxis { lo, hi, weight } = self.linear(line);
             let pair = |((lo, hi), w): ((usize, usize), f32)| vec![(lo, 1.0 - w), (hi, w)];
@@ -165,6 +168,15 @@ impl Resize {
         };
         Taps((0..line.out).map(position).collect())
     }
+}
+
+/// For each of `len` inputs, the outputs that it takes part in.
+fn transposed(len: usize, taps: &Taps) -> Taps {
+    let mut back = vec![vec![]; len];
+    for (output, taps) in taps.0.iter().enumerate() {
+        taps.iter().for_each(|&(input, weight)| back[input].push((output, weight)));
+    }
+    Taps(back)
 }
 
 impl OpDef for Resize {
@@ -230,6 +242,22 @@ impl OpDef for Resize {
             interpolate.run(threads, x, y, scratch);
         })
         .with_scratch(scratch))
+    }
+
+    /// Each input gets from every output that it took part in, with the same weight: an interpolation in the other direction.
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let (x, lines) = (required(ins, 0)?, self.lines(ins)?);
+        let mut taps = vec![None; lines.len()];
+        for (axis, line) in lines.into_iter().enumerate() {
+            taps[x.layout.physical_axis(axis, x.dims.len())] =
+                line.filter(|l| l.len > 0).map(|l| transposed(l.len, &self.taps(l)));
+        }
+        let interpolate = Interpolate::new(&outs[0].physical_dims(), taps);
+        let scratch = interpolate.scratch_len();
+        let back = move |threads: &_, dy: &[f32], dx: &mut [f32], scratch: &mut [f32]| {
+            interpolate.run(threads, dy, dx, scratch);
+        };
+        backward::written(ins, outs, wants, scratch, back)
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

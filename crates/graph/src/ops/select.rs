@@ -1,6 +1,7 @@
 //! Where: one of two tensors, element by element.
 
 use super::{
+    backward::{Walk, gradient_index, no_gradient},
     broadcast::{broadcast_dims, steps},
     dispatch::{Element, with_element},
     samples::varied,
@@ -8,11 +9,11 @@ use super::{
 use crate::{
     attrs::Attrs,
     error::OpError,
-    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Sample, expect_dtype, required},
+    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, Sample, Want, expect_dtype, required},
     tensor::{DType, Tensor},
 };
 
-/// `y = condition ? a : b`, all three broadcast against each other.
+/// `y = condition ? a : b`, all three broadcast against each other. `da = condition ? dy : 0`, `db = condition ? 0 : dy`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Where;
 
@@ -52,6 +53,25 @@ impl OpDef for Where {
                 *y = if condition[c] { a[i] } else { b[j] };
             }
         })))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        if outs[0].dtype != DType::F32 {
+            return Ok(None);
+        }
+        if wants[0] != Want::No {
+            return Err(no_gradient(0));
+        }
+        let (condition, dy) = (required(ins, 0)?, &outs[0]);
+        let walk = |input| Ok(Walk::new(dy, [condition, dy, dy, required(ins, input)?]));
+        let (toward_a, toward_b, gradient, wants) =
+            (walk(1)?, walk(2)?, gradient_index(ins, outs), [wants[1], wants[2]]);
+        let kernel = Kernel::new(move |io| {
+            let tensors = (io.bool(0), io.f32(gradient), io.f32(gradient));
+            toward_a.run(tensors, io.out_f32(1), wants[0], |condition, _, dy| if condition { dy } else { 0.0 });
+            toward_b.run(tensors, io.out_f32(2), wants[1], |condition, _, dy| if condition { 0.0 } else { dy });
+        });
+        Ok(Some(Pass::new(kernel).reading_ins(&[0])))
     }
 }
 

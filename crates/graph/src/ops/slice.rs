@@ -1,12 +1,15 @@
 //! Slice: picks a range with a step along some axes.
 
-use super::dispatch::{Tables, move_codes, take};
+use super::{
+    backward,
+    dispatch::{Tables, move_codes, take},
+};
 use crate::{
     attrs::Attrs,
     error::OpError,
     op::{
-        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, QuantRule, Sample, known_ints, normal_axis,
-        optional, required,
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, known_ints,
+        normal_axis, optional, required,
     },
     tensor::Tensor,
 };
@@ -18,7 +21,7 @@ use fewbits_kernels::movement;
 pub struct Slice;
 
 /// Index tables for the axes that are cut.
-fn tables(ins: Facts) -> Result<Tables, OpError> {
+pub(crate) fn tables(ins: Facts) -> Result<Tables, OpError> {
     let x = required(ins, 0)?;
     let (starts, ends) = (known_ints(ins, 1)?, known_ints(ins, 2)?);
     let axes = match optional(ins, 3) {
@@ -79,6 +82,10 @@ impl OpDef for Slice {
 
     fn build(&self, ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
         take(required(ins, 0)?, tables(ins)?, None)
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        backward::scatter(ins, outs, wants, required(ins, 0)?, tables(ins)?)
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

@@ -4,15 +4,19 @@ use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, QuantRule, Sample, expect_dtype, normal_axis,
-        required,
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, expect_dtype,
+        normal_axis, required,
     },
-    ops::{codes, samples::sample},
+    ops::{
+        backward::{gradient_index, of_first},
+        codes,
+        samples::sample,
+    },
     tensor::DType,
 };
 use fewbits_kernels::{float, int::softmax::QSoftmax, movement::Transpose};
 
-/// `y = e^x / Σ e^x`, the sum taken along `axis`.
+/// `y = e^x / Σ e^x`, the sum taken along `axis`; `dx = y · (dy − Σ y · dy)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Softmax {
     /// May be negative.
@@ -72,6 +76,31 @@ impl OpDef for Softmax {
             back.run(threads, shares, y);
         })
         .with_scratch(2 * half))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let (axis, dims) = self.place(&outs[0])?;
+        let (len, inner) = (dims[axis], dims[axis + 1..].iter().product::<usize>());
+        let (want, gradient) = (of_first(wants)?, gradient_index(ins, outs));
+        let kernel = Kernel::new(move |io| {
+            let (y, dy) = (io.f32(gradient - 1), io.f32(gradient));
+            let (dx, sums) = io.out_f32_and_scratch(0);
+            let (sums, block) = (&mut sums[..inner], (len * inner).max(1));
+            for ((y, dy), dx) in y.chunks_exact(block).zip(dy.chunks_exact(block)).zip(dx.chunks_exact_mut(block)) {
+                sums.fill(0.0);
+                for (y, dy) in y.chunks_exact(inner).zip(dy.chunks_exact(inner)) {
+                    sums.iter_mut().zip(y).zip(dy).for_each(|((sum, y), dy)| *sum += y * dy);
+                }
+                let lines = y.chunks_exact(inner).zip(dy.chunks_exact(inner)).zip(dx.chunks_exact_mut(inner));
+                for ((y, dy), dx) in lines {
+                    for (((y, dy), sum), dx) in y.iter().zip(dy).zip(&*sums).zip(dx) {
+                        let d = y * (dy - sum);
+                        *dx = if want == Want::Add { *dx + d } else { d };
+                    }
+                }
+            }
+        });
+        Ok(Some(Pass::new(kernel.with_scratch(inner)).reading_outs(&[0])))
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

@@ -1,12 +1,15 @@
 //! Split: cuts a tensor into parts along one axis.
 
-use super::dispatch::{Element, move_codes, with_element};
+use super::{
+    backward::{gradient_index, is_float, of_first, put},
+    dispatch::{Element, move_codes, with_element},
+};
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, QuantRule, Sample, known_ints, normal_axis,
-        optional, required,
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, known_ints,
+        normal_axis, optional, required,
     },
     tensor::{DType, Tensor},
 };
@@ -49,6 +52,16 @@ impl Split {
     }
 }
 
+impl Split {
+    /// Elements of a row of the input, and how many of them each output gets.
+    fn runs(&self, ins: Facts) -> Result<(usize, Vec<usize>), OpError> {
+        let x = required(ins, 0)?;
+        let axis = normal_axis(self.axis, x.dims.len())?;
+        let inner: usize = x.physical_dims()[x.layout.physical_axis(axis, x.dims.len()) + 1..].iter().product();
+        Ok((x.dims[axis] * inner, self.sizes(ins, x.dims[axis])?.iter().map(|size| size * inner).collect()))
+    }
+}
+
 impl OpDef for Split {
     fn attrs(&self) -> Attrs {
         let attrs = Attrs::default().with("axis", Attr::Int(self.axis));
@@ -75,10 +88,7 @@ impl OpDef for Split {
 
     fn build(&self, ins: Facts, _outs: &[Fact]) -> Result<Kernel, OpError> {
         let x = required(ins, 0)?;
-        let axis = normal_axis(self.axis, x.dims.len())?;
-        let inner: usize = x.physical_dims()[x.layout.physical_axis(axis, x.dims.len()) + 1..].iter().product();
-        let row = x.dims[axis] * inner;
-        let runs: Vec<usize> = self.sizes(ins, x.dims[axis])?.iter().map(|size| size * inner).collect();
+        let (row, runs) = self.runs(ins)?;
         Ok(with_element!(x.dtype, T => Kernel::new(move |io| {
             let (threads, x, mut start) = (io.threads, T::input(io, 0), 0);
             for (i, &run) in runs.iter().enumerate() {
@@ -86,6 +96,25 @@ impl OpDef for Split {
                 start += run;
             }
         })))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let ((row, runs), want, gradient) = (self.runs(ins)?, of_first(wants)?, gradient_index(ins, outs));
+        let kernel = Kernel::new(move |io| {
+            let mut start = 0;
+            for (i, &run) in runs.iter().enumerate() {
+                let (dy, dx) = (io.f32(gradient + i), io.out_f32(0));
+                let rows = dx.chunks_exact_mut(row.max(1)).map(|dx| &mut dx[start..start + run]);
+                if !dy.is_empty() {
+                    rows.zip(dy.chunks_exact(run.max(1))).for_each(|(dx, dy)| put(want, dy, dx));
+                } else if want == Want::Write {
+                    // Nobody reads this part.
+                    rows.for_each(|dx| dx.fill(0.0));
+                }
+                start += run;
+            }
+        });
+        Ok(is_float(ins, outs)?.then(|| Pass::new(kernel)))
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

@@ -1,10 +1,13 @@
 //! Transpose: permutes the axes.
 
-use super::dispatch::{Element, move_codes, with_element};
+use super::{
+    backward,
+    dispatch::{Element, move_codes, with_element},
+};
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
-    op::{Activation, Fact, Facts, Kernel, OpDef, OpFile, QuantRule, Sample, required},
+    op::{Activation, Fact, Facts, Kernel, OpDef, OpFile, Pass, QuantRule, Sample, Want, required},
     tensor::{DType, Tensor},
 };
 use fewbits_kernels::movement;
@@ -49,6 +52,11 @@ impl OpDef for Transpose {
         Ok(with_element!(x.dtype, T => {
             Kernel::new(move |io| transpose.run(io.threads, T::input(io, 0), T::output(io, 0)))
         }))
+    }
+
+    fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+        let dims = &required(ins, 0)?.dims;
+        backward::permute(ins, outs, wants, dims, &self.perm(dims.len())?)
     }
 
     fn build_integer(&self, ins: Facts, outs: &[Fact], clamp: Activation) -> Result<Option<Kernel>, OpError> {

@@ -2,13 +2,14 @@
 //! and smooth activations (Erf, Log, Mish, Softplus).
 
 use super::{
+    backward::{self, Source},
     dispatch::{Element, untyped},
     samples::varied,
 };
 use crate::{
     attrs::Attrs,
     error::OpError,
-    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Sample, required},
+    op::{Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, Sample, Want, required},
     tensor::{DType, Tensor},
 };
 use fewbits_kernels::chunks::for_each_chunk;
@@ -49,8 +50,18 @@ fn softplus(x: f32) -> f32 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
+/// `σ(x) = 1 / (1 + e^−x)`
+fn logistic(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+fn mish_slope(x: f32, dy: f32) -> f32 {
+    let t = softplus(x).tanh();
+    (t + x * logistic(x) * (1.0 - t * t)) * dy
+}
+
 macro_rules! unary {
-    ($($(#[$meta:meta])* $Name:ident: $($DType:ident => $f:expr),+;)*) => {$(
+    ($($(#[$meta:meta])* $Name:ident $([$read:expr, $derivative:expr])?: $($DType:ident => $f:expr),+;)*) => {$(
         $(#[$meta])*
         #[derive(Clone, Debug, PartialEq)]
         pub struct $Name;
@@ -78,6 +89,10 @@ macro_rules! unary {
                     other => Err(untyped(other)),
                 }
             }
+
+            $(fn build_backward(&self, ins: Facts, outs: &[Fact], wants: &[Want]) -> Result<Option<Pass>, OpError> {
+                backward::map(ins, outs, wants, $read, $derivative)
+            })?
         }
 
         impl OpFile for $Name {
@@ -102,30 +117,31 @@ macro_rules! unary {
 }
 
 unary! {
-    /// The magnitude; that of the lowest integer wraps to itself.
-    Abs: F32 => f32::abs, I64 => i64::wrapping_abs, I32 => i32::wrapping_abs;
+    /// The magnitude; that of the lowest integer wraps to itself. `dx = sign(x) · dy`, 0 at 0
+    Abs [Source::Input(0), |x, dy| if x > 0.0 { dy } else if x < 0.0 { -dy } else { 0.0 }]:
+        F32 => f32::abs, I64 => i64::wrapping_abs, I32 => i32::wrapping_abs;
     /// The next integer upwards.
     Ceil: F32 => f32::ceil;
-    /// `y = 2/√π · ∫₀ˣ e^−t² dt`
-    Erf: F32 => erf;
+    /// `y = 2/√π · ∫₀ˣ e^−t² dt`; `dx = 2/√π · e^−x² · dy`
+    Erf [Source::Input(0), |x, dy| std::f32::consts::FRAC_2_SQRT_PI * (-x * x).exp() * dy]: F32 => erf;
     /// The next integer downwards.
     Floor: F32 => f32::floor;
-    /// The natural logarithm; NaN for negative numbers.
-    Log: F32 => f32::ln;
-    /// `y = x · tanh(ln(1 + e^x))`
-    Mish: F32 => |x: f32| x * softplus(x).tanh();
-    /// `y = −x`; the lowest integer wraps to itself.
-    Neg: F32 => |x: f32| -x, I64 => i64::wrapping_neg, I32 => i32::wrapping_neg;
+    /// The natural logarithm; NaN for negative numbers. `dx = dy / x`
+    Log [Source::Input(0), |x, dy| dy / x]: F32 => f32::ln;
+    /// `y = x · tanh(ln(1 + e^x))`; with `t` that hyperbolic tangent, `dx = (t + x · σ(x) · (1 − t²)) · dy`
+    Mish [Source::Input(0), mish_slope]: F32 => |x: f32| x * softplus(x).tanh();
+    /// `y = −x`; the lowest integer wraps to itself. `dx = −dy`
+    Neg [Source::Gradient, |_, dy| -dy]: F32 => |x: f32| -x, I64 => i64::wrapping_neg, I32 => i32::wrapping_neg;
     /// The other truth value.
     Not: Bool => |x: bool| !x;
-    /// `y = 1 / x`
-    Reciprocal: F32 => |x: f32| 1.0 / x;
+    /// `y = 1 / x`; `dx = −y² · dy`
+    Reciprocal [Source::Output, |y, dy| -y * y * dy]: F32 => |x: f32| 1.0 / x;
     /// The nearest integer; ties go to the even one.
     Round: F32 => f32::round_ties_even;
-    /// `y = ln(1 + e^x)`
-    Softplus: F32 => softplus;
-    /// The square root; NaN for negative numbers.
-    Sqrt: F32 => f32::sqrt;
+    /// `y = ln(1 + e^x)`; `dx = σ(x) · dy`
+    Softplus [Source::Input(0), |x, dy| logistic(x) * dy]: F32 => softplus;
+    /// The square root; NaN for negative numbers. `dx = dy / 2y`
+    Sqrt [Source::Output, |y, dy| dy / (2.0 * y)]: F32 => f32::sqrt;
 }
 
 #[cfg(test)]

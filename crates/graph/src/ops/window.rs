@@ -177,6 +177,27 @@ impl Frame {
         (self.pads[axis], self.pads[axis + 2]) = (start, end);
     }
 
+    /// Image, row and column of the window at `position` of the whole output.
+    pub fn place(&self, position: usize) -> [usize; 3] {
+        let [h, w] = self.output;
+        [position / (h * w), position / w % h, position % w]
+    }
+
+    /// Where the taps of the window at `position` of `axis` lie in the image, without those that lie outside.
+    pub fn taps(&self, axis: usize, position: usize) -> impl Iterator<Item = usize> + Clone {
+        let (first, dilation, pad) = (position * self.stride[axis], self.dilation[axis], self.pads[axis]);
+        let size = self.input[axis];
+        let tap = move |k: usize| (first + k * dilation).checked_sub(pad).filter(|&i| i < size);
+        (0..self.kernel[axis]).filter_map(tap)
+    }
+
+    /// How many taps of the window at `position` of `axis` lie inside the padded image.
+    pub fn padded_taps(&self, axis: usize, position: usize) -> usize {
+        let end = self.pads[axis] + self.input[axis] + self.pads[axis + 2];
+        let left = end.saturating_sub(position * self.stride[axis]);
+        left.div_ceil(self.dilation[axis]).min(self.kernel[axis])
+    }
+
     /// Output dimensions `[n, channels, …]` with as many spatial axes as the input had.
     pub fn output_dims(&self, n: usize, channels: usize, spatial_rank: usize) -> Vec<usize> {
         [&[n, channels], &self.output[2 - spatial_rank..]].concat()

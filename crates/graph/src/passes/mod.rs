@@ -6,12 +6,14 @@ mod batch_norm;
 mod bias;
 mod constants;
 mod identity;
+mod layer_input_slots;
 mod lone_batch_norm;
 mod output_slots;
 mod reduce_mean;
 mod silu_slots;
 
 use crate::{error::GraphError, graph::Graph, op::Op};
+pub use layer_input_slots::{drop_layer_input_slots, is_layer_input_slot, with_layer_input_slots};
 pub use output_slots::{OutputSlot, drop_neutral_slots, output_slots};
 pub use silu_slots::{SiluSlot, silu_slots};
 use std::fmt;
@@ -52,6 +54,7 @@ const SLOTS: &[(&str, Pass)] = &[
     ("layers given a bias of zero", bias::add_zero),
     ("SiLUs between layers given a scale", silu_slots::insert),
     ("last layers given an output scale", output_slots::insert),
+    ("layers given a slot at their input", layer_input_slots::insert),
 ];
 
 /// The graph with constants, identities and batch normalizations folded, and what was changed: the form to run.
@@ -69,6 +72,24 @@ pub fn fold(graph: &Graph) -> Result<(Graph, Vec<Change>), GraphError> {
 pub fn prepare(graph: &Graph) -> Result<(Graph, Vec<Change>), GraphError> {
     let (folded, changes) = fold(graph)?;
     Ok((apply(&folded, SLOTS)?.0, changes))
+}
+
+/// What is done before training: nothing that joins parameters.
+const TRAINABLE: &[(&str, Pass)] = &[
+    ("constant nodes folded", constants::fold),
+    ("identities removed", identity::remove),
+    ("shared weights copied", constants::unshare),
+    ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
+];
+
+/// The graph to train: BatchNormalizations stay, or, with `merge`, are folded for good. Tensors that [`fold`] would leave keep
+/// their names.
+///
+/// # Errors
+/// As [`fold`].
+pub fn trainable(graph: &Graph, merge: bool) -> Result<Graph, GraphError> {
+    let graph = if merge { fold(graph)?.0 } else { graph.clone() };
+    Ok(apply(&graph, TRAINABLE)?.0)
 }
 
 fn apply(graph: &Graph, passes: &[(&'static str, Pass)]) -> Result<(Graph, Vec<Change>), GraphError> {

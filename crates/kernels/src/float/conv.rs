@@ -6,7 +6,8 @@
 
 use super::activation::Activation;
 use super::depthwise::Depthwise;
-use super::direct::Direct;
+use super::direct::{Direct, Places};
+use super::sweep::Sweep;
 use crate::simd::Isa;
 use crate::{ConvGeometry, Threads};
 
@@ -26,9 +27,9 @@ impl Epilogue<'_> {
     pub const NONE: Epilogue<'static> = Epilogue { bias: None, residual: None, activation: Activation::Identity };
 }
 
-/// A convolution whose weights are laid out for the kernel that will run it.
+/// A convolution made ready but for its weights, which are packed into memory of the caller's: they may change from run to run.
 #[derive(Debug)]
-pub struct PackedConv {
+pub struct ConvPlan {
     geometry: ConvGeometry,
     form: Form,
 }
@@ -37,6 +38,123 @@ pub struct PackedConv {
 enum Form {
     Direct(Direct),
     Depthwise(Depthwise),
+}
+
+impl ConvPlan {
+    /// For this processor.
+    ///
+    /// # Panics
+    /// If the geometry is not valid.
+    pub fn new(geometry: &ConvGeometry) -> Self {
+        Self::for_isa(Isa::best(), geometry)
+    }
+
+    /// For an instruction set.
+    ///
+    /// # Panics
+    /// As [`ConvPlan::new`].
+    pub fn for_isa(isa: Isa, geometry: &ConvGeometry) -> Self {
+        assert!(geometry.is_valid(), "a convolution has a valid geometry");
+        let form = match geometry.is_depthwise() {
+            true => Form::Depthwise(Depthwise::new(geometry, isa)),
+            false => Form::Direct(Direct::new(geometry, isa)),
+        };
+        ConvPlan { geometry: *geometry, form }
+    }
+
+    /// How many numbers the packed weights are.
+    pub fn packed_len(&self) -> usize {
+        match &self.form {
+            Form::Direct(direct) => direct.packed_len(),
+            Form::Depthwise(_) => self.geometry.weight_len(),
+        }
+    }
+
+    /// Packs OIHW weights.
+    ///
+    /// # Panics
+    /// If a slice does not have its length.
+    pub fn pack(&self, weights: &[f32], packed: &mut [f32]) {
+        assert_eq!(weights.len(), self.geometry.weight_len(), "weights have the geometry's length");
+        let (inputs, taps) = (self.geometry.group_in(), self.geometry.kernel[0] * self.geometry.kernel[1]);
+        self.pack_with(|o, c, tap| weights[(o * inputs + c) * taps + tap], packed);
+    }
+
+    /// Packs `weight(output channel, input channel within its group, tap)`.
+    ///
+    /// # Panics
+    /// If `packed` does not have its length.
+    pub fn pack_with(&self, weight: impl Fn(usize, usize, usize) -> f32, packed: &mut [f32]) {
+        assert_eq!(packed.len(), self.packed_len(), "packed weights have the plan's length");
+        match &self.form {
+            Form::Direct(direct) => direct.pack(weight, packed),
+            Form::Depthwise(_) => {
+                let channels = self.geometry.out_channels;
+                packed.iter_mut().enumerate().for_each(|(i, to)| *to = weight(i % channels, 0, i / channels));
+            }
+        }
+    }
+
+    /// The convolution's shape.
+    pub fn geometry(&self) -> &ConvGeometry {
+        &self.geometry
+    }
+
+    /// How many numbers of scratch [`ConvPlan::run`] needs for `n` images of `h` × `w` on `threads` threads.
+    pub fn scratch_len(&self, threads: usize, n: usize, h: usize, w: usize) -> usize {
+        match &self.form {
+            Form::Direct(direct) => {
+                let sweep = Sweep::new(&self.geometry, [n, h, w]);
+                threads * direct.scratch_len(&sweep, &Places::dense(&sweep, self.geometry.out_channels))
+            }
+            Form::Depthwise(_) => 0,
+        }
+    }
+
+    /// Convolves `n` images of `h` × `w` with packed weights.
+    ///
+    /// Shapes: `x: [n, h, w, in_channels]`, `y: [n, output height, output width, out_channels]`.
+    ///
+    /// # Panics
+    /// If a slice does not have its length, or `scratch` is too short.
+    #[expect(clippy::too_many_arguments, reason = "a convolution, spelled out")]
+    pub fn run(
+        &self,
+        threads: &Threads,
+        shape: [usize; 3],
+        packed: &[f32],
+        x: &[f32],
+        epilogue: &Epilogue,
+        y: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let [n, h, w] = shape;
+        let g = &self.geometry;
+        let [oh, ow] = g.output_size(h, w).expect("the kernel fits into the padded image");
+        assert_eq!(packed.len(), self.packed_len(), "packed weights have the plan's length");
+        assert_eq!(x.len(), n * h * w * g.in_channels, "the input has the given shape");
+        assert_eq!(y.len(), n * oh * ow * g.out_channels, "the output has the given shape");
+        assert!(epilogue.bias.is_none_or(|b| b.len() == g.out_channels), "one bias per output channel");
+        assert!(epilogue.residual.is_none_or(|r| r.len() == y.len()), "the residual has the output's shape");
+        if y.is_empty() {
+            return;
+        }
+        match &self.form {
+            Form::Direct(direct) => {
+                let sweep = Sweep::new(g, shape);
+                let places = Places::dense(&sweep, g.out_channels);
+                direct.run(threads, &sweep, packed, x, epilogue, &places, false, y, scratch);
+            }
+            Form::Depthwise(depthwise) => depthwise.run(threads, shape, packed, x, epilogue, y),
+        }
+    }
+}
+
+/// A convolution with weights that stay.
+#[derive(Debug)]
+pub struct PackedConv {
+    plan: ConvPlan,
+    weights: Vec<f32>,
 }
 
 impl PackedConv {
@@ -53,15 +171,10 @@ impl PackedConv {
     /// # Panics
     /// As [`PackedConv::new`].
     pub fn for_isa(isa: Isa, geometry: &ConvGeometry, weights: &[f32]) -> Self {
-        assert!(geometry.is_valid(), "a convolution has a valid geometry");
-        assert_eq!(weights.len(), geometry.weight_len(), "weights have the geometry's length");
-        let form = if geometry.is_depthwise() {
-            Form::Depthwise(Depthwise::new(geometry, isa, weights))
-        } else {
-            let (inputs, taps) = (geometry.group_in(), geometry.kernel[0] * geometry.kernel[1]);
-            Form::Direct(Direct::new(geometry, isa, |o, c, tap| weights[(o * inputs + c) * taps + tap]))
-        };
-        PackedConv { geometry: *geometry, form }
+        let plan = ConvPlan::for_isa(isa, geometry);
+        let mut packed = vec![0.0; plan.packed_len()];
+        plan.pack(weights, &mut packed);
+        PackedConv { plan, weights: packed }
     }
 
     /// Packs the second factor of a matrix product: `k` × `n`, row by row, or its transpose (`n` × `k`). Run it with the
@@ -71,33 +184,26 @@ impl PackedConv {
     /// If the matrix does not have `k * n` numbers, or none.
     pub fn from_matrix(k: usize, n: usize, matrix: &[f32], transposed: bool) -> Self {
         assert_eq!(matrix.len(), k * n, "a k × n matrix has k * n numbers");
-        let geometry = ConvGeometry::pointwise(k, n);
-        if transposed {
-            return Self::new(&geometry, matrix);
-        }
-        let form = Form::Direct(Direct::new(&geometry, Isa::best(), |o, c, _| matrix[c * n + o]));
-        PackedConv { geometry, form }
+        let plan = ConvPlan::new(&ConvGeometry::pointwise(k, n));
+        let mut packed = vec![0.0; plan.packed_len()];
+        plan.pack_with(|o, c, _| if transposed { matrix[o * k + c] } else { matrix[c * n + o] }, &mut packed);
+        PackedConv { plan, weights: packed }
     }
 
     /// The convolution's shape.
     pub fn geometry(&self) -> &ConvGeometry {
-        &self.geometry
+        self.plan.geometry()
     }
 
     /// How many numbers of scratch [`PackedConv::run`] needs for `n` images of `h` × `w` on `threads` threads.
     pub fn scratch_len(&self, threads: usize, n: usize, h: usize, w: usize) -> usize {
-        match &self.form {
-            Form::Direct(direct) => threads * direct.scratch_len([n, h, w]),
-            Form::Depthwise(_) => 0,
-        }
+        self.plan.scratch_len(threads, n, h, w)
     }
 
-    /// Convolves `n` images of `h` × `w`.
-    ///
-    /// Shapes: `x: [n, h, w, in_channels]`, `y: [n, output height, output width, out_channels]`.
+    /// Convolves `n` images of `h` × `w`: [`ConvPlan::run`].
     ///
     /// # Panics
-    /// If a slice does not have its length, or `scratch` is too short.
+    /// As [`ConvPlan::run`].
     pub fn run(
         &self,
         threads: &Threads,
@@ -107,38 +213,17 @@ impl PackedConv {
         y: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let [n, h, w] = shape;
-        let g = &self.geometry;
-        let [oh, ow] = g.output_size(h, w).expect("the kernel fits into the padded image");
-        assert_eq!(x.len(), n * h * w * g.in_channels, "the input has the given shape");
-        assert_eq!(y.len(), n * oh * ow * g.out_channels, "the output has the given shape");
-        assert!(epilogue.bias.is_none_or(|b| b.len() == g.out_channels), "one bias per output channel");
-        assert!(epilogue.residual.is_none_or(|r| r.len() == y.len()), "the residual has the output's shape");
-        assert!(scratch.len() >= self.scratch_len(threads.count(), n, h, w), "scratch is long enough");
-        if y.is_empty() {
-            return;
-        }
-        match &self.form {
-            Form::Direct(direct) => direct.run(threads, shape, x, epilogue, y, scratch),
-            Form::Depthwise(depthwise) => depthwise.run(threads, shape, x, epilogue, y),
-        }
+        self.plan.run(threads, shape, &self.weights, x, epilogue, y, scratch);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::reference;
+    use super::super::reference::{
+        self,
+        cases::{numbers, square},
+    };
     use super::*;
-
-    /// Numbers between -1 and 1 that repeat after a long while.
-    fn numbers(len: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        std::iter::repeat_with(next).take(len).collect()
-    }
 
     fn check(g: ConvGeometry, shape: [usize; 3], activation: Activation) {
         let [n, h, w] = shape;
@@ -161,15 +246,6 @@ mod tests {
                     assert_eq!(wrong, None, "{g:?} {shape:?} {isa:?} {count} threads {epilogue:?}");
                 }
             }
-        }
-    }
-
-    fn square(k: usize, stride: usize, pad: usize, channels: [usize; 2]) -> ConvGeometry {
-        ConvGeometry {
-            kernel: [k, k],
-            stride: [stride; 2],
-            pads: [pad; 4],
-            ..ConvGeometry::pointwise(channels[0], channels[1])
         }
     }
 

@@ -1,6 +1,6 @@
 //! Depthwise convolution: one filter per channel, vectors over channels.
 //!
-//! What enters: an NHWC image and packed weights. What leaves: finished outputs. Padding is never stored: rows outside the
+//! What enters: an NHWC image and weights laid out `[tap][channel]`. What leaves: finished outputs. Padding is never stored: rows outside the
 //! image are left out, and only tiles at the left and right edge test their columns.
 
 use std::ops::Range;
@@ -19,26 +19,30 @@ const IMAGE_TASKS: u64 = 16;
 /// Numbers of input rows that should stay in the first-level cache from one output row to the next.
 const CACHED_LEN: usize = 6 * 1024;
 
-/// Packed weights of a depthwise convolution.
+/// A depthwise convolution. Its weights, `[tap][channel]`, lie elsewhere.
 #[derive(Debug)]
 pub(super) struct Depthwise {
     geometry: ConvGeometry,
     isa: Isa,
-    /// `[tap][channel]`
-    weights: Vec<f32>,
 }
 
 impl Depthwise {
-    /// Packs OIHW weights. With fewer channels than lanes, narrower vectors serve.
-    pub fn new(geometry: &ConvGeometry, isa: Isa, weights: &[f32]) -> Self {
+    /// With fewer channels than lanes, narrower vectors serve.
+    pub fn new(geometry: &ConvGeometry, isa: Isa) -> Self {
         let channels = geometry.out_channels;
         let isa = if channels < isa.lanes() { Isa::at_most(channels) } else { isa };
-        let taps = geometry.kernel[0] * geometry.kernel[1];
-        let packed = (0..taps * channels).map(|i| weights[i % channels * taps + i / channels]).collect();
-        Depthwise { geometry: *geometry, isa, weights: packed }
+        Depthwise { geometry: *geometry, isa }
     }
 
-    pub fn run(&self, threads: &Threads, [n, h, w]: [usize; 3], x: &[f32], epilogue: &Epilogue, y: &mut [f32]) {
+    pub fn run(
+        &self,
+        threads: &Threads,
+        [n, h, w]: [usize; 3],
+        weights: &[f32],
+        x: &[f32],
+        epilogue: &Epilogue,
+        y: &mut [f32],
+    ) {
         let g = &self.geometry;
         let Some([oh, ow]) = g.output_size(h, w) else { return };
         let want = (g.macs(1, h, w) / TASK_MACS).clamp(1, IMAGE_TASKS) as usize;
@@ -56,6 +60,7 @@ impl Depthwise {
                 let output = y.get().add(first);
                 self.isa.dispatch(Band {
                     conv: self,
+                    weights: weights.as_ptr(),
                     size: [h, w],
                     x: x[image * h * w * g.in_channels..].as_ptr(),
                     row,
@@ -77,6 +82,7 @@ impl Depthwise {
 /// One task: some output rows of one image.
 struct Band<'a> {
     conv: &'a Depthwise,
+    weights: *const f32,
     size: [usize; 2],
     /// The image.
     x: *const f32,
@@ -186,7 +192,7 @@ impl Band<'_> {
                     continue;
                 }
                 let x = self.x.wrapping_offset((iy * w as isize + left) * pitch as isize).wrapping_add(c);
-                let weights = self.conv.weights.as_ptr().add(r * g.kernel[1] * pitch + c);
+                let weights = self.weights.add(r * g.kernel[1] * pitch + c);
                 let valid = |i: usize| !EDGE || ((left + i as isize) as usize) < w;
                 taps.row(s, g, x, weights, &mut sums, valid);
             }

@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::Shared;
 use super::activation::{Activation, Clamp};
 use super::conv::Epilogue;
+use super::sweep::{Runs, Sweep};
 use super::tile::{self, Block, Segments, Window};
 use crate::simd::{Isa, Kernel, Simd};
 use crate::{ConvGeometry, Threads};
@@ -27,7 +28,7 @@ const FEW_TILES: usize = 8;
 /// Numbers of padded input in a band.
 const BAND_LEN: usize = 96 * 1024;
 
-/// Packed weights of a dense or grouped convolution.
+/// A dense or grouped convolution, cut into blocks of output channels. The packed weights lie elsewhere.
 #[derive(Debug)]
 pub(super) struct Direct {
     geometry: ConvGeometry,
@@ -35,7 +36,8 @@ pub(super) struct Direct {
     /// Vectors of output channels in a block, but for the last.
     vectors: usize,
     blocks: Vec<PackedBlock>,
-    weights: Vec<f32>,
+    /// Numbers of packed weights.
+    packed_len: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -49,197 +51,174 @@ struct PackedBlock {
     weights: usize,
 }
 
+/// Where outputs lie.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Places {
+    /// The first output.
+    pub first: usize,
+    /// Numbers from one image to the next, one row of positions to the next, one position to the next.
+    pub image: usize,
+    pub row: usize,
+    pub column: usize,
+}
+
+impl Places {
+    /// One after another.
+    pub fn dense(sweep: &Sweep, channels: usize) -> Self {
+        let row = sweep.output[1] * channels;
+        Places { first: 0, image: sweep.output[0] * row, row, column: channels }
+    }
+}
+
 impl Direct {
-    /// Packs OIHW weights.
-    pub fn new(geometry: &ConvGeometry, isa: Isa, weight: impl Fn(usize, usize, usize) -> f32) -> Self {
+    /// Cuts the convolution into blocks. Its pads do not matter: each run has a [`Sweep`].
+    pub fn new(geometry: &ConvGeometry, isa: Isa) -> Self {
         let g = *geometry;
-        let (lanes, taps, group_in) = (isa.lanes(), g.kernel[0] * g.kernel[1], g.group_in());
-        let vectors = tile::vectors(isa, g.group_out().div_ceil(lanes), taps * group_in);
-        let (mut blocks, mut weights) = (Vec::new(), Vec::new());
+        let (lanes, sum_len) = (isa.lanes(), g.kernel[0] * g.kernel[1] * g.group_in());
+        let vectors = tile::vectors(isa, g.group_out().div_ceil(lanes), sum_len);
+        let (mut blocks, mut packed_len) = (Vec::new(), 0);
         for group in 0..g.groups {
             for start in (0..g.group_out()).step_by(vectors * lanes) {
                 let channels = (g.group_out() - start).min(vectors * lanes);
                 let first = group * g.group_out() + start;
-                blocks.push(PackedBlock { first, channels, input: group * group_in, weights: weights.len() });
-                let width = channels.next_multiple_of(lanes);
-                for tap in 0..taps {
-                    for c in 0..group_in {
-                        let filled = weights.len();
-                        weights.extend((first..first + channels).map(|o| weight(o, c, tap)));
-                        weights.resize(filled + width, 0.0);
-                    }
-                }
+                blocks.push(PackedBlock { first, channels, input: group * g.group_in(), weights: packed_len });
+                packed_len += sum_len * channels.next_multiple_of(lanes);
             }
         }
-        Direct { geometry: g, isa, vectors, blocks, weights }
+        Direct { geometry: g, isa, vectors, blocks, packed_len }
     }
 
-    /// The rows that the work is cut into: `(images, rows per image, positions per row)`. A product over positions has rows
-    /// of its own choice.
-    fn rows(&self, [n, h, w]: [usize; 3]) -> Rows {
-        let g = &self.geometry;
-        let [oh, ow] = g.output_size(h, w).unwrap_or([0, 0]);
-        if g.is_pointwise() {
-            return Rows { images: 1, height: 1, width: n * h * w, cuts: n * h * w / (TILE_POSITIONS) };
+    /// Numbers of packed weights.
+    pub fn packed_len(&self) -> usize {
+        self.packed_len
+    }
+
+    /// Packs `weight(output channel, input channel within its group, tap)`.
+    pub fn pack(&self, weight: impl Fn(usize, usize, usize) -> f32, packed: &mut [f32]) {
+        let (taps, inputs) = (self.geometry.kernel[0] * self.geometry.kernel[1], self.geometry.group_in());
+        for block in &self.blocks {
+            let width = block.channels.next_multiple_of(self.isa.lanes());
+            let rows = packed[block.weights..][..taps * inputs * width].chunks_exact_mut(width);
+            for (i, row) in rows.enumerate() {
+                let (real, padding) = row.split_at_mut(block.channels);
+                real.iter_mut().zip(block.first..).for_each(|(to, o)| *to = weight(o, i % inputs, i / inputs));
+                padding.fill(0.0);
+            }
         }
-        Rows { images: n, height: oh, width: ow, cuts: oh }
+    }
+
+    /// Whether the work is one long row of positions.
+    fn is_flat(&self, sweep: &Sweep, places: &Places) -> bool {
+        sweep.pixelwise && *places == Places::dense(sweep, self.geometry.out_channels)
     }
 
     /// Floats of scratch per worker.
-    pub fn scratch_len(&self, shape: [usize; 3]) -> usize {
-        let plan = self.plan(shape);
-        if self.copies() { self.band_input(shape, plan.band).0 } else { 0 }
-    }
-
-    fn copies(&self) -> bool {
-        self.geometry.pads != [0; 4]
-    }
-
-    /// Numbers and rows of input of a band of `rows` output rows, padding included.
-    fn band_input(&self, [_, _, w]: [usize; 3], rows: usize) -> (usize, usize) {
-        let g = &self.geometry;
-        let height = (rows.max(1) - 1) * g.stride[0] + g.extent()[0];
-        (height * (w + g.pads[1] + g.pads[3]) * g.in_channels, height)
+    pub fn scratch_len(&self, sweep: &Sweep, places: &Places) -> usize {
+        if sweep.needs_zeros() { sweep.band_len(self.plan(sweep, places).band) } else { 0 }
     }
 
     /// Cuts the work. The cut depends on the shapes only.
-    fn plan(&self, shape: [usize; 3]) -> Plan {
-        let rows = self.rows(shape);
-        let macs = (rows.images * rows.height * rows.width) as u64 * self.geometry.weight_len() as u64;
-        let image_macs = macs / shape[0].max(1) as u64;
-        let want = (image_macs / TASK_MACS).clamp(1, IMAGE_TASKS as u64) as usize
-            * if rows.images == 1 { shape[0].max(1) } else { 1 };
+    fn plan(&self, sweep: &Sweep, places: &Places) -> Plan {
+        let [height, width] = sweep.output;
+        let macs = (height * width) as u64 * self.geometry.weight_len() as u64;
+        let flat = self.is_flat(sweep, places);
+        let (images, rows, row) =
+            if flat { (1, 1, sweep.images * height * width) } else { (sweep.images, height, width) };
+        let want = (macs / TASK_MACS).clamp(1, IMAGE_TASKS as u64) as usize
+            * if images == 1 { sweep.images.max(1) } else { 1 };
         // Many weights for few positions: each task takes part of the weights. Else each takes part of the positions.
-        let heavy = self.weights.len() > rows.height * rows.width * self.geometry.in_channels;
+        let heavy = self.packed_len > rows * row * self.geometry.in_channels;
         let (bands, parts) = if heavy {
             let parts = want.min(self.blocks.len());
             (if parts >= ENOUGH_PARTS { 1 } else { want.div_ceil(parts) }, parts)
         } else {
-            let bands = want.min(rows.cuts.max(1));
+            let bands = want.min(if flat { row / TILE_POSITIONS } else { rows }.max(1));
             (bands, want.div_ceil(bands).min(self.blocks.len()))
         };
-        let length = if rows.height == 1 && self.geometry.is_pointwise() { rows.width } else { rows.height };
+        let length = if flat { row } else { rows };
         let mut band = length.div_ceil(bands).max(1);
-        if self.geometry.is_pointwise() {
+        if flat {
             band = band.next_multiple_of(TILE_POSITIONS);
         }
-        while self.copies() && band > 1 && self.band_input(shape, band).0 > BAND_LEN {
+        while sweep.needs_zeros() && band > 1 && sweep.band_len(band) > BAND_LEN {
             band = band.div_ceil(2);
         }
-        Plan { rows, band, bands: length.div_ceil(band), part: self.blocks.len().div_ceil(parts) }
+        Plan { flat, images, length, band, bands: length.div_ceil(band), part: self.blocks.len().div_ceil(parts) }
     }
 
+    /// Computes all positions of `sweep`, which reads `x`, with weights that [`Direct::pack`] packed. With `add`, sums are
+    /// added to what `y` holds (and the epilogue has no residual).
+    #[expect(clippy::too_many_arguments, reason = "a convolution, spelled out")]
     pub fn run(
         &self,
         threads: &Threads,
-        shape: [usize; 3],
+        sweep: &Sweep,
+        packed: &[f32],
         x: &[f32],
         epilogue: &Epilogue,
+        places: &Places,
+        add: bool,
         y: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let plan = self.plan(shape);
+        let plan = self.plan(sweep, places);
         let parts = self.blocks.len().div_ceil(plan.part);
-        let scratch_len = self.scratch_len(shape);
+        let scratch_len = self.scratch_len(sweep, places);
+        assert!(scratch.len() >= threads.count() * scratch_len, "scratch is long enough");
+        assert_eq!(packed.len(), self.packed_len, "weights are packed for this convolution");
         let (y, scratch) = (Shared(y.as_mut_ptr()), Shared(scratch.as_mut_ptr()));
-        threads.run_with_worker(plan.rows.images * plan.bands * parts, |worker, task| {
+        let residual = match epilogue.residual {
+            Some(residual) => Shared(residual.as_ptr().cast_mut()),
+            None if add => y,
+            None => Shared(std::ptr::null_mut()),
+        };
+        threads.run_with_worker(plan.images * plan.bands * parts, |worker, task| {
             let (cut, part) = (task / parts, task % parts);
-            let (image, band) = (cut / plan.bands, cut % plan.bands);
-            let start = band * plan.band;
-            // SAFETY: `run` checked the length of scratch; each worker has its own part of it.
-            let scratch = unsafe { scratch.get().add(worker * scratch_len) };
+            let (image, start) = (cut / plan.bands, cut % plan.bands * plan.band);
             let blocks = part * plan.part..self.blocks.len().min((part + 1) * plan.part);
-            self.band(shape, plan, image, start, blocks, x, epilogue, y, scratch);
-        });
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one task, spelled out")]
-    fn band(
-        &self,
-        shape: [usize; 3],
-        plan: Plan,
-        image: usize,
-        start: usize,
-        blocks: Range<usize>,
-        x: &[f32],
-        epilogue: &Epilogue,
-        y: Shared,
-        scratch: *mut f32,
-    ) {
-        let g = &self.geometry;
-        let [_, h, w] = shape;
-        let (height, width, first) = if g.is_pointwise() {
-            (1, plan.band.min(plan.rows.width - start), start)
-        } else {
-            let height = plan.band.min(plan.rows.height - start);
-            (height, plan.rows.width, (image * plan.rows.height + start) * plan.rows.width)
-        };
-        let (input, row) = if g.is_pointwise() {
-            (x[first * g.in_channels..].as_ptr(), 0)
-        } else if self.copies() {
-            let (len, _) = self.band_input(shape, height);
-            // SAFETY: `scratch_len` numbers belong to this worker, and no band is longer than the plan's.
-            let padded = unsafe { std::slice::from_raw_parts_mut(scratch, len) };
-            self.pad(&x[image * h * w * g.in_channels..][..h * w * g.in_channels], [h, w], start, padded);
-            (padded.as_ptr(), (w + g.pads[1] + g.pads[3]) * g.in_channels)
-        } else {
-            (x[(image * h + start * g.stride[0]) * w * g.in_channels..].as_ptr(), w * g.in_channels)
-        };
-        let joined = g.groups == 1 && g.dilation[1] == 1;
-        let mut runs = Vec::with_capacity(g.kernel[0] * g.kernel[1]);
-        for r in 0..g.kernel[0] {
-            for s in 0..if joined { 1 } else { g.kernel[1] } {
-                runs.push(r * g.dilation[0] * row + s * g.dilation[1] * g.in_channels);
-            }
-        }
-        let window = Window {
-            runs: &runs,
-            run_len: if joined { g.kernel[1] * g.in_channels } else { g.group_in() },
-            x_pitch: g.stride[1] * g.in_channels,
-            y_pitch: g.out_channels,
-        };
-        let bounds = epilogue.activation.bounds();
-        let clamp = bounds.map_or(Clamp::NONE, |[min, max]| Clamp { min, max });
-        // SAFETY: the band's outputs lie within `y` and its inputs within `x` or `padded`, by the output size's formula, and
-        // every task has its own band or its own blocks.
-        unsafe {
-            let output = y.get().add(first * g.out_channels);
-            let band = Band {
-                conv: self,
-                window,
-                blocks: blocks.clone(),
-                height,
-                width,
-                x: input,
-                x_row: row * g.stride[0],
-                y: output,
-                residual: epilogue.residual.map_or(std::ptr::null(), |r| r[first * g.out_channels..].as_ptr()),
-                bias: epilogue.bias,
-                clamp,
+            // SAFETY: the length of scratch was checked; each worker has its own part of it.
+            let scratch =
+                unsafe { std::slice::from_raw_parts_mut(scratch.get().add(worker * scratch_len), scratch_len) };
+            let count = plan.band.min(plan.length - start);
+            let (x, row, first) = if plan.flat {
+                (&x[start * self.geometry.in_channels..], 0, start * places.column)
+            } else {
+                let (x, row) = sweep.band(x, image, start, count, scratch);
+                (x, row, places.first + image * places.image + start * places.row)
             };
-            self.isa.dispatch(band);
-            if bounds.is_none() {
-                let channels = self.blocks[blocks.start].first..self.blocks[blocks.end - 1].last();
-                activate(self.isa, epilogue.activation, output, height * width, g.out_channels, channels);
-            }
-        }
-    }
-
-    /// Copies the rows that a band reads, with their padding.
-    fn pad(&self, x: &[f32], [h, w]: [usize; 2], start: usize, padded: &mut [f32]) {
-        let g = &self.geometry;
-        let [top, left, _, right] = g.pads;
-        let c = g.in_channels;
-        for (i, to) in padded.chunks_exact_mut((w + left + right) * c).enumerate() {
-            match (start * g.stride[0] + i).checked_sub(top) {
-                Some(from) if from < h => {
-                    to[..left * c].fill(0.0);
-                    to[left * c..][..w * c].copy_from_slice(&x[from * w * c..][..w * c]);
-                    to[(left + w) * c..].fill(0.0);
+            let [height, width] = if plan.flat { [1, count] } else { [count, sweep.output[1]] };
+            let bounds = epilogue.activation.bounds();
+            let window = Window {
+                runs: Runs::new(&self.geometry, row),
+                x_pitch: sweep.stride[1] * self.geometry.in_channels,
+                y_pitch: places.column,
+            };
+            // SAFETY: the band's outputs lie within `y` and its inputs within `x`, by the output size's formula, and every
+            // task has its own band or its own blocks.
+            unsafe {
+                let output = y.get().add(first);
+                let band = Band {
+                    conv: self,
+                    packed,
+                    window,
+                    blocks: blocks.clone(),
+                    height,
+                    width,
+                    x: x.as_ptr(),
+                    x_row: row * sweep.stride[0],
+                    y: output,
+                    y_row: places.row,
+                    residual: if residual.get().is_null() { std::ptr::null() } else { residual.get().add(first) },
+                    bias: epilogue.bias,
+                    clamp: bounds.map_or(Clamp::NONE, |[min, max]| Clamp { min, max }),
+                };
+                self.isa.dispatch(band);
+                if bounds.is_none() {
+                    let channels = self.blocks[blocks.start].first..self.blocks[blocks.end - 1].last();
+                    activate(self.isa, epilogue.activation, output, height * width, places.column, channels);
                 }
-                _ => to.fill(0.0),
             }
-        }
+        });
     }
 }
 
@@ -269,20 +248,15 @@ pub(super) unsafe fn activate(
     }
 }
 
-#[derive(Clone, Copy)]
-struct Rows {
-    images: usize,
-    height: usize,
-    width: usize,
-    /// Into how many bands an image can usefully be cut.
-    cuts: usize,
-}
-
 /// How the work is cut into tasks.
 #[derive(Clone, Copy)]
 struct Plan {
-    rows: Rows,
-    /// Rows (or, for a product over positions, positions) in a band.
+    /// All positions of all images are one row.
+    flat: bool,
+    images: usize,
+    /// Rows of positions in an image, or, if flat, positions.
+    length: usize,
+    /// As many of them as are in a band.
     band: usize,
     bands: usize,
     /// Blocks of output channels in a task.
@@ -292,13 +266,15 @@ struct Plan {
 /// One task: some rows of one image, some blocks of output channels.
 struct Band<'a> {
     conv: &'a Direct,
-    window: Window<'a>,
+    packed: &'a [f32],
+    window: Window,
     blocks: Range<usize>,
     height: usize,
     width: usize,
     x: *const f32,
-    /// Input numbers between output rows.
+    /// Input and output numbers between rows of positions.
     x_row: usize,
+    y_row: usize,
     y: *mut f32,
     residual: *const f32,
     bias: Option<&'a [f32]>,
@@ -315,7 +291,7 @@ impl Kernel for Band<'_> {
         let q = self.width.div_ceil(count);
         let short = count * q - self.width;
         let long = count - short;
-        let block_len = self.window.runs.len() * self.window.run_len * self.conv.vectors * S::LANES;
+        let block_len = self.window.runs.total() * self.conv.vectors * S::LANES;
         let tiles = self.height * count.div_ceil(2);
         let together = if tiles <= FEW_TILES { 1 } else { (CACHED_WEIGHTS / block_len).max(1) };
         for start in self.blocks.clone().step_by(together) {
@@ -353,8 +329,8 @@ impl Band<'_> {
             return self.input(next);
         }
         let weights = self.conv.blocks.get(blocks.end).map_or(0, |b| b.weights);
-        let share = self.window.runs.len() * self.window.run_len * tile::CACHE_LINE;
-        self.conv.weights.as_ptr().wrapping_add(weights + tile * share)
+        let share = self.window.runs.total() * tile::CACHE_LINE;
+        self.packed.as_ptr().wrapping_add(weights + tile * share)
     }
 
     /// The input of the first group at a place of the band.
@@ -379,14 +355,14 @@ impl Band<'_> {
             // SAFETY: the caller's promise; a block's bias and outputs start at its first channel.
             unsafe {
                 let x = places.map(|place| self.input(place).add(block.input));
-                let out = places.map(|(row, col)| (row * self.width + col) * self.window.y_pitch + block.first);
+                let out = places.map(|(row, col)| row * self.y_row + col * self.window.y_pitch + block.first);
                 let at = Segments {
                     x,
                     y: out.map(|o| self.y.add(o)),
                     residual: out.map(|o| if self.residual.is_null() { self.residual } else { self.residual.add(o) }),
                 };
                 let block = Block {
-                    weights: self.conv.weights[block.weights..].as_ptr(),
+                    weights: self.packed[block.weights..].as_ptr(),
                     bias: self.bias.map_or(std::ptr::null(), |bias| bias[block.first..].as_ptr()),
                     channels: block.channels,
                     clamp: self.clamp,

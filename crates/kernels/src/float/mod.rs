@@ -4,23 +4,33 @@
 //! threads. Every kernel has a twin in [`mod@reference`].
 
 pub mod activation;
+pub mod batch_norm;
 pub mod conv;
 mod depthwise;
+mod depthwise_backward;
 mod direct;
 pub mod elementwise;
+pub mod fake_quant;
 mod global_average;
+mod input_gradient;
 pub mod pool;
 pub mod reference;
 pub mod resize;
 pub mod softmax;
+mod sweep;
 mod tile;
+pub mod update;
+mod weight_gradient;
 
 pub use activation::Activation;
-pub use conv::{Epilogue, PackedConv};
+pub use conv::{ConvPlan, Epilogue, PackedConv};
+pub use depthwise_backward::DepthwiseBackward;
 pub use elementwise::map;
+pub use input_gradient::InputGradient;
 pub use pool::{PoolGeometry, Pooling, pool};
 pub use resize::{ResizeAxis, resize};
 pub use softmax::softmax;
+pub use weight_gradient::{WeightGradient, add_columns};
 
 /// A pointer into an output slice whose tasks write disjoint parts.
 #[derive(Clone, Copy)]

@@ -37,6 +37,58 @@ pub fn conv2d(g: &ConvGeometry, weights: &[f32], [n, h, w]: [usize; 3], x: &[f32
     y
 }
 
+/// Calls `visit(output position, input position, tap, group)` for every pair of numbers that a convolution of `n` images of
+/// `h` × `w` multiplies, apart from channels; taps go by last first.
+fn pairs(g: &ConvGeometry, [n, h, w]: [usize; 3], mut visit: impl FnMut(usize, usize, usize, usize)) {
+    let [oh, ow] = g.output_size(h, w).expect("the kernel fits into the padded image");
+    for tap in (0..g.kernel[0] * g.kernel[1]).rev() {
+        let (r, s) = (tap / g.kernel[1], tap % g.kernel[1]);
+        for (position, (image, oy, ox)) in positions(n, oh, ow).enumerate() {
+            let iy = (oy * g.stride[0] + r * g.dilation[0]).wrapping_sub(g.pads[0]);
+            let ix = (ox * g.stride[1] + s * g.dilation[1]).wrapping_sub(g.pads[1]);
+            if iy < h && ix < w {
+                (0..g.groups).for_each(|group| visit(position, (image * h + iy) * w + ix, tap, group));
+            }
+        }
+    }
+}
+
+/// The gradient of a convolution with respect to its input, from OIHW weights and that of its output.
+///
+/// # Panics
+/// If the kernel does not fit or a slice is too short.
+pub fn conv2d_input_gradient(g: &ConvGeometry, weights: &[f32], shape: [usize; 3], dy: &[f32]) -> Vec<f32> {
+    let (inputs, outputs, taps) = (g.group_in(), g.group_out(), g.kernel[0] * g.kernel[1]);
+    let mut dx = vec![0.0f32; shape.iter().product::<usize>() * g.in_channels];
+    pairs(g, shape, |position, pixel, tap, group| {
+        for c in 0..inputs {
+            let sum = &mut dx[pixel * g.in_channels + group * inputs + c];
+            for o in group * outputs..(group + 1) * outputs {
+                *sum = dy[position * g.out_channels + o].mul_add(weights[(o * inputs + c) * taps + tap], *sum);
+            }
+        }
+    });
+    dx
+}
+
+/// The gradient of a convolution with respect to its OIHW weights.
+///
+/// # Panics
+/// If the kernel does not fit or a slice is too short.
+pub fn conv2d_weight_gradient(g: &ConvGeometry, shape: [usize; 3], x: &[f32], dy: &[f32]) -> Vec<f64> {
+    let (inputs, outputs, taps) = (g.group_in(), g.group_out(), g.kernel[0] * g.kernel[1]);
+    let mut sums = vec![0.0; g.weight_len()];
+    pairs(g, shape, |position, pixel, tap, group| {
+        for o in group * outputs..(group + 1) * outputs {
+            for c in 0..inputs {
+                let value = f64::from(x[pixel * g.in_channels + group * inputs + c]);
+                sums[(o * inputs + c) * taps + tap] += value * f64::from(dy[position * g.out_channels + o]);
+            }
+        }
+    });
+    sums
+}
+
 /// All `(image, row, column)` in order.
 fn positions(n: usize, h: usize, w: usize) -> impl Iterator<Item = (usize, usize, usize)> {
     (0..n * h * w).map(move |i| (i / (h * w), i / w % h, i % w))
@@ -86,4 +138,66 @@ pub fn resize([n, h, w, c]: [usize; 4], x: &[f32], rows: &ResizeAxis, columns: &
         }
     }
     y
+}
+
+/// Shapes and numbers for the tests of several kernels.
+#[cfg(test)]
+pub(super) mod cases {
+    use crate::ConvGeometry;
+
+    /// Numbers between -1 and 1 that repeat after a long while.
+    pub fn numbers(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        let next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        std::iter::repeat_with(next).take(len).collect()
+    }
+
+    pub fn square(k: usize, stride: usize, pad: usize, channels: [usize; 2]) -> ConvGeometry {
+        ConvGeometry {
+            kernel: [k, k],
+            stride: [stride; 2],
+            pads: [pad; 4],
+            ..ConvGeometry::pointwise(channels[0], channels[1])
+        }
+    }
+
+    /// Convolutions of every kind with shapes of images.
+    pub fn convolutions() -> Vec<(ConvGeometry, [usize; 3])> {
+        let mut cases = Vec::new();
+        for channels in [[1, 1], [3, 16], [5, 33], [16, 17], [17, 5], [33, 64], [64, 3], [16, 48], [48, 32]] {
+            cases.push((square(1, 1, 0, channels), [2, 5, 21]));
+            cases.push((square(3, 1, 1, channels), [2, 5, 7]));
+            cases.push((square(3, 2, 1, channels), [1, 6, 9]));
+        }
+        let channels = [6, 18];
+        for k in [1, 3, 5, 7] {
+            for stride in [1, 2, 3] {
+                cases.push((square(k, stride, k / 2, channels), [2, 9, 12]));
+                cases.push((ConvGeometry { pads: [0, 2, 1, 3], ..square(k, stride, 0, channels) }, [1, 8, 7]));
+            }
+        }
+        let odd = ConvGeometry {
+            kernel: [3, 2],
+            stride: [2, 1],
+            dilation: [1, 3],
+            pads: [0, 2, 3, 1],
+            ..ConvGeometry::pointwise(6, 9)
+        };
+        cases.push((odd, [2, 9, 10]));
+        cases.push((ConvGeometry { groups: 3, ..odd }, [2, 9, 10]));
+        cases.push((ConvGeometry { stride: [2, 3], dilation: [2, 2], pads: [4; 4], ..odd }, [1, 11, 10]));
+        cases.push((ConvGeometry { stride: [3, 2], dilation: [2, 4], pads: [1; 4], ..odd }, [1, 11, 10]));
+        cases.push((ConvGeometry { groups: 2, ..square(3, 1, 1, [40, 80]) }, [1, 7, 7]));
+        cases.push((ConvGeometry { groups: 4, ..square(3, 2, 1, [4, 8]) }, [1, 7, 7]));
+        cases.push((ConvGeometry { groups: 2, ..square(1, 1, 0, [8, 6]) }, [1, 7, 7]));
+        for stride in [1, 2] {
+            cases.push((ConvGeometry { groups: 20, ..square(3, stride, 1, [20, 20]) }, [2, 9, 8]));
+        }
+        cases.push((square(1, 1, 0, [24, 40]), [1, 40, 41]));
+        cases.push((square(3, 1, 1, [20, 24]), [1, 40, 33]));
+        cases
+    }
 }

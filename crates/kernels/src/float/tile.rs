@@ -6,6 +6,7 @@
 #![expect(clippy::needless_range_loop, reason = "loops over constant counts, which the compiler unrolls")]
 
 use super::activation::{Clamp, Function};
+use super::sweep::Runs;
 use crate::simd::{Isa, Kernel, Simd};
 
 /// Numbers in a cache line.
@@ -34,11 +35,9 @@ pub(super) const fn segment(registers: usize, vectors: usize) -> usize {
 
 /// How the input of one output position is laid out, the same for all positions of a band.
 #[derive(Clone, Copy)]
-pub(super) struct Window<'a> {
-    /// Offsets of the contiguous runs of input that a position reads, in the order of the weights.
-    pub runs: &'a [usize],
-    /// Numbers in a run.
-    pub run_len: usize,
+pub(super) struct Window {
+    /// What a position reads, in the order of the weights.
+    pub runs: Runs,
     /// Input numbers between neighbouring positions.
     pub x_pitch: usize,
     /// Output numbers between neighbouring positions.
@@ -68,13 +67,13 @@ pub(super) struct Segments<const M: usize> {
 }
 
 /// A [`tile`] as a function of its own.
-struct Tile<'a, const V: usize, const M: usize, const Q: usize> {
-    window: Window<'a>,
+struct Tile<const V: usize, const M: usize, const Q: usize> {
+    window: Window,
     block: Block,
     at: Segments<M>,
 }
 
-impl<const V: usize, const M: usize, const Q: usize> Kernel for Tile<'_, V, M, Q> {
+impl<const V: usize, const M: usize, const Q: usize> Kernel for Tile<V, M, Q> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -115,27 +114,30 @@ unsafe fn tile<S: Simd, const V: usize, const M: usize, const Q: usize>(
         }
         let mut weights = block.weights;
         let mut ahead = block.ahead;
-        for &run in window.runs {
-            let mut x = [at.x[0]; M];
-            for m in 0..M {
-                x[m] = at.x[m].add(run);
-            }
-            for k in 0..window.run_len {
-                let mut w = bias;
-                for v in 0..V {
-                    w[v] = s.load(weights.add(v * S::LANES));
-                }
+        for row in 0..window.runs.rows {
+            for column in 0..window.runs.columns {
+                let run = row * window.runs.row_step + column * window.runs.column_step;
+                let mut x = [at.x[0]; M];
                 for m in 0..M {
-                    for q in 0..Q {
-                        let value = s.splat(*x[m].add(q * window.x_pitch + k));
-                        for v in 0..V {
-                            sums[m][q][v] = s.fma(value, w[v], sums[m][q][v]);
+                    x[m] = at.x[m].add(run);
+                }
+                for k in 0..window.runs.len {
+                    let mut w = bias;
+                    for v in 0..V {
+                        w[v] = s.load(weights.add(v * S::LANES));
+                    }
+                    for m in 0..M {
+                        for q in 0..Q {
+                            let value = s.splat(*x[m].add(q * window.x_pitch + k));
+                            for v in 0..V {
+                                sums[m][q][v] = s.fma(value, w[v], sums[m][q][v]);
+                            }
                         }
                     }
+                    weights = weights.add(V * S::LANES);
+                    s.prefetch(ahead);
+                    ahead = ahead.wrapping_add(CACHE_LINE);
                 }
-                weights = weights.add(V * S::LANES);
-                s.prefetch(ahead);
-                ahead = ahead.wrapping_add(CACHE_LINE);
             }
         }
         // A copy, and one loop without tests for each case: sums indexed at run time would not stay in registers above.

@@ -41,6 +41,8 @@ pub trait Simd: Copy {
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
     /// `a < b ? yes : no`
     fn select_lt(self, a: Self::F32, b: Self::F32, yes: Self::F32, no: Self::F32) -> Self::F32;
+    /// The nearest integer, the even one of two.
+    fn round(self, x: Self::F32) -> Self::F32;
     /// `x * 2^n`, rounded once, for integral `n` in -252 to 128.
     fn mul_pow2(self, x: Self::F32, n: Self::F32) -> Self::F32;
 
@@ -71,6 +73,25 @@ pub trait Simd: Copy {
     /// # Safety
     /// `to` must be writable for `n` numbers.
     unsafe fn store_head(self, to: *mut f32, n: usize, x: Self::F32);
+
+    /// Reads the first `n <= LANES` lanes; the others are 0.
+    ///
+    /// # Safety
+    /// `from` must be readable for `n` numbers.
+    #[inline(always)]
+    unsafe fn load_up_to(self, from: *const f32, n: usize) -> Self::F32 {
+        // SAFETY: the caller's promise.
+        unsafe { if n == Self::LANES { self.load(from) } else { self.load_head(from, n) } }
+    }
+    /// Writes the first `n <= LANES` lanes.
+    ///
+    /// # Safety
+    /// `to` must be writable for `n` numbers.
+    #[inline(always)]
+    unsafe fn store_up_to(self, to: *mut f32, n: usize, x: Self::F32) {
+        // SAFETY: the caller's promise.
+        unsafe { if n == Self::LANES { self.store(to, x) } else { self.store_head(to, n, x) } }
+    }
 }
 
 /// A computation over vectors of any instruction set.
@@ -188,6 +209,7 @@ mod tests {
                         s.max(x, y),
                         s.fma(x, y, half),
                         s.select_lt(x, y, half, x),
+                        s.round(s.mul(x, half)),
                         s.mul_pow2(s.splat(1.75), s.max(s.splat(-252.0), s.min(s.splat(128.0), y))),
                     ];
                     for (k, r) in results.into_iter().enumerate() {
@@ -197,7 +219,7 @@ mod tests {
                             s.store_head(&mut lanes[0], n, r)
                         }
                         for (j, &v) in lanes[..n].iter().enumerate() {
-                            out[(i + j) * 9 + k] = v.to_bits();
+                            out[(i + j) * 10 + k] = v.to_bits();
                         }
                     }
                 }
@@ -207,7 +229,9 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_bits_of_plain_arithmetic() {
-        let a: Vec<f32> = (0..37).map(|i| (i as f32 - 18.0) * 1.7).collect();
+        let mut a: Vec<f32> = (0..37).map(|i| (i as f32 - 18.0) * 1.7).collect();
+        // Halves are ties.
+        a[..4].copy_from_slice(&[1.0, 3.0, -5.0, f32::INFINITY]);
         let mut b: Vec<f32> = (0..37).map(|i| ((i * 7) % 37) as f32 * 11.0 - 250.0).collect();
         b[5] = f32::INFINITY;
         let plain: Vec<u32> = (0..37)
@@ -217,11 +241,12 @@ mod tests {
                 let min = if x < y { x } else { y };
                 let max = if x > y { x } else { y };
                 let lt = if x < y { 0.5 } else { x };
-                [x + y, x - y, x * y, x / y, min, max, x.mul_add(y, 0.5), lt, pow2].map(f32::to_bits)
+                let round = (x * 0.5).round_ties_even();
+                [x + y, x - y, x * y, x / y, min, max, x.mul_add(y, 0.5), lt, round, pow2].map(f32::to_bits)
             })
             .collect();
         for isa in Isa::available() {
-            let mut out = vec![0; 37 * 9];
+            let mut out = vec![0; 37 * 10];
             isa.dispatch(EveryOperation(&a, &b, &mut out));
             assert_eq!(out, plain, "{isa:?}");
         }

@@ -62,6 +62,10 @@ impl Simd for Neon {
         unsafe { vbslq_f32(vcltq_f32(a, b), yes, no) }
     }
     #[inline(always)]
+    fn round(self, x: float32x4_t) -> float32x4_t {
+        unsafe { vrndnq_f32(x) }
+    }
+    #[inline(always)]
     fn mul_pow2(self, x: float32x4_t, n: float32x4_t) -> float32x4_t {
         // Two factors, because 2^n alone may not be a normal number; the first product is exact.
         unsafe {

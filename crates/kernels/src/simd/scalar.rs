@@ -53,6 +53,10 @@ impl Simd for Scalar {
         if a < b { yes } else { no }
     }
     #[inline(always)]
+    fn round(self, x: f32) -> f32 {
+        x.round_ties_even()
+    }
+    #[inline(always)]
     fn mul_pow2(self, x: f32, n: f32) -> f32 {
         // Two factors, because 2^n alone may not be a normal number; the first product is exact.
         let n = n as i32;

@@ -56,7 +56,8 @@ pub struct Group {
 
 /// Whether `f(s·x) = s·f(x)` for positive `s` per channel, of all inputs together.
 fn scales_through(op: &Op) -> bool {
-    matches!(op, Op::Relu(_) | Op::LeakyRelu(_) | Op::Add(_) | Op::MaxPool(_) | Op::AveragePool(_) | Op::Resize(_))
+    matches!(op, Op::Identity(_) | Op::Relu(_) | Op::LeakyRelu(_) | Op::Add(_))
+        || matches!(op, Op::MaxPool(_) | Op::AveragePool(_) | Op::Resize(_))
 }
 
 /// The groups that only layers write to and read from, in graph order.

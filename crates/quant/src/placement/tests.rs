@@ -1,4 +1,5 @@
 use super::*;
+use crate::{WeightRule, calibrate::Policy};
 use fewbits_graph::{Attr, Attrs, DType, Tensor, ValueInfo};
 use std::sync::Arc;
 
@@ -87,4 +88,27 @@ fn a_transposed_convolution_between_grids_has_rounded_weights() {
     // Behind the last layer no grid follows: ONNX Runtime leaves the weights alone, and so do we.
     nodes.truncate(2);
     assert!(!with(&nodes).sites.contains_key("w"));
+}
+
+#[test]
+fn a_tensor_that_is_multiplied_and_added_has_two_grids() {
+    let conv = op("Conv", &[]);
+    let placement = placed(&[
+        (conv.clone(), &["x", "w", "b"], "a"),
+        (conv.clone(), &["a", "w", "b"], "c"),
+        (op("Identity", &[]), &["c"], "c_layer_input"),
+        (conv.clone(), &["c_layer_input", "w", "b"], "d"),
+        (op("Add", &[]), &["c", "d"], "e"),
+        (op("MaxPool", &[("kernel_shape", Attr::Ints(vec![1, 1]))]), &["e"], "p"),
+        (conv.clone(), &["p", "w", "b"], "f"),
+        (conv, &["f", "w", "b"], "y"),
+    ]);
+    let policy =
+        Policy { weight_bits: 2, activation_bits: 2, edge_bits: 4, weight_rule: WeightRule::MinMax, per_channel: true };
+    let bits = |name: &&str| policy.activation_bits(&placement.sites[*name]);
+    // First and last layers multiply `x` and `f`; summands and outputs are precise; `e` is read through a pool.
+    let tensors = ["x", "a", "c", "c_layer_input", "d", "e", "f", "y"];
+    assert_eq!(tensors.iter().map(bits).collect::<Vec<_>>(), [4, 2, 8, 2, 8, 2, 4, 8]);
+    assert_eq!(placement.sites["p"], Site::SameAs("e".into()));
+    assert!(!runs_in_integers(&placement, "c_layer_input"));
 }

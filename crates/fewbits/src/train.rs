@@ -1,0 +1,411 @@
+//! Training a model file: data sets in, a folder with the run and the trained networks out.
+//!
+//! The run folder holds `epochs.csv` and `steps.jsonl` (the log), `state.safetensors` (the latest checkpoint), and at the end
+//! `float.onnx` (the trained float network) and `plan.json` (what makes the quantized file of it).
+
+use crate::{Error, Model, evaluate::evaluate, progress::Progress, stream::Source};
+use fewbits_data::{Augment, Dataset, Loader, LoaderOptions, Preprocess, atomic::write_atomically};
+use fewbits_graph::{Graph, Grids, exec::Mode, passes};
+use fewbits_kernels::Threads;
+use fewbits_quant::{Plan, Step, target::Target};
+use fewbits_train::{
+    TrainError,
+    checkpoint::Checkpoint,
+    network::Goal,
+    recipe::Recipe,
+    trainer::{self, EpochReport, Outcome, Setup, StepReport, Watcher},
+};
+use serde::Serialize;
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{BufRead, BufReader, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+/// Images of a batch when epochs are scored.
+const SCORING_BATCH: usize = 100;
+
+/// Everything that a run is made of.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The float network.
+    pub model: &'a Model,
+    /// Labelled images to train on.
+    pub training: &'a Arc<Dataset>,
+    /// Labelled images to score on.
+    pub validation: &'a Arc<Dataset>,
+    /// How many of them, spread evenly; `None` for all.
+    pub training_limit: Option<usize>,
+    /// How many of those to score on.
+    pub validation_limit: Option<usize>,
+    /// How images are prepared.
+    pub preprocess: &'a Preprocess,
+    /// How training images are changed at random.
+    pub augment: Augment,
+    /// Images of a batch.
+    pub batch: usize,
+    /// How it is trained.
+    pub recipe: &'a Recipe,
+    /// The runtime that the result is for.
+    pub target: &'a Target,
+    /// A float network to learn from too.
+    pub teacher: Option<&'a Graph>,
+    /// Steps between checkpoints within an epoch, 0 for none.
+    pub checkpoint_every: usize,
+    /// Whether to go on from the folder's checkpoint.
+    pub resume: bool,
+    /// The run folder.
+    pub out: &'a Path,
+    /// Worker threads, 0 for one per core.
+    pub threads: usize,
+}
+
+/// What a run found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Epochs trained.
+    pub epochs: usize,
+    /// Epoch that was kept, from 0.
+    pub best_epoch: usize,
+    /// Top-1 of the float network before training, percent.
+    pub start_top1: f64,
+    /// Top-1 of the trained network as it was trained (fake quantization, or float), percent.
+    pub fake_top1: f64,
+    /// Top-1 of the deployed network in integers, percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub integer_top1: Option<f64>,
+    /// Why there is no integer network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_deployable: Option<String>,
+    /// Wall time of this call.
+    pub seconds: f64,
+}
+
+/// A trained network.
+#[derive(Debug)]
+pub struct Trained {
+    /// What was found.
+    pub summary: Summary,
+    /// The trained float network.
+    pub float: Graph,
+    /// The network that ships, and its grids; of a float training the float network itself.
+    pub deployed: Option<(Graph, Grids)>,
+    /// The plan that makes it of `float`.
+    pub plan: Option<Plan>,
+    /// What each epoch found.
+    pub log: Vec<EpochRow>,
+}
+
+/// A line of `epochs.csv`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EpochRow {
+    /// From 0.
+    pub epoch: usize,
+    /// Mean training loss.
+    pub loss: f64,
+    /// Of training images, percent.
+    pub training_top1: f64,
+    /// Of validation images, percent.
+    pub top1: f64,
+    /// Scale of each quantizer.
+    pub scales: Vec<(String, f32)>,
+}
+
+/// Trains.
+///
+/// # Errors
+/// [`Error::Train`]; errors of the data and of files.
+pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, Error> {
+    let begun = Instant::now();
+    let threads = Threads::new(request.threads);
+    fs::create_dir_all(request.out).map_err(Error::io("create", request.out))?;
+    let loader = |data: &Arc<Dataset>, augment: Augment, batch: usize, limit: Option<usize>, training: bool| {
+        let options = LoaderOptions {
+            batch,
+            seed: request.recipe.seed,
+            shuffle: training,
+            drop_last: training,
+            limit,
+            workers: 1,
+        };
+        Loader::new(data.clone(), request.preprocess.clone(), augment, options)
+    };
+    let training = loader(request.training, request.augment, request.batch, request.training_limit, true)?;
+    let validation = loader(request.validation, Augment::default(), SCORING_BATCH, request.validation_limit, false)?;
+    let setup = Setup {
+        graph: &request.model.graph,
+        target: request.target,
+        recipe: request.recipe,
+        training: &training,
+        validation: &validation,
+        teacher: request.teacher,
+        threads: &threads,
+    };
+    let state = request.out.join(STATE);
+    let resumed = if request.resume && state.exists() { Some(Checkpoint::read(&state)?) } else { None };
+    let mut folder = Folder::open(request, resumed.as_ref().map_or(0, |c| c.step), progress)?;
+    progress.begin("scoring the float network", 1);
+    let indices = request.validation.spread(request.validation_limit.unwrap_or(usize::MAX));
+    let source = Source { indices, dataset: request.validation, preprocess: request.preprocess };
+    let start = evaluate(&request.model.graph, Mode::Float, &source, request.threads, progress)?.main();
+    let outcome = trainer::train(&setup, resumed, &mut folder);
+    progress.end();
+    folder.failure()?;
+    let outcome = outcome?;
+    let score =
+        trainer::score(&outcome.network, &outcome.quantizers, &outcome.leaves, outcome.fold, &validation, &threads)?;
+    let mut summary = Summary {
+        epochs: request.recipe.epochs(),
+        best_epoch: outcome.best.1,
+        start_top1: start,
+        fake_top1: score,
+        integer_top1: None,
+        not_deployable: None,
+        seconds: 0.0,
+    };
+    let float = outcome.network.float(&outcome.leaves);
+    let goal = request.recipe.phases.last().and_then(|phase| phase.goal.as_ref());
+    let (mut deployed, mut plan) = (None, None);
+    if let Some(goal) = goal {
+        match outcome.network.deploy(&outcome.quantizers, &outcome.leaves, outcome.fold) {
+            Ok((graph, grids)) => {
+                let scores = evaluate(&graph, Mode::Integer(&grids), &source, request.threads, progress)?;
+                summary.integer_top1 = Some(scores.main());
+                plan = Some(plan_of(request, goal, &outcome, &float, (&graph, &grids), &summary)?);
+                deployed = Some((graph, grids));
+            }
+            Err(error @ TrainError::NotDeployable { .. }) => summary.not_deployable = Some(chain(&error)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    summary.seconds = begun.elapsed().as_secs_f64();
+    let path = request.out.join("float.onnx");
+    fewbits_onnx::write(&path, &float, float.opset)?;
+    if let Some(plan) = &plan {
+        plan.save(&request.out.join("plan.json"))?;
+    }
+    Ok(Trained { summary, float, deployed, plan, log: folder.rows })
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    text
+}
+
+/// The plan that makes the deployed network of the trained float network.
+fn plan_of(
+    request: &Request<'_>,
+    goal: &Goal,
+    outcome: &Outcome,
+    float: &Graph,
+    (graph, grids): (&Graph, &Grids),
+    summary: &Summary,
+) -> Result<Plan, Error> {
+    let (prepared, _) = passes::prepare(float).map_err(Error::graph(&request.model.path))?;
+    let preprocess = serde_json::to_value(request.preprocess).expect("numbers and names are valid JSON");
+    let mut plan = Plan::new(&prepared, &request.target.name, preprocess);
+    plan.tensors = grids.clone();
+    let changed = |name: &&String| prepared.constants.get(*name).is_some_and(|old| *old != graph.constants[*name]);
+    plan.patches =
+        graph.constants.keys().filter(changed).map(|name| (name.clone(), graph.constants[name].clone())).collect();
+    plan.history.push(Step {
+        method: goal.method.name().into(),
+        config: describe(request),
+        metrics: serde_json::json!({
+            "best_epoch": outcome.best.1,
+            "fake_top1": summary.fake_top1,
+            "integer_top1": summary.integer_top1,
+        }),
+        seed: request.recipe.seed,
+    });
+    Ok(plan)
+}
+
+/// Every setting of a training, resolved.
+pub fn describe(request: &Request<'_>) -> serde_json::Value {
+    let recipe = request.recipe;
+    let phase = |phase: &fewbits_train::recipe::Phase| {
+        serde_json::json!({
+            "epochs": phase.epochs,
+            "method": phase.goal.as_ref().map_or("float", |goal| goal.method.name()),
+            "weight_bits": phase.goal.as_ref().map(|goal| goal.bits.weights),
+            "activation_bits": phase.goal.as_ref().map(|goal| goal.bits.activations),
+            "edge_bits": phase.goal.as_ref().map(|goal| goal.bits.edges),
+            "per_channel": phase.goal.as_ref().map(|goal| goal.per_channel),
+        })
+    };
+    serde_json::json!({
+        "fewbits": env!("CARGO_PKG_VERSION"),
+        "target": request.target.name,
+        "phases": recipe.phases.iter().map(phase).collect::<Vec<_>>(),
+        "fold": recipe.fold.to_string(),
+        "freeze_at": recipe.freeze_at,
+        "snap_at": recipe.snap_at,
+        "optimizer": recipe.rule,
+        "learning_rate": recipe.learning_rate,
+        "quantizer_rate": recipe.quantizer_rate,
+        "weight_decay": recipe.weight_decay,
+        "quantizer_decay": recipe.quantizer_decay,
+        "schedule": recipe.decay.to_string(),
+        "warmup": recipe.warmup,
+        "objective": recipe.objective,
+        "kure": recipe.kure,
+        "clip_norm": recipe.clip_norm,
+        "accumulate": recipe.accumulate,
+        "average": recipe.average,
+        "batch": request.batch,
+        "augment": request.augment.to_string(),
+    })
+}
+
+const STATE: &str = "state.safetensors";
+const EPOCHS: &str = "epochs.csv";
+const STEPS: &str = "steps.jsonl";
+const EPOCHS_HEADER: &str = "epoch,loss,training_top1,top1,seconds";
+/// Steps between lines of the log.
+const LOGGED_EVERY: usize = 10;
+
+/// The run folder: the log goes there while the training goes by.
+struct Folder<'a> {
+    out: PathBuf,
+    every: usize,
+    steps: BufWriter<File>,
+    progress: &'a dyn Progress,
+    begun: Instant,
+    first_step: usize,
+    images: usize,
+    top1: Option<f64>,
+    rows: Vec<EpochRow>,
+    /// The first write that failed.
+    failed: Option<Error>,
+}
+
+#[derive(Serialize)]
+struct StepLine {
+    step: usize,
+    epoch: usize,
+    loss: f64,
+    top1: f64,
+    learning_rate: f64,
+}
+
+impl<'a> Folder<'a> {
+    /// Opens the log; of a run that goes on, what is behind `step` is cut off.
+    fn open(request: &Request<'_>, step: usize, progress: &'a dyn Progress) -> Result<Self, Error> {
+        let path = request.out.join(STEPS);
+        let images = request.training_limit.unwrap_or(usize::MAX).min(request.training.len());
+        let per_epoch = images / request.batch.max(1) / request.recipe.accumulate.max(1);
+        let epochs = request.out.join(EPOCHS);
+        if step == 0 {
+            fs::write(&path, "").map_err(Error::io("write", &path))?;
+            fs::write(&epochs, format!("{EPOCHS_HEADER}\n")).map_err(Error::io("write", &epochs))?;
+        } else {
+            keep_lines(&path, |line| number(line, "\"step\":").is_some_and(|s| s < step))?;
+            let before = |line: &str| line.split(',').next().and_then(|e| e.parse().ok());
+            keep_lines(&epochs, |line| before(line).is_none_or(|e: usize| (e + 1) * per_epoch.max(1) <= step))?;
+        }
+        let steps = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
+        Ok(Folder {
+            out: request.out.into(),
+            every: request.checkpoint_every,
+            steps: BufWriter::new(steps),
+            progress,
+            begun: Instant::now(),
+            first_step: step,
+            images: 0,
+            top1: None,
+            rows: vec![],
+            failed: None,
+        })
+    }
+
+    fn failure(&mut self) -> Result<(), Error> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    fn note(&mut self, action: &'static str, file: &str, result: std::io::Result<()>) {
+        if let (Err(source), None) = (result, &self.failed) {
+            self.failed = Some(Error::Io { action, path: self.out.join(file), source });
+        }
+    }
+}
+
+fn number(line: &str, key: &str) -> Option<usize> {
+    let rest = &line[line.find(key)? + key.len()..];
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+fn keep_lines(path: &Path, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let lines: Result<Vec<String>, _> = BufReader::new(file).lines().collect();
+    let mut lines = lines.map_err(Error::io("read", path))?;
+    lines.retain(|line| keep(line));
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    write_atomically(path, |w| w.write_all(text.as_bytes())).map_err(Error::io("write", path))
+}
+
+impl Watcher for Folder<'_> {
+    fn step(&mut self, report: &StepReport) {
+        self.images += report.images;
+        if report.step == self.first_step {
+            self.progress.begin("training", report.steps);
+            (0..self.first_step).for_each(|_| self.progress.step());
+        }
+        let rate = self.images as f64 / self.begun.elapsed().as_secs_f64().max(1e-9);
+        let batch_top1 = 100.0 * report.loss.hits as f64 / report.images.max(1) as f64;
+        let scored = self.top1.map_or(String::new(), |t| format!("  top-1 {t:.2} %"));
+        self.progress.say(&format!(
+            "epoch {}  loss {:.4}  batch {batch_top1:.1} %{scored}  {rate:.0} images/s",
+            report.epoch + 1,
+            report.loss.total
+        ));
+        self.progress.step();
+        if report.step.is_multiple_of(LOGGED_EVERY) || report.step + 1 == report.steps {
+            let line = StepLine {
+                step: report.step,
+                epoch: report.epoch,
+                loss: report.loss.total,
+                top1: batch_top1,
+                learning_rate: report.learning_rate,
+            };
+            let text = serde_json::to_string(&line).expect("numbers are valid JSON");
+            let written = writeln!(self.steps, "{text}");
+            self.note("write", STEPS, written);
+        }
+    }
+
+    fn epoch(&mut self, report: &EpochReport) {
+        let EpochReport { epoch, loss, training_top1, top1, scales, .. } = report.clone();
+        self.top1 = Some(top1);
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let line = format!("{epoch},{loss:.6},{training_top1:.3},{top1:.3},{seconds:.1}\n");
+        let file = OpenOptions::new().append(true).open(self.out.join(EPOCHS));
+        let written = file.and_then(|mut f| f.write_all(line.as_bytes()));
+        self.note("write", EPOCHS, written);
+        let flushed = self.steps.flush();
+        self.note("write", STEPS, flushed);
+        self.progress.line(&format!(
+            "epoch {:>3}  loss {loss:.4}  training top-1 {training_top1:.2} %  top-1 {top1:.2} %{}",
+            epoch + 1,
+            if report.best { "  best" } else { "" }
+        ));
+        self.rows.push(EpochRow { epoch, loss, training_top1, top1, scales });
+    }
+
+    fn wants_checkpoint(&mut self, step: usize) -> bool {
+        self.every > 0 && step.is_multiple_of(self.every)
+    }
+
+    fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+        let flushed = self.steps.flush();
+        self.note("write", STEPS, flushed);
+        checkpoint.write(&self.out.join(STATE))
+    }
+}

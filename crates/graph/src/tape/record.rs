@@ -1,0 +1,617 @@
+//! Nodes turned into items on values, in forward order; what the backward pass has to know of them is noted beside.
+//!
+//! Memory orders are chosen as the executor chooses them. A BatchNormalization becomes sums over the batch, a result for each
+//! channel, and a pass over the data that also does the Relu or Clip behind it.
+
+use super::{
+    Config, Laid, Leaves, Statistics,
+    item::{Build, Home, Item, Join, Rowed, Value, ValueId, facts_at},
+    leaves::{Kind, Leaf, quantizer_leaf},
+    normalization::{Normalization, PARTS},
+};
+use crate::{
+    error::{GraphError, OpError},
+    exec::{self, images},
+    graph::{Graph, Node},
+    op::{Activation, Fact, Kernel, Layout, LayoutRule, Op, Role},
+    tensor::{DType, Tensor},
+};
+use fewbits_kernels::{Threads, movement::Transpose};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// What the backward pass undoes.
+pub(super) enum Entry {
+    Node {
+        node: usize,
+        ins: Vec<Option<ValueId>>,
+        outs: Vec<ValueId>,
+    },
+    Normalize {
+        spec: Normalization,
+        x: ValueId,
+        y: ValueId,
+        all: ValueId,
+        scale: ValueId,
+        bias: ValueId,
+    },
+    /// A weight (or bias) multiplied per output channel.
+    Fold {
+        whole: ValueId,
+        factors: ValueId,
+        folded: ValueId,
+    },
+    Quantize {
+        laid: Laid,
+        x: ValueId,
+        y: ValueId,
+        parameters: ValueId,
+    },
+    Reorder {
+        x: ValueId,
+        y: ValueId,
+    },
+}
+
+/// Everything recorded.
+pub(super) struct Record {
+    pub images: usize,
+    pub values: Vec<Value>,
+    /// Items that depend on parameters alone.
+    pub prologue: Vec<Item>,
+    pub forward: Vec<Item>,
+    pub backward: Vec<Item>,
+    /// Items that finish gradients of parameters.
+    pub epilogue: Vec<Item>,
+    pub entries: Vec<Entry>,
+    pub outputs: Vec<ValueId>,
+    /// Gradients of outputs, as the caller gives them.
+    pub output_gradients: Vec<ValueId>,
+    /// Values of parameters.
+    pub parameters: Vec<(Leaf, ValueId)>,
+    /// Gradients of parameters, once reversed.
+    pub gradients: Vec<(Leaf, ValueId)>,
+    /// Running statistics that follow the batch: where they are, and whose result holds them.
+    pub running: Vec<([Leaf; 2], ValueId, usize)>,
+    /// Ranges seen by quantizers.
+    pub ranges: Vec<(String, ValueId)>,
+}
+
+impl Record {
+    pub fn add(&mut self, fact: Fact, rows: bool, home: Home) -> ValueId {
+        self.values.push(Value { fact, rows, home });
+        self.values.len() - 1
+    }
+
+    /// The value whose numbers `v` shares.
+    pub fn resolve(&self, mut v: ValueId) -> ValueId {
+        while let Home::Alias(of) = self.values[v].home {
+            v = of;
+        }
+        v
+    }
+
+    pub fn rowed(&self, values: &[Option<ValueId>]) -> Vec<Option<Rowed>> {
+        let rowed = |v: ValueId| Rowed { fact: self.values[v].fact.clone(), rows: self.values[v].rows };
+        values.iter().map(|v| v.map(rowed)).collect()
+    }
+
+    /// A vector of one dimension.
+    pub fn vector(&mut self, len: usize, home: Home) -> ValueId {
+        self.add(Fact::new(DType::F32, &[len]), false, home)
+    }
+}
+
+/// An item whose kernel is the same for any number of images.
+pub(super) fn item(
+    node: Option<usize>,
+    whole: bool,
+    kernel: impl Fn() -> Kernel + 'static,
+    ins: Vec<Option<ValueId>>,
+    outs: Vec<Option<ValueId>>,
+) -> Item {
+    Item { node, build: Box::new(move |_| Ok(kernel())), whole, ins, outs, stop: None }
+}
+
+/// Records the forward pass.
+pub(super) fn record(
+    graph: &Graph,
+    leaves: &Leaves,
+    shapes: &[Vec<usize>],
+    config: &Config,
+) -> Result<Record, GraphError> {
+    let facts = exec::infer(graph, shapes)?;
+    let images = shapes.first().and_then(|s| s.first()).copied().unwrap_or(1);
+    let record = Record {
+        images,
+        values: vec![],
+        prologue: vec![],
+        forward: vec![],
+        backward: vec![],
+        epilogue: vec![],
+        entries: vec![],
+        outputs: vec![],
+        output_gradients: vec![],
+        parameters: vec![],
+        gradients: vec![],
+        running: vec![],
+        ranges: vec![],
+    };
+    if let Some(reason) = images::joined(graph, shapes) {
+        return Err(GraphError::Batch { name: graph.name.clone(), reason });
+    }
+    let mut recorder = Recorder { graph, leaves, config, facts, record, forms: HashMap::new(), next: 0 };
+    for (i, info) in graph.inputs.iter().enumerate() {
+        let fact = Fact::new(info.dtype, &shapes[i]);
+        let v = recorder.record.add(fact, true, Home::Input(i));
+        recorder.define(&info.name, v);
+    }
+    let mut swallowed = vec![false; graph.nodes.len()];
+    for (i, node) in graph.nodes.iter().enumerate() {
+        recorder.next = i;
+        let known = node.outputs.iter().all(|o| recorder.facts.get(o).is_some_and(|f| f.value.is_some()));
+        if known || swallowed[i] {
+            continue;
+        }
+        match &node.op {
+            Op::BatchNormalization(_) => {
+                if let Some(activation) = recorder.normalization(node)? {
+                    swallowed[activation] = true;
+                }
+            }
+            Op::Identity(_) | Op::Dropout(_) => recorder.rename(node),
+            _ => recorder.node(node)?,
+        }
+    }
+    for info in &graph.outputs {
+        let v = recorder.need(&info.name, Layout::Plain, None);
+        recorder.record.outputs.push(v);
+        let Value { fact, rows, .. } = recorder.record.values[v].clone();
+        let gradient = Home::OutputGradient(recorder.record.output_gradients.len());
+        let v = recorder.record.add(fact, rows, gradient);
+        recorder.record.output_gradients.push(v);
+    }
+    Ok(recorder.record)
+}
+
+struct Recorder<'a> {
+    graph: &'a Graph,
+    leaves: &'a Leaves,
+    config: &'a Config,
+    /// For the whole batch.
+    facts: BTreeMap<String, Fact>,
+    record: Record,
+    /// The forms in which a tensor exists: what its readers read, so quantized if it has a quantizer.
+    forms: HashMap<String, Vec<ValueId>>,
+    /// The node being recorded.
+    next: usize,
+}
+
+impl Recorder<'_> {
+    fn fact(&self, v: ValueId) -> &Fact {
+        &self.record.values[v].fact
+    }
+
+    /// Makes `v` known under `name`, behind the tensor's quantizer if it has one.
+    fn define(&mut self, name: &str, v: ValueId) {
+        let v = match self.config.quantizers.get(name) {
+            Some(laid) if self.fact(v).dtype == DType::F32 => self.quantize_activation(name, &laid.clone(), v),
+            _ => v,
+        };
+        self.forms.insert(name.to_string(), vec![v]);
+    }
+
+    fn quantize_activation(&mut self, name: &str, laid: &Laid, x: ValueId) -> ValueId {
+        let Value { fact, rows, .. } = self.record.values[x].clone();
+        let Some(leaf) = self.leaves.parameter(&quantizer_leaf(name)).cloned() else { return x };
+        let parameters = self.parameter(leaf);
+        if laid.quantizer.follows_range() {
+            let seen = self.record.vector(2, Home::Joined(Join::Max));
+            let kernel = || {
+                Kernel::new(|io| {
+                    let x = io.f32(0);
+                    let most = |m: f32, x: &f32| if *x > m { *x } else { m };
+                    let least = x.iter().fold(f32::INFINITY, |m, x| if *x < m { *x } else { m });
+                    let most = x.iter().fold(f32::NEG_INFINITY, most);
+                    let out = io.out_f32(0);
+                    out[0] = out[0].max(-least);
+                    out[1] = out[1].max(most);
+                })
+            };
+            self.record.forward.push(item(Some(self.next), false, kernel, vec![Some(x)], vec![Some(seen)]));
+            self.record.ranges.push((name.into(), seen));
+        }
+        let y = self.record.add(fact, rows, Home::Made);
+        let quantizer = laid.quantizer.clone();
+        let kernel = move || {
+            let quantizer = quantizer.clone();
+            Kernel::new(move |io| {
+                let (x, parameters) = (io.f32(0), io.f32(1));
+                quantizer.forward(parameters, x, io.out_f32(0));
+            })
+        };
+        let mut quantize = item(Some(self.next), false, kernel, vec![Some(x), Some(parameters)], vec![Some(y)]);
+        quantize.stop = self.config.stops.then(|| name.to_string());
+        self.record.forward.push(quantize);
+        self.record.entries.push(Entry::Quantize { laid: laid.clone(), x, y, parameters });
+        y
+    }
+
+    /// The value of a parameter.
+    fn parameter(&mut self, leaf: Leaf) -> ValueId {
+        if let Some((_, v)) = self.record.parameters.iter().find(|(known, _)| known.name == leaf.name) {
+            return *v;
+        }
+        let home = Home::Parameter(leaf.range.clone());
+        let v = self.record.add(Fact::new(DType::F32, &leaf.dims), false, home);
+        self.record.parameters.push((leaf, v));
+        v
+    }
+
+    fn statistic(&mut self, leaf: &Leaf) -> ValueId {
+        let home = Home::Statistic(leaf.range.clone());
+        self.record.add(Fact::new(DType::F32, &leaf.dims), false, home)
+    }
+
+    /// The node's outputs are its input under another name.
+    fn rename(&mut self, node: &Node) {
+        let layout = self.layout_of(&node.inputs[0]);
+        let v = self.need(&node.inputs[0], layout, None);
+        let alias = Value { home: Home::Alias(v), ..self.record.values[v].clone() };
+        self.record.values.push(alias);
+        let v = self.record.values.len() - 1;
+        self.define(node.output(), v);
+    }
+
+    fn layout_of(&self, name: &str) -> Layout {
+        self.forms.get(name).map_or(Layout::Plain, |forms| self.fact(forms[0]).layout)
+    }
+
+    fn node(&mut self, node: &Node) -> Result<(), GraphError> {
+        let layout = self.choose_layout(node);
+        let op = node.op.def();
+        let any = op.layout() == LayoutRule::Any;
+        let rank = any.then(|| self.facts[node.output()].dims.len());
+        let mut ins = Vec::new();
+        for (i, name) in node.inputs.iter().enumerate() {
+            ins.push(if name.is_empty() {
+                None
+            } else {
+                let rank = if op.quant_rule().role(i) == Role::Data { rank } else { None };
+                Some(self.need(name, self.input_layout(node, i, layout), rank))
+            });
+        }
+        if self.config.fold && self.is_folded(node) {
+            self.fold(node, &mut ins)?;
+        }
+        if let Some(Some(weight)) = ins.get(1).copied()
+            && matches!(op.quant_rule().role(1), Role::Weight { .. })
+            && let Some(laid) = self.config.quantizers.get(&node.inputs[1]).cloned()
+        {
+            ins[1] = Some(self.quantize_weight(&node.inputs[1], &laid, weight));
+        }
+        let mut outs = Vec::new();
+        for name in &node.outputs {
+            let known = self.facts.get(name);
+            let fact = known.map(|f| Fact { layout, value: None, ..f.clone() });
+            let fact = fact.unwrap_or_else(|| Fact::new(DType::F32, &[0]));
+            let fact = if fact.dims.len() < 3 { Fact { layout: Layout::Plain, ..fact } } else { fact };
+            outs.push(self.record.add(fact, true, Home::Made));
+        }
+        let wrap = |source| node_error(node, source);
+        if self.record.values[outs[0]].fact.dtype != DType::F32 {
+            let what = format!("training through tensors of {}", self.record.values[outs[0]].fact.dtype);
+            return Err(wrap(OpError::Unsupported(what)));
+        }
+        let all_outs: Vec<Option<ValueId>> = outs.iter().map(|&v| Some(v)).collect();
+        let (rowed_ins, rowed_outs) = (self.record.rowed(&ins), self.record.rowed(&all_outs));
+        let op = node.op.clone();
+        let build = move |images: usize| {
+            let (ins, outs) = (facts_at(&rowed_ins, images), facts_at(&rowed_outs, images));
+            let ins: Vec<Option<&Fact>> = ins.iter().map(Option::as_ref).collect();
+            let outs: Vec<Fact> = outs.into_iter().flatten().collect();
+            op.def().build_training(&ins, &outs)
+        };
+        let mut all_ins = ins.clone();
+        if let Some(packing) = build(1).map_err(wrap)?.packing {
+            all_ins.push(Some(self.record.pack(self.next, packing.len, &ins, {
+                let build = build.clone();
+                Box::new(move |_| {
+                    let packing = build(1)?.packing;
+                    packing.map(|p| p.kernel).ok_or_else(|| OpError::Unsupported("packing that comes and goes".into()))
+                })
+            })));
+        }
+        let build: Build = Box::new(move |images| Ok(build(images)?.kernel));
+        let item = Item { node: Some(self.next), build, whole: false, ins: all_ins, outs: all_outs, stop: None };
+        self.record.forward.push(item);
+        self.record.entries.push(Entry::Node { node: self.next, ins, outs: outs.clone() });
+        for (name, v) in node.outputs.iter().zip(outs) {
+            if !name.is_empty() {
+                self.define(name, v);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether `node` is a layer whose only reader is a BatchNormalization.
+    fn is_folded(&self, node: &Node) -> bool {
+        let mut readers = self.graph.nodes.iter().filter(|n| n.present_inputs().any(|i| i == node.output()));
+        let first = readers.next();
+        matches!(node.op, Op::Conv(_))
+            && first.is_some_and(|n| matches!(n.op, Op::BatchNormalization(_)))
+            && readers.next().is_none()
+            && !self.graph.is_output(node.output())
+            && self.leaves.parameter(&node.inputs[1]).is_some()
+    }
+
+    /// Multiplies weight and bias with the factors of the BatchNormalization behind.
+    fn fold(&mut self, node: &Node, ins: &mut [Option<ValueId>]) -> Result<(), GraphError> {
+        let Some(bn) = self.graph.nodes.iter().find(|n| n.input(0) == Some(node.output())) else { return Ok(()) };
+        let (spec, [scale, _, mean, variance]) = self.normalization_parts(bn, 1)?;
+        let factors = self.record.vector(2 * spec.channels, Home::Made);
+        let inputs = [scale, mean, variance].map(Some).to_vec();
+        self.record.prologue.push(item(Some(self.next), true, move || spec.factors(), inputs, vec![Some(factors)]));
+        self.forms.insert(factors_name(node.output()), vec![factors]);
+        for input in [1, 2] {
+            let Some(Some(whole)) = ins.get(input).copied() else { continue };
+            let folded = self.record.add(self.fact(whole).clone(), false, Home::Made);
+            let kernel = move || multiply_rows(spec.channels);
+            let inputs = vec![Some(whole), Some(factors)];
+            self.record.prologue.push(item(Some(self.next), true, kernel, inputs, vec![Some(folded)]));
+            self.record.entries.push(Entry::Fold { whole, factors, folded });
+            ins[input] = Some(folded);
+        }
+        Ok(())
+    }
+
+    fn quantize_weight(&mut self, name: &str, laid: &Laid, x: ValueId) -> ValueId {
+        let Some(leaf) = self.leaves.parameter(&quantizer_leaf(name)).cloned() else { return x };
+        let parameters = self.parameter(leaf);
+        let fact = self.fact(x).clone();
+        let (dims, laid_here) = (fact.dims.clone(), laid.clone());
+        let y = self.record.add(fact, false, Home::Made);
+        let kernel = move || super::reverse::weight_forward(&laid_here, &dims);
+        let ins = vec![Some(x), Some(parameters)];
+        self.record.prologue.push(item(Some(self.next), true, kernel, ins, vec![Some(y)]));
+        self.record.entries.push(Entry::Quantize { laid: laid.clone(), x, y, parameters });
+        y
+    }
+
+    /// Description and leaves (γ, β, running mean, running variance) of a BatchNormalization.
+    fn normalization_parts(&mut self, node: &Node, count: usize) -> Result<(Normalization, [ValueId; 4]), GraphError> {
+        let Op::BatchNormalization(bn) = &node.op else { unreachable!("called for BatchNormalization only") };
+        let leaf = |list: &[Leaf], i: usize| list.iter().find(|leaf| Some(&*leaf.name) == node.input(i)).cloned();
+        let missing =
+            || node_error(node, OpError::Unsupported("normalization by tensors that are no constants".into()));
+        let scale = leaf(&self.leaves.parameters, 1).ok_or_else(missing)?;
+        let bias = leaf(&self.leaves.parameters, 2).ok_or_else(missing)?;
+        let mean = leaf(&self.leaves.running, 3).ok_or_else(missing)?;
+        let variance = leaf(&self.leaves.running, 4).ok_or_else(missing)?;
+        let spec = Normalization {
+            channels: scale.range.len(),
+            epsilon: bn.epsilon,
+            momentum: bn.momentum,
+            count,
+            clamp: [f32::NEG_INFINITY, f32::INFINITY],
+            batch: self.config.statistics == Statistics::Batch,
+            fold: false,
+        };
+        let [mean, variance] = [mean, variance].map(|leaf| self.statistic(&leaf));
+        Ok((spec, [self.parameter(scale), self.parameter(bias), mean, variance]))
+    }
+
+    /// Records a BatchNormalization; the position of the Relu or Clip that it does too.
+    fn normalization(&mut self, node: &Node) -> Result<Option<usize>, GraphError> {
+        let name = &node.inputs[0];
+        let layout = if self.facts[name].dims.len() >= 3 { Layout::ChannelsLast } else { Layout::Plain };
+        let x = self.need(name, layout, None);
+        let fact = self.fact(x).clone();
+        let channels = fact.dims.get(1).copied().unwrap_or(1);
+        let (mut spec, [scale, bias, mean, variance]) = self.normalization_parts(node, fact.len() / channels.max(1))?;
+        let factors = self.forms.get(&factors_name(name)).map(|forms| forms[0]);
+        spec.fold = factors.is_some();
+        let (activation, clamp) = self.absorbed(node);
+        spec.clamp = clamp;
+        let at = Some(self.next);
+        let sums = spec.batch.then(|| {
+            let sums = self.record.vector(2 * channels, Home::Joined(Join::Sum));
+            let centre = factors.unwrap_or(mean);
+            let ins = vec![Some(x), Some(centre)];
+            self.record.forward.push(item(at, false, move || spec.moments(), ins, vec![Some(sums)]));
+            sums
+        });
+        let all = self.record.vector(PARTS * channels, Home::Made);
+        let ins = vec![Some(scale), Some(bias), Some(mean), Some(variance), sums, factors];
+        let finish = item(at, true, move || spec.finish(), ins, vec![Some(all)]);
+        // Running statistics are known before the data is.
+        if spec.batch {
+            self.record.forward.push(finish)
+        } else {
+            self.record.prologue.push(finish)
+        }
+        let y = self.record.add(fact, true, Home::Made);
+        let ins = vec![Some(x), Some(all)];
+        self.record.forward.push(item(at, false, move || spec.normalize(), ins, vec![Some(y)]));
+        self.record.entries.push(Entry::Normalize { spec, x, y, all, scale, bias });
+        if spec.batch {
+            let leaf = |i: usize| self.leaves.running.iter().find(|leaf| Some(&*leaf.name) == node.input(i)).cloned();
+            if let (Some(mean), Some(variance)) = (leaf(3), leaf(4)) {
+                self.record.running.push(([mean, variance], all, channels));
+            }
+        }
+        let output = activation.map_or(node, |i| &self.graph.nodes[i]).output().to_string();
+        self.define(&output, y);
+        Ok(activation)
+    }
+
+    /// The Relu or Clip that alone reads the node's output, which has no quantizer, and its bounds.
+    fn absorbed(&self, node: &Node) -> (Option<usize>, [f32; 2]) {
+        let none = (None, [f32::NEG_INFINITY, f32::INFINITY]);
+        let output = node.output();
+        let mut readers =
+            (0..self.graph.nodes.len()).filter(|&i| self.graph.nodes[i].present_inputs().any(|n| n == output));
+        let (Some(i), None) = (readers.next(), readers.next()) else { return none };
+        if self.graph.is_output(output) || self.config.quantizers.contains_key(output) {
+            return none;
+        }
+        let reader = &self.graph.nodes[i];
+        let facts: Vec<Option<&Fact>> = reader.inputs.iter().map(|n| self.facts.get(n)).collect();
+        let is_clamp = matches!(reader.op, Op::Relu(_) | Op::Clip(_));
+        match reader.op.def().activation(&facts) {
+            Some(Activation::Clamp { min, max }) if is_clamp => (Some(i), [min, max]),
+            _ => none,
+        }
+    }
+
+    fn choose_layout(&self, node: &Node) -> Layout {
+        let rank_of = |name: &str| self.facts.get(name).map_or(0, |f| f.dims.len());
+        match node.op.def().layout() {
+            LayoutRule::ChannelsLast if rank_of(&node.inputs[0]) >= 3 => Layout::ChannelsLast,
+            LayoutRule::Any => {
+                let rank = rank_of(node.output());
+                let last = |name: &str| rank_of(name) == rank && self.layout_of(name) == Layout::ChannelsLast;
+                if rank >= 3 && node.present_inputs().any(last) { Layout::ChannelsLast } else { Layout::Plain }
+            }
+            LayoutRule::ChannelsLast | LayoutRule::Plain => Layout::Plain,
+        }
+    }
+
+    fn input_layout(&self, node: &Node, i: usize, layout: Layout) -> Layout {
+        let rank = self.facts.get(&node.inputs[i]).map_or(0, |f| f.dims.len());
+        let follows = match node.op.def().layout() {
+            LayoutRule::Plain => false,
+            LayoutRule::ChannelsLast => i == 0,
+            LayoutRule::Any => rank >= 3 || node.op.def().quant_rule().role(i) == Role::Data,
+        };
+        if follows { layout } else { Layout::Plain }
+    }
+
+    /// The value of tensor `name` in memory order `layout`, with leading ones up to `rank`.
+    fn need(&mut self, name: &str, layout: Layout, rank: Option<usize>) -> ValueId {
+        if !self.forms.contains_key(name) {
+            let v = match (self.leaves.parameter(name).cloned(), self.facts[name].value.clone()) {
+                (Some(leaf), _) if leaf.kind != Kind::Running => self.parameter(leaf),
+                (_, Some(value)) => self.record.add(Fact::constant(value.clone()), false, Home::Constant(value)),
+                (_, None) => unreachable!("a tensor without a form is a constant"),
+            };
+            self.forms.insert(name.into(), vec![v]);
+        }
+        let own = self.facts[name].dims.len();
+        let rank = rank.unwrap_or(0).max(own);
+        let layout = if rank < 3 { Layout::Plain } else { layout };
+        let forms = &self.forms[name];
+        let fits = |v: &&ValueId| self.fact(**v).dims.len() == rank && self.fact(**v).layout == layout;
+        if let Some(&v) = forms.iter().find(fits) {
+            return v;
+        }
+        let source = forms[0];
+        let Value { mut fact, rows, .. } = self.record.values[source].clone();
+        fact.dims.splice(0..0, vec![1; rank - fact.dims.len()]);
+        let from = if fact.dims.len() == rank && rank > own { Layout::Plain } else { fact.layout };
+        fact.layout = from;
+        let moved = Fact { layout, ..fact.clone() };
+        let stays = from == layout || same_memory(&fact.dims);
+        let v = match (&self.record.values[source].home, stays) {
+            (_, true) => self.record.add(moved, rows, Home::Alias(source)),
+            (Home::Constant(value), false) => {
+                let value = Arc::new(reordered(value, &fact, layout));
+                let known = Fact { value: fact.value.clone(), ..moved };
+                self.record.add(known, false, Home::Constant(value))
+            }
+            (_, false) => self.reorder(source, fact, moved, rows),
+        };
+        self.forms.entry(name.into()).or_default().push(v);
+        v
+    }
+
+    fn reorder(&mut self, x: ValueId, from: Fact, to: Fact, rows: bool) -> ValueId {
+        let y = self.record.add(to.clone(), rows, Home::Made);
+        let item = reorder_item(Some(self.next), Rowed { fact: from, rows }, to.layout, x, y);
+        if rows {
+            self.record.forward.push(item)
+        } else {
+            self.record.prologue.push(item)
+        }
+        self.record.entries.push(Entry::Reorder { x, y });
+        y
+    }
+}
+
+impl Record {
+    /// Adds an item that packs parameters, and returns its result.
+    pub fn pack(&mut self, node: usize, len: usize, ins: &[Option<ValueId>], build: Build) -> ValueId {
+        let packed = self.vector(len, Home::Made);
+        let ins = ins.iter().map(|v| v.filter(|&v| !self.values[v].rows && self.is_parameter(v))).collect();
+        self.prologue.push(Item { node: Some(node), build, whole: true, ins, outs: vec![Some(packed)], stop: None });
+        packed
+    }
+
+    /// Whether `v` is known once parameters are.
+    fn is_parameter(&self, v: ValueId) -> bool {
+        let v = self.resolve(v);
+        !matches!(self.values[v].home, Home::Input(_) | Home::OutputGradient(_)) && !self.values[v].rows
+    }
+}
+
+fn factors_name(tensor: &str) -> String {
+    format!("{tensor}.factors")
+}
+
+/// An item that moves `x`, described by `fact`, into another memory order.
+pub(super) fn reorder_item(node: Option<usize>, fact: Rowed, to: Layout, x: ValueId, y: ValueId) -> Item {
+    let whole = !fact.rows;
+    let build = move |images: usize| {
+        let fact = fact.at(images);
+        let rank = fact.dims.len();
+        let mut perm = vec![0; rank];
+        for axis in 0..rank {
+            perm[to.physical_axis(axis, rank)] = fact.layout.physical_axis(axis, rank);
+        }
+        let transpose = Transpose::new(&fact.physical_dims(), &perm);
+        Ok(Kernel::new(move |io| {
+            let (threads, x) = (io.threads, io.f32(0));
+            transpose.run(threads, x, io.out_f32(0));
+        }))
+    };
+    Item { node, build: Box::new(build), whole, ins: vec![Some(x)], outs: vec![Some(y)], stop: None }
+}
+
+fn reordered(value: &Tensor, fact: &Fact, to: Layout) -> Tensor {
+    let Some(x) = value.as_f32() else { return value.clone() };
+    let rank = fact.dims.len();
+    let mut perm = vec![0; rank];
+    for axis in 0..rank {
+        perm[to.physical_axis(axis, rank)] = axis;
+    }
+    let mut y = vec![0.0; x.len()];
+    Transpose::new(&fact.dims, &perm).run(&Threads::new(1), x, &mut y);
+    Tensor::f32(&value.dims, y)
+}
+
+/// Whether both memory orders are the same: no more than one of channels and places counts more than one.
+fn same_memory(dims: &[usize]) -> bool {
+    dims.len() < 3 || dims[1] == 1 || dims[2..].iter().all(|&d| d == 1)
+}
+
+/// Output: input 0, each of `channels` rows times a factor of input 1.
+pub(super) fn multiply_rows(channels: usize) -> Kernel {
+    Kernel::new(move |io| {
+        let (x, factors) = (io.f32(0), io.f32(1));
+        let len = x.len() / channels;
+        let rows = io.out_f32(0).chunks_exact_mut(len).zip(x.chunks_exact(len)).zip(factors);
+        rows.for_each(|((y, x), f)| y.iter_mut().zip(x).for_each(|(y, x)| *y = x * f));
+    })
+}
+
+/// An operator's refusal, located.
+pub(super) fn node_error(node: &Node, source: OpError) -> GraphError {
+    GraphError::Node {
+        node: node.name.clone(),
+        op: node.op.name().into(),
+        inputs: node.inputs.join(", "),
+        source: source.into(),
+    }
+}

@@ -1,0 +1,468 @@
+//! A network in its two forms: as it is trained, with BatchNormalizations and quantizers laid over it, and as it ships, folded,
+//! with grids.
+//!
+//! What enters: a float graph, a target, bits. What leaves: quantizers by tensor name for the tape, and, for any values of the
+//! leaves, the deployed graph with its grids. Placement decides where quantizers go, so what is trained is what ships.
+
+use crate::{
+    TrainError,
+    quantizers::{Deployable, Method, Settings, Signs, activation_quantizer, weight_quantizer},
+};
+use fewbits_graph::{
+    Graph, Grid, Grids, Node, Op, QuantParams, Tensor, TensorQuant,
+    exec::infer,
+    op::{Activation, Fact},
+    passes,
+    tape::{Config, Laid, Leaves, Statistics, quantizer_leaf},
+};
+use fewbits_quant::{
+    placement::{Placement, Site, place},
+    target::Target,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// How many bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bits {
+    /// Of weights.
+    pub weights: u8,
+    /// Of activations that layers multiply.
+    pub activations: u8,
+    /// Of weights and inputs of first and last layers.
+    pub edges: u8,
+}
+
+impl Bits {
+    /// Of the activation at `site`.
+    fn of(self, site: &Site) -> u8 {
+        match site {
+            Site::Activation { feeds_layer: true, edge: false, .. } => self.activations,
+            Site::Activation { feeds_layer: true, edge: true, .. } => self.edges.max(self.activations),
+            _ => REST,
+        }
+    }
+}
+
+/// What is trained towards.
+#[derive(Clone, Debug)]
+pub struct Goal {
+    /// The method of the low-bit tensors; others have LSQ quantizers of 8 bits.
+    pub method: Method,
+    /// The method's choices.
+    pub settings: Settings,
+    /// Widths.
+    pub bits: Bits,
+    /// One scale for each output channel of a weight, not one for all.
+    pub per_channel: bool,
+    /// Offsets also where a Relu cuts off everything below zero. Such a grid keeps ONNX Runtime from fusing the Relu.
+    pub offsets_everywhere: bool,
+}
+
+/// Bits of tensors that no layer multiplies.
+const REST: u8 = 8;
+
+/// A layer in both forms.
+#[derive(Clone, Debug)]
+struct Layer {
+    /// Its weight in the trained and in the deployed graph.
+    trained: String,
+    deployed: String,
+    axis: usize,
+    channels: usize,
+    edge: bool,
+    /// The BatchNormalization behind it.
+    norm: Option<Node>,
+}
+
+/// The two forms.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// As it is trained, without slots.
+    base: Graph,
+    /// The same with slots at layer inputs.
+    graph: Graph,
+    /// The tensors that slots write.
+    slots: BTreeSet<String>,
+    placement: Placement,
+    target: Target,
+    layers: Vec<Layer>,
+}
+
+/// Quantizers, ready for the tape, and what they become.
+#[derive(Clone, Debug, Default)]
+pub struct Quantizers {
+    /// By tensor of the trained graph.
+    pub all: BTreeMap<String, Laid>,
+    deployable: BTreeMap<String, Arc<dyn Deployable>>,
+}
+
+impl Network {
+    /// Prepares `graph`. With `merge`, BatchNormalizations are folded for good before training.
+    ///
+    /// # Errors
+    /// [`TrainError::Graph`] if the graph is malformed.
+    pub fn new(graph: &Graph, target: &Target, goal: Option<&Goal>, merge: bool) -> Result<Self, TrainError> {
+        let mut base = passes::trainable(graph, merge)?;
+        make_scales_positive(&mut base);
+        let mut network = Network {
+            graph: base.clone(),
+            base,
+            slots: BTreeSet::new(),
+            placement: Placement::default(),
+            target: target.clone(),
+            layers: vec![],
+        };
+        let Some(goal) = goal else { return Ok(network) };
+        // A layer input that would have as many bits as the tensor behind it needs no slot.
+        let all = passes::drop_neutral_slots(&passes::prepare(&network.base)?.0);
+        for (name, site) in &place(&all, target, &BTreeSet::new()).sites {
+            if all.nodes.iter().any(|n| n.output() == name && passes::is_layer_input_slot(n))
+                && goal.bits.of(site) < REST
+            {
+                network.slots.insert(name.clone());
+            }
+        }
+        let slots = &network.slots;
+        let graph = passes::with_layer_input_slots(&network.base)?;
+        network.graph = passes::drop_layer_input_slots(&graph, |slot| !slots.contains(slot));
+        network.graph.sort()?;
+        let deployed = network.folded(&network.base)?;
+        network.placement = place(&deployed, target, &BTreeSet::new());
+        network.layers = network.find_layers(&deployed)?;
+        Ok(network)
+    }
+
+    /// The graph that is trained.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    fn folded(&self, base: &Graph) -> Result<Graph, TrainError> {
+        let graph = passes::drop_neutral_slots(&passes::prepare(base)?.0);
+        Ok(passes::drop_layer_input_slots(&graph, |slot| !self.slots.contains(slot)))
+    }
+
+    fn find_layers(&self, deployed: &Graph) -> Result<Vec<Layer>, TrainError> {
+        let mut layers = Vec::new();
+        for (name, site) in &self.placement.sites {
+            let &Site::Weight { axis, edge, .. } = site else { continue };
+            let reader = |node: &&Node| node.input(1) == Some(name);
+            let both = deployed.nodes.iter().find(reader).and_then(|node| {
+                let trained = self.graph.nodes.iter().find(|n| n.name == node.name)?;
+                Some((trained, self.graph.constant(trained.input(1)?)?))
+            });
+            let (node, weight) = both.ok_or_else(|| TrainError::Lost { tensor: name.clone() })?;
+            let readers = self.graph.consumers();
+            let norm = match readers.get(node.output()).map_or(&[][..], Vec::as_slice) {
+                [one] => Some(&self.graph.nodes[*one]).filter(|n| matches!(n.op, Op::BatchNormalization(_))).cloned(),
+                _ => None,
+            };
+            let channels = weight.dims[axis];
+            let (trained, deployed) = (node.inputs[1].clone(), name.clone());
+            layers.push(Layer { trained, deployed, axis, channels, edge, norm });
+        }
+        Ok(layers)
+    }
+
+    /// The quantizers of `goal` for this network, for images of the dimensions `image` (without the batch axis).
+    ///
+    /// # Errors
+    /// [`TrainError::Quantizer`] if the method has no rule for a width; [`TrainError::Graph`] for shapes.
+    pub fn quantizers(&self, goal: &Goal, image: &[usize]) -> Result<Quantizers, TrainError> {
+        let facts = infer(&self.graph, &[[&[1], image].concat()])?;
+        let signs = signs(&self.graph, &facts);
+        let mut found = Quantizers::default();
+        for (name, site) in &self.placement.sites {
+            let Site::Activation { bounds, feeds_layer, edge, .. } = site else { continue };
+            let fact = facts.get(name).ok_or_else(|| TrainError::Lost { tensor: name.clone() })?;
+            let positive = bounds.is_some_and(|(min, _)| min >= 0.0);
+            let signs = if positive { Signs::Positive } else { signs.get(name).copied().unwrap_or(Signs::Both) };
+            // Edges, and what no layer multiplies, are rounded so finely that LSQ+ serves for all methods.
+            let own = *feeds_layer && !*edge;
+            let method = if own || keeps_ranges(goal.method) { goal.method } else { Method::LsqPlus };
+            let bits = goal.bits.of(site);
+            let mut settings = goal.settings.clone();
+            if !own {
+                settings = Settings {
+                    snapped: settings.snapped,
+                    counted_images: settings.counted_images,
+                    ..Settings::default()
+                };
+            }
+            if signs == Signs::Positive && !(goal.offsets_everywhere && own) {
+                settings.offset = crate::quantizers::Offset::None;
+                if matches!(method, Method::LsqPlus) && settings.configuration == Default::default() {
+                    settings.configuration = crate::quantizers::Configuration::UnsignedSymmetric;
+                }
+            }
+            let quantizer = activation_quantizer(method, bits, signs, &settings, fact.len())?;
+            found.add(name, quantizer, 1, 0);
+        }
+        for layer in &self.layers {
+            let weight = self.graph.constant(&layer.trained).map_or(0, |t| t.len());
+            let bits = if layer.edge { goal.bits.edges.max(goal.bits.weights) } else { goal.bits.weights };
+            let method = match layer.edge && !keeps_ranges(goal.method) {
+                true => Method::Lsq,
+                false => goal.method,
+            };
+            let groups = if goal.per_channel { layer.channels } else { 1 };
+            let quantizer = weight_quantizer(method, bits, &goal.settings, weight / groups)?;
+            found.add(&layer.trained, quantizer, groups, layer.axis);
+        }
+        Ok(found)
+    }
+
+    /// What the tape is compiled with.
+    pub fn config(&self, quantizers: &Quantizers, statistics: Statistics, fold: bool, stops: bool) -> Config {
+        Config { quantizers: quantizers.all.clone(), statistics, fold, stops, forward_only: false }
+    }
+
+    /// Sets the numbers of weight quantizers from the weights, folded if `fold`.
+    pub fn start_weights(&self, quantizers: &Quantizers, leaves: &mut Leaves, fold: bool) {
+        for layer in &self.layers {
+            let Some(quantizer) = quantizers.deployable.get(&layer.trained) else { continue };
+            let Some(mut weight) = leaves.get(&layer.trained).map(<[f32]>::to_vec) else { continue };
+            let dims = leaves.parameter(&layer.trained).map(|leaf| leaf.dims.clone()).unwrap_or_default();
+            if fold && let Some(factors) = self.factors(layer, leaves) {
+                scale_rows(&mut weight, &factors);
+            }
+            let groups = quantizers.all[&layer.trained].groups;
+            let learned = quantizer.learned();
+            let Some(numbers) = leaves.get_mut(&quantizer_leaf(&layer.trained)) else { continue };
+            for (g, numbers) in numbers.chunks_exact_mut(learned.max(1)).enumerate() {
+                let group = group_of(&weight, &dims, layer.axis, groups, g);
+                numbers.copy_from_slice(&quantizer.initial(&group)[..learned]);
+            }
+        }
+    }
+
+    /// `γ / √(σ² + ε)` of the BatchNormalization behind a layer.
+    fn factors(&self, layer: &Layer, leaves: &Leaves) -> Option<Vec<f32>> {
+        let norm = layer.norm.as_ref()?;
+        let Op::BatchNormalization(op) = &norm.op else { return None };
+        let gamma = leaves.get(norm.input(1)?)?;
+        let variance = leaves.running.iter().find(|leaf| Some(&*leaf.name) == norm.input(4))?;
+        let variance = &leaves.statistics[variance.range.clone()];
+        Some(gamma.iter().zip(variance).map(|(g, v)| g / (v + op.epsilon).sqrt()).collect())
+    }
+
+    /// The float network with these leaves, as it is trained.
+    pub fn float(&self, leaves: &Leaves) -> Graph {
+        leaves.apply(&self.base)
+    }
+
+    /// The graph that ships, and its grids. `fold` says that quantizers are on folded weights.
+    ///
+    /// # Errors
+    /// [`TrainError::NotDeployable`] if a quantizer has no grid.
+    pub fn deploy(&self, quantizers: &Quantizers, leaves: &Leaves, fold: bool) -> Result<(Graph, Grids), TrainError> {
+        let mut base = leaves.apply(&self.base);
+        let mut weights: BTreeMap<String, QuantParams> = BTreeMap::new();
+        for layer in &self.layers {
+            let Some(quantizer) = quantizers.deployable.get(&layer.trained) else { continue };
+            let laid = &quantizers.all[&layer.trained];
+            let leaf =
+                leaves.parameter(&layer.trained).ok_or_else(|| TrainError::Lost { tensor: layer.trained.clone() })?;
+            let factors = self.factors(layer, leaves);
+            let mut weight = leaves.values[leaf.range.clone()].to_vec();
+            if let (true, Some(factors)) = (fold, &factors) {
+                scale_rows(&mut weight, factors);
+            }
+            let numbers = leaves.get(&quantizer_leaf(&layer.trained)).unwrap_or_default();
+            let mut rounded = laid.apply(numbers, &leaf.dims, &weight);
+            let mut scales = Vec::new();
+            let mut grid = Grid::weights(8);
+            for g in 0..laid.groups {
+                let mut own = numbers[g * quantizer.learned()..][..quantizer.learned()].to_vec();
+                let mut derived = vec![0.0; quantizer.derived()];
+                quantizer.derive(&group_of(&weight, &leaf.dims, layer.axis, laid.groups, g), &mut derived);
+                own.extend(derived);
+                let refuse = |source| TrainError::NotDeployable { tensor: layer.trained.clone(), source };
+                let (own_grid, scale, _) = quantizer.grid(&own).map_err(refuse)?;
+                grid = own_grid;
+                scales.push(scale);
+            }
+            match (fold, &factors) {
+                (true, Some(factors)) => {
+                    let inverse: Vec<f32> = factors.iter().map(|f| if *f == 0.0 { 0.0 } else { 1.0 / f }).collect();
+                    scale_rows(&mut rounded, &inverse);
+                }
+                (false, Some(factors)) => {
+                    let scale = |(c, f): (usize, &f32)| scales[if scales.len() == 1 { 0 } else { c }] * f.abs();
+                    scales = factors.iter().enumerate().map(scale).collect();
+                    // A channel that is switched off has any scale.
+                    let usual = scales.iter().fold(f32::MIN_POSITIVE, |m, s| m.max(*s));
+                    scales.iter_mut().filter(|s| **s <= usual * 1e-6).for_each(|s| *s = usual);
+                }
+                _ => {}
+            }
+            base.constants.insert(layer.trained.clone(), Arc::new(Tensor::f32(&leaf.dims, rounded)));
+            let params = match &scales[..] {
+                [one] => QuantParams::per_tensor(grid, *one, 0),
+                _ => QuantParams::per_channel(grid, layer.axis, scales),
+            };
+            weights.insert(layer.deployed.clone(), params);
+        }
+        let graph = self.folded(&base)?;
+        let mut grids = Grids::default();
+        for (name, site) in &self.placement.sites {
+            let quant = match site {
+                Site::SameAs(other) => TensorQuant::SameAs(other.clone()),
+                Site::Bias { input, weight } => TensorQuant::BiasOf { input: input.clone(), weight: weight.clone() },
+                Site::Weight { .. } => match weights.remove(name) {
+                    Some(params) => TensorQuant::Quantized(params),
+                    None => continue,
+                },
+                Site::Activation { .. } => {
+                    let Some(quantizer) = quantizers.deployable.get(name) else { continue };
+                    let numbers = leaves.get(&quantizer_leaf(name)).unwrap_or_default();
+                    let refuse = |source| TrainError::NotDeployable { tensor: name.clone(), source };
+                    let (grid, scale, zero_point) = quantizer.grid(numbers).map_err(refuse)?;
+                    TensorQuant::Quantized(self.activation(grid, scale, zero_point))
+                }
+            };
+            grids.0.insert(name.clone(), quant);
+        }
+        Ok((graph, grids))
+    }
+
+    /// The same grid with the target's signs.
+    fn activation(&self, grid: Grid, scale: f32, zero_point: i32) -> QuantParams {
+        let half = 1 << (grid.bits - 1);
+        let (signed, shift) = match (grid.signed, self.target.signed_activations) {
+            (true, false) => (false, half),
+            (false, true) => (true, -half),
+            (signed, _) => (signed, 0),
+        };
+        QuantParams::per_tensor(Grid { signed, ..grid }, scale, zero_point + shift)
+    }
+}
+
+impl Quantizers {
+    fn add(&mut self, name: &str, quantizer: Arc<dyn Deployable>, groups: usize, axis: usize) {
+        self.all.insert(name.into(), Laid { quantizer: quantizer.clone(), groups, axis });
+        self.deployable.insert(name.into(), quantizer);
+    }
+
+    /// The quantizer on `tensor`.
+    pub fn get(&self, tensor: &str) -> Option<&Arc<dyn Deployable>> {
+        self.deployable.get(tensor)
+    }
+
+    /// Brings every quantizer's numbers back to where it is defined.
+    pub fn project(&self, leaves: &mut Leaves) {
+        for (name, laid) in &self.all {
+            let learned = laid.quantizer.learned();
+            if let Some(numbers) = leaves.get_mut(&quantizer_leaf(name)).filter(|_| learned > 0) {
+                numbers.chunks_exact_mut(learned).for_each(|group| laid.quantizer.project(group));
+            }
+        }
+    }
+}
+
+/// Whether the method's own quantizers serve 8-bit tensors of any sign too.
+fn keeps_ranges(method: Method) -> bool {
+    matches!(method, Method::Lsq | Method::LsqPlus | Method::LsqBn | Method::MovingAverage | Method::Tqt)
+}
+
+/// The elements of a weight that share one quantizer.
+fn group_of(weight: &[f32], dims: &[usize], axis: usize, groups: usize, g: usize) -> Vec<f32> {
+    if groups == 1 {
+        return weight.to_vec();
+    }
+    let inner: usize = dims[axis + 1..].iter().product();
+    weight.chunks_exact(inner.max(1)).skip(g).step_by(groups).flatten().copied().collect()
+}
+
+/// Multiplies each output channel (axis 0) by a factor.
+fn scale_rows(weight: &mut [f32], factors: &[f32]) {
+    let len = weight.len() / factors.len().max(1);
+    for (row, factor) in weight.chunks_exact_mut(len.max(1)).zip(factors) {
+        row.iter_mut().for_each(|w| *w *= factor);
+    }
+}
+
+/// Turns negative scales of BatchNormalizations behind convolutions positive: the convolution's channel changes its sign, and the
+/// network computes the same. Folding then never mirrors a weight's grid, which has one negative code more than positive ones.
+fn make_scales_positive(graph: &mut Graph) {
+    let readers = graph.consumers();
+    let mut flips: Vec<(String, Vec<bool>)> = Vec::new();
+    for conv in graph.nodes.iter().filter(|n| matches!(n.op, Op::Conv(_))) {
+        let [one] = readers.get(conv.output()).map_or(&[][..], Vec::as_slice) else { continue };
+        let norm = &graph.nodes[*one];
+        if !matches!(norm.op, Op::BatchNormalization(_)) || graph.is_output(conv.output()) {
+            continue;
+        }
+        let gamma = norm.input(1).and_then(|name| graph.constant(name)).and_then(|t| t.as_f32());
+        let Some(negative) = gamma.map(|g| g.iter().map(|g| *g < 0.0).collect::<Vec<_>>()) else { continue };
+        let mirrored = [conv.input(1), conv.input(2), norm.input(1), norm.input(3)];
+        flips.extend(mirrored.into_iter().flatten().map(|name| (name.to_string(), negative.clone())));
+    }
+    for (name, negative) in flips.into_iter().filter(|(_, negative)| negative.contains(&true)) {
+        let Some(tensor) = graph.constants.get_mut(&name) else { continue };
+        let Some(values) = tensor.as_f32() else { continue };
+        let len = values.len() / negative.len();
+        let sign = |i: usize| if negative[i / len.max(1)] { -1.0 } else { 1.0 };
+        let values = values.iter().enumerate().map(|(i, v)| v * sign(i)).collect();
+        *tensor = Arc::new(Tensor::f32(&tensor.dims, values));
+    }
+}
+
+/// Which signs the elements of each tensor have, as far as operators tell.
+fn signs(graph: &Graph, facts: &BTreeMap<String, Fact>) -> BTreeMap<String, Signs> {
+    let mut known: BTreeMap<String, Signs> = BTreeMap::new();
+    for node in &graph.nodes {
+        let of = |i: usize| node.input(i).and_then(|name| known.get(name)).copied().unwrap_or(Signs::Both);
+        let ins: Vec<Option<&Fact>> = node.inputs.iter().map(|n| facts.get(n)).collect();
+        let sign = match (&node.op, node.op.def().activation(&ins)) {
+            (Op::Identity(_), _) => of(0),
+            (_, Some(Activation::Clamp { min, .. })) if min >= 0.0 => Signs::Positive,
+            (_, Some(Activation::Sigmoid | Activation::HardSigmoid { .. } | Activation::Exp)) => Signs::Positive,
+            (_, Some(Activation::HardSwish | Activation::Silu)) => Signs::Lobe,
+            (Op::Mul(_), _) => product_sign(graph, node, of(0), of(1)),
+            (Op::Add(_) | Op::Concat(_), _) => {
+                let all: Vec<Signs> = (0..node.inputs.len()).map(of).collect();
+                let least = |a: Signs, b: &Signs| match (a, b) {
+                    (Signs::Both, _) | (_, Signs::Both) => Signs::Both,
+                    (Signs::Lobe, _) | (_, Signs::Lobe) => Signs::Lobe,
+                    _ => Signs::Positive,
+                };
+                all.iter().fold(Signs::Positive, least)
+            }
+            (Op::AveragePool(_) | Op::GlobalAveragePool(_) | Op::MaxPool(_) | Op::ReduceMean(_), _) => of(0),
+            (Op::Flatten(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Split(_) | Op::Pad(_), _) => of(0),
+            _ => Signs::Both,
+        };
+        known.extend(node.outputs.iter().map(|name| (name.clone(), sign)));
+    }
+    known
+}
+
+/// The sign of a product: SiLU's lobe, or the other factor's sign if one is positive.
+fn product_sign(graph: &Graph, node: &Node, a: Signs, b: Signs) -> Signs {
+    let gates = |gate: usize, x: usize| {
+        let maker = graph.nodes.iter().find(|n| Some(n.output()) == node.input(gate));
+        maker.is_some_and(|n| matches!(n.op, Op::Sigmoid(_) | Op::HardSigmoid(_)) && n.input(0) == node.input(x))
+    };
+    match (a, b) {
+        _ if gates(0, 1) || gates(1, 0) => Signs::Lobe,
+        (Signs::Positive, other) | (other, Signs::Positive) => other,
+        _ => Signs::Both,
+    }
+}
+
+impl Network {
+    /// How many tensors have quantizers: weights, and activations.
+    pub fn counts(&self) -> (usize, usize) {
+        let activations = self.placement.sites.values().filter(|s| matches!(s, Site::Activation { .. })).count();
+        (self.layers.len(), activations)
+    }
+
+    /// Where grids go.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+}

@@ -1,0 +1,103 @@
+//! How a network is trained: everything that decides the result, as one value that can be written down.
+
+use crate::{loss::Objective, network::Goal, optimizer::Rule, schedule::Decay};
+use std::fmt;
+
+/// How BatchNormalization and quantized weights go together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fold {
+    /// `none`: weights are quantized as they are; the normalization becomes a scale per channel of the deployed weight.
+    #[default]
+    None,
+    /// `corrected`: weights are quantized as folded with running statistics; batch statistics until the freeze, corrected for
+    /// (Krishnamoorthi 2018, section 3.2.2).
+    Corrected,
+    /// `running`: the same with running statistics throughout.
+    Running,
+    /// `merged`: folded for good before training.
+    Merged,
+}
+
+impl Fold {
+    /// Every option with its name.
+    pub const ALL: [(&'static str, Fold); 4] =
+        [("none", Fold::None), ("corrected", Fold::Corrected), ("running", Fold::Running), ("merged", Fold::Merged)];
+
+    /// Whether quantizers are on folded weights while the normalization is still there.
+    pub fn on_folded(self) -> bool {
+        matches!(self, Fold::Corrected | Fold::Running)
+    }
+}
+
+impl fmt::Display for Fold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Fold::ALL.iter().find(|(_, fold)| fold == self).map_or("none", |(name, _)| name))
+    }
+}
+
+/// Some epochs with one goal. Later phases start from the values of the one before.
+#[derive(Clone, Debug)]
+pub struct Phase {
+    /// Epochs.
+    pub epochs: usize,
+    /// What is trained towards; `None` trains in float.
+    pub goal: Option<Goal>,
+}
+
+/// A training.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    /// One after the other.
+    pub phases: Vec<Phase>,
+    /// Batch normalization and weights.
+    pub fold: Fold,
+    /// Share of the epochs after which normalizations use running statistics.
+    pub freeze_at: f64,
+    /// Share of the epochs after which offsets are whole numbers of steps.
+    pub snap_at: f64,
+    /// How steps are made.
+    pub rule: Rule,
+    /// Largest learning rate.
+    pub learning_rate: f64,
+    /// Multiplies it for the numbers of quantizers.
+    pub quantizer_rate: f64,
+    /// Weight decay of weights.
+    pub weight_decay: f64,
+    /// Weight decay of the numbers of quantizers.
+    pub quantizer_decay: f64,
+    /// How the learning rate falls.
+    pub decay: Decay,
+    /// Epochs of linear warm-up.
+    pub warmup: f64,
+    /// The loss.
+    pub objective: Objective,
+    /// Strength of the kurtosis regulariser, 0 for none.
+    pub kure: f64,
+    /// Largest norm of the gradient, 0 for any.
+    pub clip_norm: f64,
+    /// Batches for one step.
+    pub accumulate: usize,
+    /// Decay of the moving average of the parameters, 0 for none.
+    pub average: f64,
+    /// Everything random depends on it.
+    pub seed: u64,
+}
+
+impl Recipe {
+    /// Epochs of all phases.
+    pub fn epochs(&self) -> usize {
+        self.phases.iter().map(|phase| phase.epochs).sum()
+    }
+
+    /// The phase of an epoch and its number.
+    pub fn phase(&self, epoch: usize) -> (usize, &Phase) {
+        let mut end = 0;
+        for (i, phase) in self.phases.iter().enumerate() {
+            end += phase.epochs;
+            if epoch < end {
+                return (i, phase);
+            }
+        }
+        (self.phases.len().saturating_sub(1), self.phases.last().expect("a recipe has a phase"))
+    }
+}
