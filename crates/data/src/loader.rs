@@ -115,6 +115,19 @@ impl Loader {
         &self.source.dataset
     }
 
+    /// The number and the class of each sample that takes part.
+    pub fn labels(&self) -> impl Iterator<Item = (usize, usize)> {
+        let dataset = self.dataset();
+        let indices = dataset.spread(self.source.samples()).into_iter();
+        indices.map(|i| (i, dataset.label(i).expect("`Loader::new` checks for labels")))
+    }
+
+    /// What decides the batches, beside the samples, in words.
+    pub fn settings(&self) -> String {
+        let Source { preprocess, augment, options, .. } = &*self.source;
+        format!("{preprocess:?} {augment:?} {options:?}")
+    }
+
     /// Batches in an epoch.
     pub fn batches(&self) -> usize {
         let (samples, batch) = (self.source.samples(), self.source.options.batch.max(1));

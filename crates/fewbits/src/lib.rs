@@ -16,6 +16,7 @@ pub mod plan;
 pub mod progress;
 pub mod quantize;
 pub mod report;
+pub mod repro;
 pub mod sqnr;
 pub mod stream;
 pub mod summary;

@@ -1,4 +1,5 @@
-//! The report of a quantization: what was decided and measured enters, a [`Report`] leaves, and a file if one is wanted.
+//! The report of a quantization or of a training: what was decided and measured enters, a [`Report`] leaves, and a file if one is
+//! wanted.
 //!
 //! The one thing measured here is the error of each layer: the float network and the integer network run side by side on a few calibration samples. Everything else was known before.
 
@@ -11,21 +12,30 @@ use crate::{
     progress::Progress,
     quantize::{CANDIDATES, Quantized, Settings},
     stream::Source,
-    summary::{Summary, parameters},
+    summary::{self, Summary, parameters},
+    train::{self, Trained},
 };
 use fewbits_data::atomic::write_atomically;
-use fewbits_graph::exec;
-use fewbits_quant::{Mapping, RangeRule, placement::Site};
-use fewbits_report::{Accuracy, Layer, Mode, Model as Facts, Report, Runtime, Size, TensorRange, Trial};
+use fewbits_graph::{Graph, exec, passes};
+use fewbits_quant::{
+    Mapping, RangeRule, Stats,
+    placement::{Site, place},
+};
+use fewbits_report::{
+    Accuracy, Curve, Layer, Mode, Model as Facts, Report, Runtime, Size, TensorRange, Training, Trial,
+};
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io::Write,
     path::Path,
 };
 
 /// Calibration samples on which the error of each layer is measured.
 const COMPARED_SAMPLES: usize = 8;
+/// What is counted in [`summary::Sizes::packed`].
+const PACKED: &str =
+    "deployed: weights packed at their bits, 32-bit biases, scales and zero points, normalization folded";
 /// Nodes named for one kind of warning.
 const NAMED: usize = 4;
 
@@ -58,7 +68,7 @@ pub fn of(subject: Subject<'_>, threads: usize, progress: &dyn Progress) -> Resu
     // The original with its grids: warnings that the grids settle are left out.
     let seen = Model { path: model.path.clone(), graph: quantized.graph.clone(), grids: Some(quantized.grids.clone()) };
     let seen = inspect(&seen, &settings.target, &quantized.stats);
-    let name = model.path.file_name().unwrap_or(model.path.as_os_str()).to_string_lossy().into_owned();
+    let name = file_name(model);
     let (weights, activations) = (settings.policy.weight_bits, settings.policy.activation_bits);
     let described = plan::describe(quantized, settings, summary.samples);
     let mut resolved = BTreeMap::new();
@@ -70,17 +80,10 @@ pub fn of(subject: Subject<'_>, threads: usize, progress: &dyn Progress) -> Resu
         title: format!("{name} in {weights}-bit weights and {activations}-bit activations"),
         command: subject.command.into(),
         settings: resolved,
-        model: Facts {
-            name,
-            sha256: fewbits_quant::plan::model_sha256(&quantized.prepared),
-            nodes: quantized.graph.nodes.len() as u64,
-            parameters: parameters(&model.graph),
-            macs: seen.totals.macs,
-            inputs: seen.inputs.iter().map(port).collect(),
-            outputs: seen.outputs.iter().map(port).collect(),
-        },
+        model: facts(model, &quantized.prepared, quantized.graph.nodes.len(), &seen),
         preparation: preparation(quantized),
         trials: trials(quantized),
+        training: None,
         accuracy: subject.scores.iter().flat_map(|(mode, scores)| accuracies(*mode, scores)).collect(),
         sizes: sizes(subject),
         layers: layers(summary, &seen, quantized, &sqnr),
@@ -89,6 +92,97 @@ pub fn of(subject: Subject<'_>, threads: usize, progress: &dyn Progress) -> Resu
         seconds: Some(summary.seconds),
         images: Some(summary.samples as u64),
     })
+}
+
+/// The report of a training, `command`.
+///
+/// # Errors
+/// [`Error::Graph`] if the network cannot be prepared.
+pub fn of_training(request: &train::Request<'_>, trained: &Trained, command: &str) -> Result<Report, Error> {
+    let (model, summary) = (request.model, &trained.summary);
+    let (prepared, _) = passes::prepare(&model.graph).map_err(Error::graph(&model.path))?;
+    let mut settings = BTreeMap::new();
+    flatten("", &train::describe(request), &mut settings);
+    if !request.training.is_prepared() {
+        settings.insert("preprocessing".into(), request.preprocess.to_string());
+    }
+    let goal = request.recipe.phases.last().and_then(|phase| phase.goal.as_ref());
+    let count = |len: usize, limit: Option<usize>| limit.unwrap_or(usize::MAX).min(len) as u64;
+    let samples = count(request.validation.len(), request.validation_limit);
+    let after = if goal.is_some() { Mode::Fake } else { Mode::Float };
+    let top1 = [(Mode::Float, "top-1 before training", Some(summary.start_top1))]
+        .into_iter()
+        .chain([(after, "top-1", Some(summary.fake_top1)), (Mode::Integer, "top-1", summary.integer_top1)]);
+    let accuracy = |(mode, metric, percent): (Mode, &str, Option<f64>)| {
+        percent.map(|percent| Accuracy { mode, metric: metric.into(), value: percent / 100.0, samples })
+    };
+    let size = trained.deployed.as_ref().map(|(graph, grids)| {
+        let placement = place(graph, request.target, &BTreeSet::new());
+        Size {
+            convention: PACKED.into(),
+            float_bytes: 4 * parameters(graph),
+            bytes: summary::packed(graph, grids, &placement),
+        }
+    });
+    let name = file_name(model);
+    Ok(Report {
+        title: match goal {
+            Some(goal) => {
+                let (weights, activations) = (goal.bits.weights, goal.bits.activations);
+                format!("{name} trained with {weights}-bit weights and {activations}-bit activations ({})", goal.method)
+            }
+            None => format!("{name} trained in float"),
+        },
+        command: command.into(),
+        settings,
+        model: facts(model, &prepared, prepared.nodes.len(), &inspect(model, request.target, &Stats::default())),
+        training: Some(training(trained)),
+        accuracy: top1.filter_map(accuracy).collect(),
+        sizes: size.into_iter().collect(),
+        warnings: summary.not_deployable.iter().map(|reason| format!("no integer network: {reason}")).collect(),
+        seconds: Some(summary.seconds),
+        images: Some(count(request.training.len(), request.training_limit)),
+        ..Report::default()
+    })
+}
+
+fn training(trained: &Trained) -> Training {
+    let rows = || trained.log.iter().map(|row| (row.epoch as u64 + 1, row));
+    let curve = |name: &str, value: fn(&train::EpochRow) -> f64| Curve {
+        name: name.into(),
+        points: rows().map(|(epoch, row)| (epoch, value(row))).collect(),
+    };
+    let mut scales: BTreeMap<&str, Vec<(u64, f64)>> = BTreeMap::new();
+    for (epoch, row) in rows() {
+        for (name, scale) in &row.scales {
+            scales.entry(name).or_default().push((epoch, f64::from(*scale)));
+        }
+    }
+    Training {
+        loss: vec![curve("training loss", |row| row.loss)],
+        accuracy: vec![
+            curve("top-1 of training images", |row| row.training_top1 / 100.0),
+            curve("top-1 of validation images", |row| row.top1 / 100.0),
+        ],
+        scales: scales.into_iter().map(|(name, points)| Curve { name: name.into(), points }).collect(),
+    }
+}
+
+fn file_name(model: &Model) -> String {
+    model.path.file_name().unwrap_or(model.path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// What is known of `model`, which preparation makes `prepared`.
+fn facts(model: &Model, prepared: &Graph, nodes: usize, seen: &Inspection) -> Facts {
+    Facts {
+        name: file_name(model),
+        sha256: fewbits_quant::plan::model_sha256(prepared),
+        nodes: nodes as u64,
+        parameters: parameters(&model.graph),
+        macs: seen.totals.macs,
+        inputs: seen.inputs.iter().map(port).collect(),
+        outputs: seen.outputs.iter().map(port).collect(),
+    }
 }
 
 /// Writes `report` as a page that loads nothing else; the file appears only when it is complete.
@@ -181,11 +275,7 @@ fn sizes(subject: Subject<'_>) -> Vec<Size> {
         size("the ONNX file, whose integers take a byte each", file, sizes.file),
         size("every parameter at its bits (as ZeroQ and HAWQ count)", sizes.float, sizes.all_parameters),
         size("weights at their bits, the rest at 32 (as HAQ counts)", sizes.float, sizes.weights_only),
-        size(
-            "deployed: weights packed at their bits, 32-bit biases, scales and zero points, normalization folded",
-            folded,
-            sizes.packed,
-        ),
+        size(PACKED, folded, sizes.packed),
     ]
 }
 
@@ -214,7 +304,7 @@ fn port(port: &inspect::Port) -> String {
     format!("{}: {} {dims}", port.name, port.dtype)
 }
 
-/// Settings by dotted names.
+/// Settings by dotted names; what is in a list is counted from 1.
 fn flatten(prefix: &str, value: &Value, found: &mut BTreeMap<String, String>) {
     let text = match value {
         Value::Object(fields) => {
@@ -222,6 +312,10 @@ fn flatten(prefix: &str, value: &Value, found: &mut BTreeMap<String, String>) {
                 let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
                 flatten(&name, value, found);
             }
+            return;
+        }
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            items.iter().enumerate().for_each(|(i, item)| flatten(&format!("{prefix}.{}", i + 1), item, found));
             return;
         }
         Value::String(text) => text.clone(),

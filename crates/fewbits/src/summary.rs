@@ -4,8 +4,8 @@ use crate::{
     Model,
     quantize::{Quantized, Settings},
 };
-use fewbits_graph::{Graph, Op, op::Role};
-use fewbits_quant::placement::Site;
+use fewbits_graph::{Graph, Grids, Op, op::Role};
+use fewbits_quant::placement::{Placement, Site};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -93,41 +93,52 @@ fn layers(quantized: &Quantized) -> Vec<Layer> {
 }
 
 fn sizes(model: &Model, quantized: &Quantized, settings: &Settings, file: u64) -> Sizes {
+    let Quantized { graph, grids, placement, .. } = quantized;
     let original = parameters(&model.graph);
-    let (mut weights, mut weight_bits, mut packed) = (0, 0, 0);
-    for (name, tensor) in &quantized.graph.constants {
-        let Some(values) = tensor.as_f32() else { continue };
-        let count = values.len() as u64;
-        let params = quantized.grids.params(name);
-        let bits = params.map_or(32, |p| u64::from(p.grid.bits));
-        let axis = match quantized.placement.sites.get(name) {
-            Some(Site::Weight { axis, .. }) => Some(*axis),
-            _ if is_float_weight(&quantized.graph, name) => Some(0),
-            _ => None,
-        };
-        weights += if axis.is_some() { count } else { 0 };
-        weight_bits += if axis.is_some() { count * bits } else { 0 };
-        packed += match params {
-            // Rows start at whole bytes; zero points of weights are 0 and take nothing.
-            Some(params) => {
-                let rows = axis.and_then(|axis| tensor.dims.get(axis)).map_or(1, |&n| n.max(1) as u64);
-                let scales = if axis.is_some() { params.scale.len() as u64 } else { 0 };
-                rows * (count / rows * bits).div_ceil(8) + 4 * scales
-            }
-            None if is_learned(&quantized.graph, name) => 4 * count,
-            None => 0,
-        };
+    let (mut weights, mut weight_bits) = (0, 0);
+    for (name, tensor) in &graph.constants {
+        let Some(values) = tensor.as_f32().filter(|_| weight_axis(graph, placement, name).is_some()) else { continue };
+        weights += values.len() as u64;
+        weight_bits += values.len() as u64 * grids.params(name).map_or(32, |p| u64::from(p.grid.bits));
     }
-    let activations = quantized.placement.sites.iter().filter(|(_, s)| matches!(s, Site::Activation { .. }));
-    packed +=
-        activations.filter_map(|(name, _)| quantized.grids.params(name)).map(|p| 5 * p.scale.len() as u64).sum::<u64>();
     let rest = original.saturating_sub(weights);
     Sizes {
         file,
-        packed,
+        packed: packed(graph, grids, placement),
         float: 4 * original,
         all_parameters: (weight_bits + rest * u64::from(settings.policy.weight_bits)).div_ceil(8),
         weights_only: weight_bits.div_ceil(8) + 4 * rest,
+    }
+}
+
+/// [`Sizes::packed`] of a prepared graph under its grids.
+pub fn packed(graph: &Graph, grids: &Grids, placement: &Placement) -> u64 {
+    let mut bytes = 0;
+    for (name, tensor) in &graph.constants {
+        let Some(values) = tensor.as_f32() else { continue };
+        let count = values.len() as u64;
+        bytes += match grids.params(name) {
+            // Rows start at whole bytes; zero points of weights are 0 and take nothing.
+            Some(params) => {
+                let axis = weight_axis(graph, placement, name);
+                let rows = axis.and_then(|axis| tensor.dims.get(axis)).map_or(1, |&n| n.max(1) as u64);
+                let scales = if axis.is_some() { params.scale.len() as u64 } else { 0 };
+                rows * (count / rows * u64::from(params.grid.bits)).div_ceil(8) + 4 * scales
+            }
+            None if is_learned(graph, name) => 4 * count,
+            None => 0,
+        };
+    }
+    let activations = placement.sites.iter().filter(|(_, site)| matches!(site, Site::Activation { .. }));
+    let params = activations.filter_map(|(name, _)| grids.params(name));
+    bytes + params.map(|p| 5 * p.scale.len() as u64).sum::<u64>()
+}
+
+/// The axis of the output channels of constant `name`, if it is the weight of a layer.
+fn weight_axis(graph: &Graph, placement: &Placement, name: &str) -> Option<usize> {
+    match placement.sites.get(name) {
+        Some(Site::Weight { axis, .. }) => Some(*axis),
+        _ => is_float_weight(graph, name).then_some(0),
     }
 }
 

@@ -18,7 +18,7 @@ use fewbits_train::{
 use serde::Serialize;
 use std::{
     fs::{self, File, OpenOptions},
-    io::{BufRead, BufReader, BufWriter, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -71,7 +71,9 @@ pub struct Summary {
     pub best_epoch: usize,
     /// Top-1 of the float network before training, percent.
     pub start_top1: f64,
-    /// Top-1 of the trained network as it was trained (fake quantization, or float), percent.
+    /// Top-1 of the trained network as it was trained, percent.
+    pub trained_top1: f64,
+    /// Top-1 of the deployed network by fake quantization, percent; as trained if it cannot be deployed or is float.
     pub fake_top1: f64,
     /// Top-1 of the deployed network in integers, percent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,7 +122,13 @@ pub struct EpochRow {
 pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, Error> {
     let begun = Instant::now();
     let threads = Threads::new(request.threads);
-    fs::create_dir_all(request.out).map_err(Error::io("create", request.out))?;
+    if Model::fixed_batch(&request.model.graph).is_some() {
+        return Err(Error::Model {
+            path: request.model.path.clone(),
+            what: "its batch size is fixed".into(),
+            hint: "export it with a symbolic batch dimension, e.g. `N`",
+        });
+    }
     let loader = |data: &Arc<Dataset>, augment: Augment, batch: usize, limit: Option<usize>, training: bool| {
         let options = LoaderOptions {
             batch,
@@ -145,14 +153,13 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
     };
     let state = request.out.join(STATE);
     let resumed = if request.resume && state.exists() { Some(Checkpoint::read(&state)?) } else { None };
-    let mut folder = Folder::open(request, resumed.as_ref().map_or(0, |c| c.step), progress)?;
+    let mut folder = Folder::new(request, progress);
     progress.begin("scoring the float network", 1);
     let indices = request.validation.spread(request.validation_limit.unwrap_or(usize::MAX));
     let source = Source { indices, dataset: request.validation, preprocess: request.preprocess };
     let start = evaluate(&request.model.graph, Mode::Float, &source, request.threads, progress)?.main();
     let outcome = trainer::train(&setup, resumed, &mut folder);
     progress.end();
-    folder.failure()?;
     let outcome = outcome?;
     let score =
         trainer::score(&outcome.network, &outcome.quantizers, &outcome.leaves, outcome.fold, &validation, &threads)?;
@@ -160,6 +167,7 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
         epochs: request.recipe.epochs(),
         best_epoch: outcome.best.1,
         start_top1: start,
+        trained_top1: score,
         fake_top1: score,
         integer_top1: None,
         not_deployable: None,
@@ -171,8 +179,9 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
     if let Some(goal) = goal {
         match outcome.network.deploy(&outcome.quantizers, &outcome.leaves, outcome.fold) {
             Ok((graph, grids)) => {
-                let scores = evaluate(&graph, Mode::Integer(&grids), &source, request.threads, progress)?;
-                summary.integer_top1 = Some(scores.main());
+                let top1 = |mode| Ok::<_, Error>(evaluate(&graph, mode, &source, request.threads, progress)?.main());
+                summary.fake_top1 = top1(Mode::FakeQuant(&grids))?;
+                summary.integer_top1 = Some(top1(Mode::Integer(&grids))?);
                 plan = Some(plan_of(request, goal, &outcome, &float, (&graph, &grids), &summary)?);
                 deployed = Some((graph, grids));
             }
@@ -275,16 +284,16 @@ const LOGGED_EVERY: usize = 10;
 /// The run folder: the log goes there while the training goes by.
 struct Folder<'a> {
     out: PathBuf,
-    every: usize,
-    steps: BufWriter<File>,
+    checkpoint_every: usize,
+    steps_per_epoch: usize,
+    /// `steps.jsonl`, once the training has begun.
+    steps: Option<BufWriter<File>>,
     progress: &'a dyn Progress,
     begun: Instant,
     first_step: usize,
     images: usize,
     top1: Option<f64>,
     rows: Vec<EpochRow>,
-    /// The first write that failed.
-    failed: Option<Error>,
 }
 
 #[derive(Serialize)]
@@ -297,43 +306,52 @@ struct StepLine {
 }
 
 impl<'a> Folder<'a> {
-    /// Opens the log; of a run that goes on, what is behind `step` is cut off.
-    fn open(request: &Request<'_>, step: usize, progress: &'a dyn Progress) -> Result<Self, Error> {
-        let path = request.out.join(STEPS);
+    /// Nothing is written before [`Watcher::begin`].
+    fn new(request: &Request<'_>, progress: &'a dyn Progress) -> Self {
         let images = request.training_limit.unwrap_or(usize::MAX).min(request.training.len());
-        let per_epoch = images / request.batch.max(1) / request.recipe.accumulate.max(1);
-        let epochs = request.out.join(EPOCHS);
-        if step == 0 {
-            fs::write(&path, "").map_err(Error::io("write", &path))?;
-            fs::write(&epochs, format!("{EPOCHS_HEADER}\n")).map_err(Error::io("write", &epochs))?;
-        } else {
-            keep_lines(&path, |line| number(line, "\"step\":").is_some_and(|s| s < step))?;
-            let before = |line: &str| line.split(',').next().and_then(|e| e.parse().ok());
-            keep_lines(&epochs, |line| before(line).is_none_or(|e: usize| (e + 1) * per_epoch.max(1) <= step))?;
-        }
-        let steps = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
-        Ok(Folder {
+        Folder {
             out: request.out.into(),
-            every: request.checkpoint_every,
-            steps: BufWriter::new(steps),
+            checkpoint_every: request.checkpoint_every,
+            steps_per_epoch: images / request.batch.max(1) / request.recipe.accumulate.max(1),
+            steps: None,
             progress,
             begun: Instant::now(),
-            first_step: step,
+            first_step: 0,
             images: 0,
             top1: None,
             rows: vec![],
-            failed: None,
-        })
-    }
-
-    fn failure(&mut self) -> Result<(), Error> {
-        self.failed.take().map_or(Ok(()), Err)
-    }
-
-    fn note(&mut self, action: &'static str, file: &str, result: std::io::Result<()>) {
-        if let (Err(source), None) = (result, &self.failed) {
-            self.failed = Some(Error::Io { action, path: self.out.join(file), source });
         }
+    }
+
+    /// Begins the log; of a run that goes on, what is behind `step` is cut off.
+    fn open(&mut self, step: usize) -> io::Result<()> {
+        let [steps, epochs, state] = [STEPS, EPOCHS, STATE].map(|name| self.out.join(name));
+        if step == 0 {
+            fs::create_dir_all(&self.out)?;
+            // A state of an earlier run would not go with the new log.
+            fs::remove_file(state).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+            fs::write(&steps, "")?;
+            fs::write(&epochs, format!("{EPOCHS_HEADER}\n"))?;
+        } else {
+            keep_lines(&steps, |line| number(line, "\"step\":").is_some_and(|s| s < step))?;
+            let before = |line: &str| line.split(',').next().and_then(|e| e.parse().ok());
+            keep_lines(&epochs, |line| before(line).is_none_or(|e: usize| (e + 1) * self.steps_per_epoch <= step))?;
+        }
+        self.steps = Some(BufWriter::new(OpenOptions::new().append(true).open(steps)?));
+        self.begun = Instant::now();
+        self.first_step = step;
+        Ok(())
+    }
+
+    /// An error of `file` in the folder.
+    fn failed(&self, file: &str) -> impl Fn(io::Error) -> TrainError + use<> {
+        let path = self.out.join(file);
+        move |source| TrainError::Log { path: path.clone(), source }
+    }
+
+    fn flush(&mut self) -> Result<(), TrainError> {
+        let failed = self.failed(STEPS);
+        self.steps.as_mut().map_or(Ok(()), BufWriter::flush).map_err(failed)
     }
 }
 
@@ -342,17 +360,18 @@ fn number(line: &str, key: &str) -> Option<usize> {
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-fn keep_lines(path: &Path, keep: impl Fn(&str) -> bool) -> Result<(), Error> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let lines: Result<Vec<String>, _> = BufReader::new(file).lines().collect();
-    let mut lines = lines.map_err(Error::io("read", path))?;
-    lines.retain(|line| keep(line));
-    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    write_atomically(path, |w| w.write_all(text.as_bytes())).map_err(Error::io("write", path))
+fn keep_lines(path: &Path, keep: impl Fn(&str) -> bool) -> io::Result<()> {
+    let text = fs::read_to_string(path)?;
+    let kept: String = text.lines().filter(|line| keep(line)).map(|line| format!("{line}\n")).collect();
+    write_atomically(path, |w| w.write_all(kept.as_bytes()))
 }
 
 impl Watcher for Folder<'_> {
-    fn step(&mut self, report: &StepReport) {
+    fn begin(&mut self, step: usize) -> Result<(), TrainError> {
+        self.open(step).map_err(self.failed(""))
+    }
+
+    fn step(&mut self, report: &StepReport) -> Result<(), TrainError> {
         self.images += report.images;
         if report.step == self.first_step {
             self.progress.begin("training", report.steps);
@@ -367,45 +386,43 @@ impl Watcher for Folder<'_> {
             report.loss.total
         ));
         self.progress.step();
-        if report.step.is_multiple_of(LOGGED_EVERY) || report.step + 1 == report.steps {
-            let line = StepLine {
-                step: report.step,
-                epoch: report.epoch,
-                loss: report.loss.total,
-                top1: batch_top1,
-                learning_rate: report.learning_rate,
-            };
-            let text = serde_json::to_string(&line).expect("numbers are valid JSON");
-            let written = writeln!(self.steps, "{text}");
-            self.note("write", STEPS, written);
+        if !report.step.is_multiple_of(LOGGED_EVERY) && report.step + 1 < report.steps {
+            return Ok(());
         }
+        let line = StepLine {
+            step: report.step,
+            epoch: report.epoch,
+            loss: report.loss.total,
+            top1: batch_top1,
+            learning_rate: report.learning_rate,
+        };
+        let text = serde_json::to_string(&line).expect("numbers are valid JSON");
+        let failed = self.failed(STEPS);
+        self.steps.as_mut().map_or(Ok(()), |file| writeln!(file, "{text}")).map_err(failed)
     }
 
-    fn epoch(&mut self, report: &EpochReport) {
+    fn epoch(&mut self, report: &EpochReport) -> Result<(), TrainError> {
         let EpochReport { epoch, loss, training_top1, top1, scales, .. } = report.clone();
         self.top1 = Some(top1);
         let seconds = self.begun.elapsed().as_secs_f64();
         let line = format!("{epoch},{loss:.6},{training_top1:.3},{top1:.3},{seconds:.1}\n");
         let file = OpenOptions::new().append(true).open(self.out.join(EPOCHS));
-        let written = file.and_then(|mut f| f.write_all(line.as_bytes()));
-        self.note("write", EPOCHS, written);
-        let flushed = self.steps.flush();
-        self.note("write", STEPS, flushed);
+        file.and_then(|mut f| f.write_all(line.as_bytes())).map_err(self.failed(EPOCHS))?;
         self.progress.line(&format!(
             "epoch {:>3}  loss {loss:.4}  training top-1 {training_top1:.2} %  top-1 {top1:.2} %{}",
             epoch + 1,
             if report.best { "  best" } else { "" }
         ));
         self.rows.push(EpochRow { epoch, loss, training_top1, top1, scales });
+        self.flush()
     }
 
     fn wants_checkpoint(&mut self, step: usize) -> bool {
-        self.every > 0 && step.is_multiple_of(self.every)
+        self.checkpoint_every > 0 && step.is_multiple_of(self.checkpoint_every)
     }
 
     fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
-        let flushed = self.steps.flush();
-        self.note("write", STEPS, flushed);
+        self.flush()?;
         checkpoint.write(&self.out.join(STATE))
     }
 }

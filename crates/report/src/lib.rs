@@ -8,7 +8,9 @@ mod markdown;
 mod numbers;
 mod report;
 
-pub use report::{Accuracy, Bins, Layer, Mode, Model, Report, RuleRange, Runtime, Size, TensorRange, Trial};
+pub use report::{
+    Accuracy, Bins, Curve, Layer, Mode, Model, Report, RuleRange, Runtime, Size, TensorRange, Training, Trial,
+};
 
 impl Report {
     /// The report as one JSON object.

@@ -1,7 +1,7 @@
 //! The report as Markdown.
 
 use crate::{
-    numbers::{bits, bytes, count, decibels, percent, ratio},
+    numbers::{bits, bytes, count, decibels, digits, percent, ratio},
     report::{Mode, Report, Runtime},
 };
 use std::fmt::{self, Write};
@@ -56,6 +56,14 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
                 Mode::Integer => "integer",
             };
             writeln!(out, "| {mode} | {} | {} | {} |", plain(&a.metric), percent(a.value), a.samples)?;
+        }
+    }
+    if let Some(training) = &report.training {
+        table(out, "Training", "| what | first epoch | last epoch |\n|---|--:|--:|")?;
+        for curve in training.loss.iter().chain(&training.accuracy).chain(&training.scales) {
+            if let (Some((_, first)), Some((_, last))) = (curve.points.first(), curve.points.last()) {
+                writeln!(out, "| {} | {} | {} |", plain(&curve.name), digits(*first), digits(*last))?;
+            }
         }
     }
     if !report.sizes.is_empty() {

@@ -20,6 +20,8 @@ pub struct Report {
     pub preparation: Vec<String>,
     /// The range rules that were tried.
     pub trials: Vec<Trial>,
+    /// How the training went.
+    pub training: Option<Training>,
     /// Accuracies measured.
     pub accuracy: Vec<Accuracy>,
     /// The size of the model, by each way of counting.
@@ -64,6 +66,26 @@ pub struct Trial {
     pub sqnr_db: f64,
     /// Whether it was taken.
     pub chosen: bool,
+}
+
+/// What a training saw, epoch by epoch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Training {
+    /// Mean loss of training images.
+    pub loss: Vec<Curve>,
+    /// Share of images classified right, between 0 and 1.
+    pub accuracy: Vec<Curve>,
+    /// Scale of each quantizer.
+    pub scales: Vec<Curve>,
+}
+
+/// A number that changes with the epochs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Curve {
+    /// What it is.
+    pub name: String,
+    /// Epochs, from 1, and values.
+    pub points: Vec<(u64, f64)>,
 }
 
 /// How a model was run.

@@ -29,6 +29,11 @@ fn hostile() -> Report {
         model: Model { name: text(), sha256: text(), inputs: vec![text()], outputs: vec![text()], ..Model::default() },
         preparation: vec![text()],
         trials: vec![Trial { rule: text(), sqnr_db: 21.75, chosen: true }],
+        training: Some(Training {
+            loss: vec![Curve { name: text(), points: vec![(1, 2.5), (2, 0.5), (3, 1.5)] }],
+            accuracy: vec![Curve { name: text(), points: vec![(1, 0.25)] }],
+            scales: vec![Curve { name: text(), points: vec![(1, 0.01), (2, 0.1), (3, 1.0)] }],
+        }),
         accuracy: vec![
             Accuracy { mode: Mode::Float, metric: text(), value: 0.75, samples: 100 },
             Accuracy { mode: Mode::Integer, metric: text(), value: 0.7375, samples: 100 },
@@ -79,7 +84,7 @@ fn nothing_from_a_file_becomes_markup() {
     let cells = |line: &str| line.replace("\\|", "").matches('|').count();
     let rows: Vec<&str> = text.lines().filter(|l| l.starts_with('|')).collect();
     let heads = text.lines().filter(|l| l.starts_with("|--")).count();
-    assert_eq!(heads, 6);
+    assert_eq!(heads, 7);
     for pair in rows.windows(2).filter(|pair| !text.contains(&format!("{}\n\n", pair[0]))) {
         assert_eq!(cells(pair[0]), cells(pair[1]), "{pair:?}");
     }
@@ -109,6 +114,25 @@ fn clipped_elements_are_drawn_apart_and_every_element_is_drawn() {
     let params = RangeRule::MinMax.params(&stats, Grid::activations(8), Mapping::Affine);
     let whole = Report { tensors: vec![TensorRange::new("relu6", "minmax", &stats, &params)], ..Report::default() };
     assert!(!whole.to_html().contains("<path class=\"out\""), "what is at the end of the range is not clipped");
+}
+
+#[test]
+fn curves_are_drawn_to_their_axes() {
+    let page = hostile().to_html();
+    // Heights from 3 to 77: losses in proportion, scales by their logarithms.
+    for path in ["M0.0 3.0L130.0 77.0L260.0 40.0", "M130.0 40.0h1", "M0.0 77.0L130.0 40.0L260.0 3.0"] {
+        assert!(page.contains(&format!("d=\"{path}\"")), "no `{path}` in {page}");
+    }
+    assert!(page.contains("trained on 1 images") && page.contains("0.01 → 1.00"), "{page}");
+    let mut report = hostile();
+    let training = report.training.as_mut().unwrap();
+    training.loss[0].points = vec![(1, f64::NAN), (2, 1.0)];
+    training.scales[0].points = vec![(1, 0.0), (2, f64::INFINITY)];
+    training.accuracy[0].points.clear();
+    let page = report.to_html();
+    // Pictures leave out what has no place.
+    assert!(!["NaN", "Minf", "M0.0 inf"].iter().any(|text| page.contains(text)), "{page}");
+    assert!(page.contains("d=\"M130.0 40.0\""), "a point that is left stands in the middle: {page}");
 }
 
 #[test]

@@ -7,6 +7,19 @@ use fewbits_data::atomic::write_atomically;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{collections::BTreeMap, io::Write, path::Path};
 
+/// Sums over the batches of an epoch so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tally {
+    /// Losses.
+    pub loss: f64,
+    /// Images classified right.
+    pub hits: usize,
+    /// Images.
+    pub images: usize,
+    /// Batches.
+    pub batches: usize,
+}
+
 /// What a training remembers between steps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
@@ -28,6 +41,8 @@ pub struct Checkpoint {
     pub best: [Vec<f32>; 2],
     /// Its score and its number.
     pub best_score: Option<(f64, usize)>,
+    /// Of the epoch that is not over.
+    pub tally: Tally,
 }
 
 const COUNTERS: &str = "fewbits.training";
@@ -45,6 +60,10 @@ impl Checkpoint {
             "average_updates": self.average_updates,
             "best_score": self.best_score.map(|(score, _)| score),
             "best_epoch": self.best_score.map(|(_, epoch)| epoch),
+            "loss": self.tally.loss,
+            "hits": self.tally.hits,
+            "images": self.tally.images,
+            "batches": self.tally.batches,
         });
         let bytes: Vec<(&str, Vec<u8>)> = self.vectors().into_iter().map(|(name, v)| (name, to_bytes(v))).collect();
         let refuse = |what: String| TrainError::Checkpoint { path: path.into(), what };
@@ -75,10 +94,11 @@ impl Checkpoint {
         let mut take = |name: &str| vectors.remove(name).unwrap_or_default();
         let number = |key: &str| counters.get(key).and_then(serde_json::Value::as_u64);
         let missing = || refuse("a counter is missing".into());
-        let score = counters.get("best_score").and_then(serde_json::Value::as_f64);
+        let fraction = |key: &str| counters.get(key).and_then(serde_json::Value::as_f64);
+        let count = |key: &str| number(key).map(|n| n as usize).ok_or_else(missing);
         Ok(Checkpoint {
             identity: counters.get("identity").and_then(|v| v.as_str()).unwrap_or_default().into(),
-            step: number("step").ok_or_else(missing)? as usize,
+            step: count("step")?,
             values: take("values"),
             statistics: take("statistics"),
             optimizer: optimizer::State {
@@ -89,7 +109,13 @@ impl Checkpoint {
             average: take("average"),
             average_updates: number("average_updates").ok_or_else(missing)?,
             best: [take("best.values"), take("best.statistics")],
-            best_score: score.zip(number("best_epoch").map(|e| e as usize)),
+            best_score: fraction("best_score").zip(number("best_epoch").map(|e| e as usize)),
+            tally: Tally {
+                loss: fraction("loss").ok_or_else(missing)?,
+                hits: count("hits")?,
+                images: count("images")?,
+                batches: count("batches")?,
+            },
         })
     }
 
@@ -132,6 +158,7 @@ mod tests {
             average_updates: 3,
             best: [vec![9.0, 8.0, 7.0], vec![1.0]],
             best_score: Some((91.25, 3)),
+            tally: Tally { loss: 1.0 / 3.0, hits: 5, images: 8, batches: 2 },
         };
         checkpoint.write(&path).expect("a writable folder");
         assert_eq!(Checkpoint::read(&path).expect("the file just written"), checkpoint);

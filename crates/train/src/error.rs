@@ -38,9 +38,19 @@ pub enum TrainError {
         #[source]
         source: NotDeployable,
     },
-    /// There are fewer images than a batch has.
-    #[error("the data make no whole batch")]
+    /// There are fewer images than a step takes.
+    #[error("there are fewer training images than a step takes")]
     NoBatch,
+    /// A class that the network does not have.
+    #[error("`{}` has class {label}, the network has {classes} classes", sample.display())]
+    Label {
+        /// The sample.
+        sample: PathBuf,
+        /// Its class.
+        label: usize,
+        /// Length of the network's output.
+        classes: usize,
+    },
     /// The loss cannot be computed.
     #[error("step {step}: no loss")]
     Loss {
@@ -68,6 +78,15 @@ pub enum TrainError {
         /// Why.
         what: String,
     },
+    /// The log of the training.
+    #[error("cannot write `{}`", path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A checkpoint of another network or optimizer.
     #[error("the checkpoint belongs to another run")]
     State(#[from] StateMismatch),
@@ -87,6 +106,11 @@ impl TrainError {
             TrainError::State(_) | TrainError::Checkpoint { .. } => {
                 Some("start again without --resume, or in another --out folder".into())
             }
+            TrainError::NoBatch => Some("give a smaller --batch, or fewer batches to --accumulate".into()),
+            TrainError::Label { .. } => {
+                Some("class indices count from 0; `fewbits zoo ARCH --classes N` makes a network for N classes".into())
+            }
+            TrainError::Data(e) => e.hint(),
             _ => None,
         }
     }

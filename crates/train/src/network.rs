@@ -217,7 +217,7 @@ impl Network {
 
     /// What the tape is compiled with.
     pub fn config(&self, quantizers: &Quantizers, statistics: Statistics, fold: bool, stops: bool) -> Config {
-        Config { quantizers: quantizers.all.clone(), statistics, fold, stops, forward_only: false }
+        Config { quantizers: quantizers.all.clone(), statistics, fold, stops, ..Config::default() }
     }
 
     /// Sets the numbers of weight quantizers from the weights, folded if `fold`.

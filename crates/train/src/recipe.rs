@@ -9,6 +9,9 @@ pub enum Fold {
     /// `none`: weights are quantized as they are; the normalization becomes a scale per channel of the deployed weight.
     #[default]
     None,
+    /// `batch`: weights are quantized as folded with the statistics of the batch, which a first pass with float weights finds
+    /// (Jacob et al. 2018, section 3.2); running statistics behind the freeze.
+    Batch,
     /// `corrected`: weights are quantized as folded with running statistics; batch statistics until the freeze, corrected for
     /// (Krishnamoorthi 2018, section 3.2.2).
     Corrected,
@@ -20,12 +23,17 @@ pub enum Fold {
 
 impl Fold {
     /// Every option with its name.
-    pub const ALL: [(&'static str, Fold); 4] =
-        [("none", Fold::None), ("corrected", Fold::Corrected), ("running", Fold::Running), ("merged", Fold::Merged)];
+    pub const ALL: [(&'static str, Fold); 5] = [
+        ("none", Fold::None),
+        ("batch", Fold::Batch),
+        ("corrected", Fold::Corrected),
+        ("running", Fold::Running),
+        ("merged", Fold::Merged),
+    ];
 
     /// Whether quantizers are on folded weights while the normalization is still there.
     pub fn on_folded(self) -> bool {
-        matches!(self, Fold::Corrected | Fold::Running)
+        matches!(self, Fold::Batch | Fold::Corrected | Fold::Running)
     }
 }
 

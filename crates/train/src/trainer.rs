@@ -6,9 +6,9 @@
 
 use crate::{
     TrainError,
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Tally},
     ema::MovingAverage,
-    loss::{Loss, hits},
+    loss::{Loss, LossError, hits},
     network::{Network, Quantizers},
     optimizer::{Group, Optimizer, State, clip_global_norm},
     quantizers::kure,
@@ -18,7 +18,8 @@ use crate::{
 use fewbits_data::{LabelledBatch, Loader};
 use fewbits_graph::{
     Graph, Tensor,
-    exec::{Executor, Mode},
+    exec::{Executor, Mode, infer},
+    op::Fact,
     tape::{Kind, Leaves, Statistics, Tape, quantizer_leaf},
 };
 use fewbits_kernels::Threads;
@@ -80,18 +81,29 @@ pub struct EpochReport {
     pub best: bool,
 }
 
-/// Sees a training go by.
+/// Sees a training go by. An error, if what is seen cannot be kept, ends the training.
 pub trait Watcher {
+    /// When nothing stands in the way of step `step` and those behind it.
+    ///
+    /// # Errors
+    /// As all of these.
+    fn begin(&mut self, step: usize) -> Result<(), TrainError>;
     /// After each step.
-    fn step(&mut self, report: &StepReport);
+    ///
+    /// # Errors
+    /// As all of these.
+    fn step(&mut self, report: &StepReport) -> Result<(), TrainError>;
     /// After each epoch.
-    fn epoch(&mut self, report: &EpochReport);
+    ///
+    /// # Errors
+    /// As all of these.
+    fn epoch(&mut self, report: &EpochReport) -> Result<(), TrainError>;
     /// Whether the state is wanted after `step` steps.
     fn wants_checkpoint(&mut self, step: usize) -> bool;
     /// The state.
     ///
     /// # Errors
-    /// If it cannot be kept; ends the training.
+    /// As all of these.
     fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError>;
 }
 
@@ -124,6 +136,7 @@ struct Stage {
 /// [`TrainError`]: of the network, the data, the method; [`TrainError::NotFinite`] if it diverges.
 pub fn train(setup: &Setup<'_>, resume: Option<Checkpoint>, watcher: &mut dyn Watcher) -> Result<Outcome, TrainError> {
     let mut run = Run::new(setup, resume)?;
+    watcher.begin(run.step)?;
     while run.step < run.steps() {
         run.epoch(watcher)?;
     }
@@ -184,6 +197,7 @@ struct Run<'a> {
     step: usize,
     best: [Vec<f32>; 2],
     best_score: Option<(f64, usize)>,
+    tally: Tally,
     identity: String,
 }
 
@@ -208,14 +222,33 @@ impl<'a> Run<'a> {
             step: 0,
             best: Default::default(),
             best_score: None,
+            tally: Tally::default(),
             identity: identity(setup),
         };
         run.leaves = Leaves::new(run.network.graph(), &Default::default());
+        run.check_data()?;
         match resume {
             None => run.enter(run.stage_of(0), true)?,
             Some(checkpoint) => run.go_on(checkpoint)?,
         }
+        // Operators without a derivative show now, not after the first file is written.
+        let shape = run.first_batch()?.shape.clone();
+        run.tape(&shape)?;
         Ok(run)
+    }
+
+    /// Refuses labels that the network has no class for, and fewer images than a step takes.
+    fn check_data(&self) -> Result<(), TrainError> {
+        let Setup { training, validation, .. } = *self.setup;
+        let facts = infer(self.network.graph(), &[[&[1], &self.image()?[..]].concat()])?;
+        let output = self.setup.graph.outputs.first().and_then(|output| facts.get(&output.name));
+        let classes = output.map_or(0, Fact::len);
+        for loader in [training, validation] {
+            if let Some((sample, label)) = loader.labels().find(|(_, label)| *label >= classes) {
+                return Err(TrainError::Label { sample: loader.dataset().name(sample), label, classes });
+            }
+        }
+        if training.batches() < self.recipe().accumulate { Err(TrainError::NoBatch) } else { Ok(()) }
     }
 
     fn go_on(&mut self, checkpoint: Checkpoint) -> Result<(), TrainError> {
@@ -242,6 +275,7 @@ impl<'a> Run<'a> {
         }
         self.best = checkpoint.best;
         self.best_score = checkpoint.best_score;
+        self.tally = checkpoint.tally;
         Ok(())
     }
 
@@ -256,6 +290,7 @@ impl<'a> Run<'a> {
             average_updates: self.average.as_ref().map_or(0, |a| a.updates),
             best: self.best.clone(),
             best_score: self.best_score,
+            tally: self.tally,
         }
     }
 
@@ -394,7 +429,6 @@ impl<'a> Run<'a> {
         }
         let accumulate = self.recipe().accumulate.max(1);
         let mut batches = self.setup.training.epoch(epoch as u64, self.step % per_epoch * accumulate);
-        let (mut loss, mut right, mut images, mut count) = (0.0, 0, 0, 0usize);
         while self.step / per_epoch == epoch && self.step < self.steps() {
             let factor = self.schedule().factor(self.step);
             let learning_rate = self.recipe().learning_rate * factor;
@@ -404,8 +438,13 @@ impl<'a> Run<'a> {
                 let Some(batch) = batches.next() else { break };
                 let batch = batch?;
                 let found = self.gradient(&batch)?;
-                (loss, right, count) = (loss + found.total, right + found.hits, count + 1);
-                images += batch.labels.len();
+                let Tally { loss, hits, images, batches } = self.tally;
+                self.tally = Tally {
+                    loss: loss + found.total,
+                    hits: hits + found.hits,
+                    images: images + batch.labels.len(),
+                    batches: batches + 1,
+                };
                 last = Some((found, batch.labels.len()));
                 total.iter_mut().zip(&self.gradients).for_each(|(t, g)| *t += g / accumulate as f32);
             }
@@ -416,13 +455,14 @@ impl<'a> Run<'a> {
             self.update(learning_rate)?;
             let (step, steps) = (self.step, self.steps());
             self.step += 1;
-            watcher.step(&StepReport { step, steps, epoch, loss: found, images: size, learning_rate });
+            watcher.step(&StepReport { step, steps, epoch, loss: found, images: size, learning_rate })?;
             if self.step % per_epoch != 0 && watcher.wants_checkpoint(self.step) {
                 watcher.checkpoint(&self.checkpoint())?;
             }
         }
-        let mean = loss / count.max(1) as f64;
-        self.score_epoch(epoch, mean, 100.0 * right as f64 / images.max(1) as f64, watcher)?;
+        let Tally { loss, hits, images, batches } = std::mem::take(&mut self.tally);
+        let training_top1 = 100.0 * hits as f64 / images.max(1) as f64;
+        self.score_epoch(epoch, loss / batches.max(1) as f64, training_top1, watcher)?;
         watcher.checkpoint(&self.checkpoint())
     }
 
@@ -450,8 +490,7 @@ impl<'a> Run<'a> {
             Some((name.clone(), first.sum::<f32>() / laid.groups as f32)).filter(|_| learned > 0)
         };
         let scales = self.quantizers.all.iter().filter_map(scale).collect();
-        watcher.epoch(&EpochReport { epoch, loss, training_top1, top1, scales, best });
-        Ok(())
+        watcher.epoch(&EpochReport { epoch, loss, training_top1, top1, scales, best })
     }
 
     /// The leaves to score and ship: averaged, if they are averaged.
@@ -474,17 +513,24 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Where the tape for batches of `shape` is; it is made if there is none.
+    fn tape(&mut self, shape: &[usize]) -> Result<usize, TrainError> {
+        if let Some(position) = self.tapes.iter().position(|(own, _)| own == shape) {
+            return Ok(position);
+        }
+        let statistics = if self.stage.frozen { Statistics::Running } else { Statistics::Batch };
+        let fold = self.recipe().fold;
+        let mut config = self.network.config(&self.quantizers, statistics, fold.on_folded(), false);
+        config.fold_batch = fold == Fold::Batch;
+        let tape = Tape::compile(self.network.graph(), &self.leaves, &[shape.to_vec()], &config)?;
+        self.tapes.push((shape.to_vec(), tape));
+        Ok(self.tapes.len() - 1)
+    }
+
     /// Loss of a batch; its gradient is in `self.gradients`.
     fn gradient(&mut self, batch: &LabelledBatch) -> Result<Loss, TrainError> {
         let (recipe, threads, step) = (self.setup.recipe, self.setup.threads, self.step);
-        if !self.tapes.iter().any(|(shape, _)| *shape == batch.shape) {
-            let statistics = if self.stage.frozen { Statistics::Running } else { Statistics::Batch };
-            let config = self.network.config(&self.quantizers, statistics, recipe.fold.on_folded(), false);
-            let shapes = std::slice::from_ref(&batch.shape);
-            let tape = Tape::compile(self.network.graph(), &self.leaves, shapes, &config)?;
-            self.tapes.push((batch.shape.clone(), tape));
-        }
-        let position = self.tapes.iter().position(|(shape, _)| *shape == batch.shape).unwrap_or(0);
+        let position = self.tape(&batch.shape)?;
         let tape = &mut self.tapes[position].1;
         tape.forward(&mut self.leaves, &[&batch.data], threads);
         let taught = match &mut self.teacher {
@@ -494,7 +540,13 @@ impl<'a> Run<'a> {
         let mut gradient = vec![0.0; tape.output(0).len()];
         let taught = taught.as_ref().and_then(|t| t.as_f32());
         let loss = recipe.objective.evaluate(tape.output(0), &batch.labels, taught, &mut gradient);
-        let loss = loss.map_err(|source| TrainError::Loss { step, source })?;
+        let output = || self.setup.graph.outputs[0].name.clone();
+        let loss = loss.map_err(|source| match source {
+            LossError::NotFinite { of: "network's", .. } => {
+                TrainError::NotFinite { step, what: "an element", tensor: output() }
+            }
+            source => TrainError::Loss { step, source },
+        })?;
         // Further outputs take no part in the loss.
         let others: Vec<Vec<f32>> =
             (1..self.setup.graph.outputs.len()).map(|i| vec![0.0; tape.output(i).len()]).collect();
@@ -553,6 +605,7 @@ fn identity(setup: &Setup<'_>) -> String {
     let leaves = Leaves::new(setup.graph, &Default::default());
     let parameters: Vec<String> =
         leaves.parameters.iter().map(|leaf| format!("{}{:?}", leaf.name, leaf.dims)).collect();
-    let data = (setup.training.dataset().len(), setup.training.batches());
-    format!("{:?} {:?} {}", setup.recipe, data, parameters.join(" "))
+    let data = [setup.training, setup.validation].map(|l| (l.dataset().len(), l.batches(), l.settings()));
+    let teacher = setup.teacher.is_some();
+    format!("{:?} {} {data:?} {teacher} {}", setup.recipe, setup.target.name, parameters.join(" "))
 }

@@ -1,6 +1,7 @@
 //! The list of architectures, and how one is built: options are checked, defaults filled in, metadata written.
 
 use crate::{
+    demo::demo,
     efficientnet_b0::efficientnet_b0,
     error::ZooError,
     mixnet_s::mixnet_s,
@@ -70,6 +71,7 @@ const COCO: [usize; 3] = [3, 416, 416];
 
 /// Every architecture, by name.
 pub const ARCHITECTURES: &[Architecture] = &[
+    Architecture { name: "demo", input: CIFAR, anchors: None, layers: demo },
     Architecture { name: "efficientnet_b0", input: IMAGENET, anchors: None, layers: efficientnet_b0 },
     Architecture { name: "mixnet_s", input: IMAGENET, anchors: None, layers: mixnet_s },
     Architecture { name: "mobilenet_v2", input: IMAGENET, anchors: None, layers: mobilenet_v2 },

@@ -6,6 +6,7 @@
 
 mod architecture;
 mod count;
+mod demo;
 mod efficientnet_b0;
 mod error;
 mod inverted_residual;

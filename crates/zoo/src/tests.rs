@@ -43,7 +43,8 @@ fn sizes_are_the_published_ones() {
 }
 
 #[test]
-fn swishnet_is_small() {
+fn small_networks_are_small() {
+    assert_eq!(parameters(&build("demo", Options::default())), 58_770);
     let graph = build("swishnet", Options::default());
     let macs = macs(&graph, [3, 32, 32]).unwrap();
     assert!((250_000..350_000).contains(&parameters(&graph)), "{}", parameters(&graph));
@@ -92,6 +93,7 @@ fn mobile_networks_run() {
         runs_and_survives_a_file(name, &[32, 96]);
     }
     runs_and_survives_a_file("swishnet", &[32]);
+    runs_and_survives_a_file("demo", &[32, 40]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod export;
 mod inspect;
 mod output;
 mod quantize;
+mod repro;
 mod run;
 mod subject;
 mod train;
@@ -75,9 +76,11 @@ enum Command {
     /// Write the ONNX file of a model and a plan
     Export(export::Args),
     /// Train a network in few bits, or in float, from labelled images
-    Train(train::Args),
+    Train(Box<train::Args>),
     /// Write a well-known architecture with initial weights
     Zoo(zoo::Args),
+    /// Find a published table again on your data
+    Repro(repro::Args),
     /// Speed of the engine on this machine
     Bench(run::BenchArgs),
 }
@@ -110,6 +113,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(&args, &out),
         Command::Train(args) => train::run(&args, &out),
         Command::Zoo(args) => zoo::run(&args, &out),
+        Command::Repro(args) => repro::run(&args, &out),
         Command::Bench(args) => run::bench(&args, &out),
     };
     match result {

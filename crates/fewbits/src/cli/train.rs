@@ -1,8 +1,8 @@
 //! `fewbits train`: a float model and labelled images in, a trained low-bit model out.
 
-use super::{Verdict, data::PreprocessArgs, output::Output};
+use super::{Verdict, data::PreprocessArgs, output::Output, quantize::command_line};
 use fewbits::{
-    Error, Model, export,
+    Error, Model, export, report,
     train::{Request, Trained, describe, train},
 };
 use fewbits_data::Augment;
@@ -15,7 +15,12 @@ use fewbits_train::{
     recipe::{Fold, Phase, Recipe},
     schedule::Decay,
 };
-use std::{fmt::Write, path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
 
 /// Train a network in few bits, or in float.
 #[derive(Debug, clap::Args)]
@@ -28,6 +33,9 @@ pub struct Args {
     /// Labelled images that epochs are scored on
     #[arg(long, value_name = "DATA")]
     val: PathBuf,
+    /// Labels of an .npy file of images in --val; --labels are those of --data
+    #[arg(long, value_name = "FILE.npy")]
+    val_labels: Option<PathBuf>,
     /// Train on N images only, spread evenly over --data
     #[arg(long, value_parser = super::count(), value_name = "N")]
     limit: Option<usize>,
@@ -125,7 +133,7 @@ pub struct RecipeArgs {
     /// Temperature of the distillation
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub temperature: f64,
-    /// How BatchNormalization and quantized weights go together: none, corrected, running or merged
+    /// How BatchNormalization and quantized weights go together: none, batch, corrected, running or merged
     /// [default: corrected for lsq-bn, else none]
     #[arg(long, value_name = "FOLD")]
     pub fold: Option<String>,
@@ -171,21 +179,21 @@ pub struct RecipeArgs {
 }
 
 /// `text` as a `T`, or a usage error.
-fn parse<T: FromStr>(what: &str, text: &str) -> Result<T, Error>
+fn parse<T: FromStr>(flag: &str, text: &str) -> Result<T, Error>
 where
     T::Err: std::fmt::Display,
 {
-    text.parse().map_err(|e: T::Err| Error::Usage { what: format!("{what} {text}: {e}"), hint: String::new() })
+    let hint = || format!("`fewbits help train` says what {flag} takes");
+    text.parse().map_err(|e: T::Err| Error::Usage { what: format!("{flag} {text}: {e}"), hint: hint() })
 }
 
 impl RecipeArgs {
-    fn settings(&self, method: Method) -> Result<Settings, Error> {
+    fn settings(&self) -> Result<Settings, Error> {
         let start: Start = parse("--start", &self.start)?;
         let configuration = match &self.configuration {
             Some(text) => parse("--configuration", text)?,
             None => Configuration::default(),
         };
-        let _ = method;
         Ok(Settings {
             configuration,
             offset: match self.offset.as_str() {
@@ -211,14 +219,14 @@ impl RecipeArgs {
             Some(name) => {
                 Fold::ALL.iter().find(|(n, _)| n == name).map(|(_, fold)| *fold).ok_or_else(|| Error::Usage {
                     what: format!("--fold {name}: no such option"),
-                    hint: "options are none, corrected, running and merged".into(),
+                    hint: "options are none, batch, corrected, running and merged".into(),
                 })?
             }
         };
         let goal = |weights: u8, activations: u8| -> Result<Option<Goal>, Error> {
             let Some(method) = method else { return Ok(None) };
             let bits = Bits { weights, activations, ..bits };
-            let settings = self.settings(method)?;
+            let settings = self.settings()?;
             let offsets_everywhere = self.configuration.is_some();
             Ok(Some(Goal { method, settings, bits, per_channel, offsets_everywhere }))
         };
@@ -275,6 +283,13 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         "float" => None,
         name => Some(parse::<Method>("--method", name)?),
     };
+    let path = args.output.clone().unwrap_or_else(|| args.out.join("model.onnx"));
+    if let Some(folder) = args.output.as_deref().and_then(Path::parent)
+        && !(folder.as_os_str().is_empty() || folder.is_dir())
+    {
+        let what = format!("there is no folder `{}` for the model", folder.display());
+        return Err(Error::Usage { what, hint: "make it, or leave --output out".into() });
+    }
     let model = Model::load(&args.model)?;
     if model.grids.is_some() {
         return Err(Error::Model {
@@ -284,7 +299,8 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         });
     }
     let training = Arc::new(args.preprocess.open(&args.data)?);
-    let validation = Arc::new(args.preprocess.open(&args.val)?);
+    let labelled = PreprocessArgs { labels: args.val_labels.clone(), ..args.preprocess.clone() };
+    let validation = Arc::new(labelled.open(&args.val)?);
     let preprocess = args.preprocess.resolve(&model, &training, out)?;
     let bits = Bits { weights: args.weights, activations: args.activations, edges: args.edge_bits };
     let recipe = args.recipe.recipe(method, bits, args.granularity == "channel", out.global.seed)?;
@@ -315,7 +331,6 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         threads: out.global.threads,
     };
     let trained = train(&request, &*out.progress())?;
-    let path = args.output.clone().unwrap_or_else(|| args.out.join("model.onnx"));
     let stated = (!training.is_prepared()).then_some(&preprocess);
     match &trained.deployed {
         Some((graph, grids)) => {
@@ -332,20 +347,24 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         }
         None => {}
     }
+    if let Some(path) = &args.report {
+        report::write(path, &report::of_training(&request, &trained, &command_line())?)?;
+    }
     out.result(&trained.summary, &text(&trained, &path));
     let result = trained.summary.integer_top1.unwrap_or(trained.summary.fake_top1);
     let missed = args.at_least.is_some_and(|least| result < least);
     Ok(if missed { Verdict::Missed } else { Verdict::Done })
 }
 
-fn text(trained: &Trained, path: &std::path::Path) -> String {
+fn text(trained: &Trained, path: &Path) -> String {
     let s = &trained.summary;
     let mut text = String::new();
     let _ = writeln!(text, "before training   top-1 {:.2} %", s.start_top1);
     let _ = match (s.integer_top1, &s.not_deployable) {
         (Some(integer), _) => writeln!(
             text,
-            "trained           top-1 {:.2} % (fake quantization), {integer:.2} % (integers); epoch {}",
+            "trained           top-1 {:.2} %; deployed {:.2} % (fake quantization), {integer:.2} % (integers); epoch {}",
+            s.trained_top1,
             s.fake_top1,
             s.best_epoch + 1
         ),

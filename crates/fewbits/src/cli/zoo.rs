@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// Write a well-known architecture with initial weights, ready to be trained.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// efficientnet_b0, mixnet_s, mobilenet_v2, resnet18, resnet20, resnet50, swishnet, yolov3 or yolov3_tiny
+    /// demo, efficientnet_b0, mixnet_s, mobilenet_v2, resnet18, resnet20, resnet50, swishnet, yolov3 or yolov3_tiny
     arch: String,
     /// Number of classes [default: 1000; 10 for images up to 64x64; 80 for detectors]
     #[arg(long, value_name = "N")]

@@ -6,6 +6,7 @@ use fewbits_data::{
     Sample,
     npy::{self, Elements},
 };
+use fewbits_demo::images;
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -39,8 +40,7 @@ impl Desk {
             bytes.extend(picture.rgb);
             labels.push(class as i64);
         }
-        let side = fewbits_demo::images::SIDE;
-        desk.save("pictures.npy", &[PICTURES, side, side, 3], Elements::U8(&bytes));
+        desk.save("pictures.npy", &[PICTURES, images::SIDE, images::SIDE, 3], Elements::U8(&bytes));
         desk.save("labels.npy", &[PICTURES], Elements::I64(&labels));
         desk
     }
@@ -53,6 +53,17 @@ impl Desk {
     pub fn save(&self, name: &str, dims: &[usize], elements: Elements) -> String {
         npy::write(&mut File::create(self.path(name)).unwrap(), dims, elements).unwrap();
         self.path(name)
+    }
+
+    /// Draws pictures of some classes in turn into `NAME.npy`, and the positions of their classes in `classes` into
+    /// `NAME.labels.npy`; returns both paths.
+    pub fn draw(&self, name: &str, seed: u64, count: usize, classes: &[u64]) -> [String; 2] {
+        let turn = |i: usize| (i / classes.len()) as u64 * 10 + classes[i % classes.len()];
+        let pictures: Vec<_> = (0..count).map(|i| images::image(seed, turn(i)).0).collect();
+        let labels: Vec<i64> = (0..count).map(|i| (i % classes.len()) as i64).collect();
+        let shape = [count, images::SIDE, images::SIDE, 3];
+        let pictures = self.save(&format!("{name}.npy"), &shape, Elements::U8(&pictures.concat()));
+        [pictures, self.save(&format!("{name}.labels.npy"), &[count], Elements::I64(&labels))]
     }
 
     /// Quantizes the demo network; returns the file and its plan.

@@ -60,12 +60,12 @@ fn check(
     Some(report[&quantized].values().map(|row| row.elements).sum())
 }
 
-fn save(path: &Path, tensor: &Tensor) {
+pub fn save(path: &Path, tensor: &Tensor) {
     let values = tensor.as_f32().expect("prepared samples are floats");
     npy::write(&mut File::create(path).unwrap(), &tensor.dims, npy::Elements::F32(values)).unwrap();
 }
 
-fn read(outputs: &Path) -> Vec<(String, Tensor)> {
+pub fn read(outputs: &Path) -> Vec<(String, Tensor)> {
     let arrays = npz::open(outputs).unwrap();
     let read = |(name, file): &(String, npy::NpyFile)| {
         (name.clone(), Tensor::f32(&file.shape, file.read_f32(0, file.rows()).unwrap()))
@@ -73,7 +73,7 @@ fn read(outputs: &Path) -> Vec<(String, Tensor)> {
     arrays.iter().map(read).collect()
 }
 
-fn prepared(dataset: &Dataset, preprocess: &Preprocess, count: usize) -> Tensor {
+pub fn prepared(dataset: &Dataset, preprocess: &Preprocess, count: usize) -> Tensor {
     let batch = Batch::read(dataset, preprocess, &dataset.first(Some(count))).unwrap();
     Tensor::f32(&batch.shape, batch.data)
 }

@@ -1,5 +1,5 @@
 //! What the program promises as a whole: integers equal to ONNX Runtime's, operators as ONNX defines them, the same bytes from
-//! any number of threads, and a command line that scripts can rely on.
+//! any number of threads, trainings that can be interrupted, and a command line that scripts can rely on.
 
 mod cli;
 mod desk;
@@ -9,6 +9,7 @@ mod node_conformance;
 mod node_gaps;
 mod operators;
 mod random;
+mod train;
 
 use fewbits_data::{npy::Elements, npz};
 use fewbits_graph::Tensor;

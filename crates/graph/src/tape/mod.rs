@@ -57,6 +57,9 @@ pub struct Config {
     /// Quantize weights as they are once the BatchNormalization behind them is folded: `w · γ / σ` with the running `σ`; the
     /// normalization behind the layer undoes that factor (LSQ-BN; Krishnamoorthi 2018, corrected folding).
     pub fold: bool,
+    /// With [`Config::fold`] and statistics of the batch: fold with those too, which the layer finds in a first pass with float
+    /// weights (Jacob et al. 2018, section 3.2). No gradient goes through them.
+    pub fold_batch: bool,
     /// Stop before each quantizer of an activation, for [`Tape::forward_initializing`].
     pub stops: bool,
     /// Leave the backward pass out.

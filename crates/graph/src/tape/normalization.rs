@@ -64,6 +64,19 @@ impl Normalization {
         })
     }
 
+    /// Inputs the moments, and what was taken off. Outputs mean and variance of the batch.
+    pub fn batch_statistics(self) -> Kernel {
+        Kernel::new(move |io| {
+            let (sums, centre) = (io.f32(0), io.f32(1));
+            let n = self.count as f64;
+            for c in 0..self.channels {
+                let (first, second) = (f64::from(sums[c]) / n, f64::from(sums[self.channels + c]) / n);
+                io.out_f32(0)[c] = (f64::from(centre[c]) + first) as f32;
+                io.out_f32(1)[c] = (second - first * first).max(0.0) as f32;
+            }
+        })
+    }
+
     /// Inputs γ, β, running mean, running variance, moments (absent for running statistics), factors (absent without folding).
     /// Output: scale, shift, mean, reciprocal deviation, new running mean, new running variance.
     pub fn finish(self) -> Kernel {

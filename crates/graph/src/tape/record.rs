@@ -224,14 +224,8 @@ impl Recorder<'_> {
             self.record.ranges.push((name.into(), seen));
         }
         let y = self.record.add(fact, rows, Home::Made);
-        let quantizer = laid.quantizer.clone();
-        let kernel = move || {
-            let quantizer = quantizer.clone();
-            Kernel::new(move |io| {
-                let (x, parameters) = (io.f32(0), io.f32(1));
-                quantizer.forward(parameters, x, io.out_f32(0));
-            })
-        };
+        let laid_here = laid.clone();
+        let kernel = move || super::reverse::activation_forward(&laid_here);
         let mut quantize = item(Some(self.next), false, kernel, vec![Some(x), Some(parameters)], vec![Some(y)]);
         quantize.stop = self.config.stops.then(|| name.to_string());
         self.record.forward.push(quantize);
@@ -283,15 +277,42 @@ impl Recorder<'_> {
                 Some(self.need(name, self.input_layout(node, i, layout), rank))
             });
         }
+        let mut at_once = true;
         if self.config.fold && self.is_folded(node) {
-            self.fold(node, &mut ins)?;
+            if self.config.fold_batch && self.config.statistics == Statistics::Batch {
+                let (plain, _) = self.apply(node, layout, &ins, true)?;
+                self.fold_batch(node, plain[0], &mut ins)?;
+                at_once = false;
+            } else {
+                self.fold(node, &mut ins)?;
+            }
         }
         if let Some(Some(weight)) = ins.get(1).copied()
             && matches!(op.quant_rule().role(1), Role::Weight { .. })
             && let Some(laid) = self.config.quantizers.get(&node.inputs[1]).cloned()
         {
-            ins[1] = Some(self.quantize_weight(&node.inputs[1], &laid, weight));
+            ins[1] = Some(self.quantize_weight(&node.inputs[1], &laid, weight, at_once));
         }
+        let (outs, ins) = self.apply(node, layout, &ins, at_once)?;
+        self.record.entries.push(Entry::Node { node: self.next, ins, outs: outs.clone() });
+        for (name, v) in node.outputs.iter().zip(outs) {
+            if !name.is_empty() {
+                self.define(name, v);
+            }
+        }
+        Ok(())
+    }
+
+    /// Records the computation of `node` on `ins`; its outputs, and `ins` again. `at_once`: its parameters are known before the
+    /// data is.
+    fn apply(
+        &mut self,
+        node: &Node,
+        layout: Layout,
+        ins: &[Option<ValueId>],
+        at_once: bool,
+    ) -> Result<(Vec<ValueId>, Vec<Option<ValueId>>), GraphError> {
+        let ins = ins.to_vec();
         let mut outs = Vec::new();
         for name in &node.outputs {
             let known = self.facts.get(name);
@@ -316,24 +337,17 @@ impl Recorder<'_> {
         };
         let mut all_ins = ins.clone();
         if let Some(packing) = build(1).map_err(wrap)?.packing {
-            all_ins.push(Some(self.record.pack(self.next, packing.len, &ins, {
-                let build = build.clone();
-                Box::new(move |_| {
-                    let packing = build(1)?.packing;
-                    packing.map(|p| p.kernel).ok_or_else(|| OpError::Unsupported("packing that comes and goes".into()))
-                })
-            })));
+            let build = build.clone();
+            let kernel: Build = Box::new(move |_| {
+                let packing = build(1)?.packing;
+                packing.map(|p| p.kernel).ok_or_else(|| OpError::Unsupported("packing that comes and goes".into()))
+            });
+            all_ins.push(Some(self.record.pack(self.next, packing.len, &ins, kernel, at_once)));
         }
         let build: Build = Box::new(move |images| Ok(build(images)?.kernel));
         let item = Item { node: Some(self.next), build, whole: false, ins: all_ins, outs: all_outs, stop: None };
         self.record.forward.push(item);
-        self.record.entries.push(Entry::Node { node: self.next, ins, outs: outs.clone() });
-        for (name, v) in node.outputs.iter().zip(outs) {
-            if !name.is_empty() {
-                self.define(name, v);
-            }
-        }
-        Ok(())
+        Ok((outs, ins))
     }
 
     /// Whether `node` is a layer whose only reader is a BatchNormalization.
@@ -347,27 +361,77 @@ impl Recorder<'_> {
             && self.leaves.parameter(&node.inputs[1]).is_some()
     }
 
-    /// Multiplies weight and bias with the factors of the BatchNormalization behind.
+    /// Multiplies weight and bias with the factors of the BatchNormalization behind, from its running statistics.
     fn fold(&mut self, node: &Node, ins: &mut [Option<ValueId>]) -> Result<(), GraphError> {
         let Some(bn) = self.graph.nodes.iter().find(|n| n.input(0) == Some(node.output())) else { return Ok(()) };
         let (spec, [scale, _, mean, variance]) = self.normalization_parts(bn, 1)?;
+        self.fold_with(node, spec, [scale, mean, variance], ins, true);
+        Ok(())
+    }
+
+    /// The same from the statistics of `plain`, what the layer computes with float weights.
+    fn fold_batch(&mut self, node: &Node, plain: ValueId, ins: &mut [Option<ValueId>]) -> Result<(), GraphError> {
+        let Some(bn) = self.graph.nodes.iter().find(|n| n.input(0) == Some(node.output())) else { return Ok(()) };
+        let fact = self.fact(plain).clone();
+        let count = fact.len() / fact.dims.get(1).copied().unwrap_or(1).max(1);
+        let (spec, [scale, bias, mean, variance]) = self.normalization_parts(bn, count)?;
+        let at = Some(self.next);
+        let sums = self.record.vector(2 * spec.channels, Home::Joined(Join::Sum));
+        let inputs = vec![Some(plain), Some(mean)];
+        self.record.forward.push(item(at, false, move || spec.moments(), inputs, vec![Some(sums)]));
+        // The running averages follow as without folding.
+        let all = self.record.vector(PARTS * spec.channels, Home::Made);
+        let inputs = vec![Some(scale), Some(bias), Some(mean), Some(variance), Some(sums), None];
+        self.record.forward.push(item(at, true, move || spec.finish(), inputs, vec![Some(all)]));
+        self.follow_batch(bn, all, spec.channels);
+        let of_batch = [(); 2].map(|()| self.record.vector(spec.channels, Home::Made));
+        let outs = of_batch.map(Some).to_vec();
+        let inputs = vec![Some(sums), Some(mean)];
+        self.record.forward.push(item(at, true, move || spec.batch_statistics(), inputs, outs));
+        self.forms.insert(statistics_name(node.output()), of_batch.to_vec());
+        self.fold_with(node, spec, [scale, of_batch[0], of_batch[1]], ins, false);
+        Ok(())
+    }
+
+    /// Adds an item that runs once: before everything if it depends on parameters alone.
+    fn push_once(&mut self, item: Item, at_once: bool) {
+        if at_once { self.record.prologue.push(item) } else { self.record.forward.push(item) }
+    }
+
+    /// Multiplies weight and bias with the factors that follow from γ, mean and variance.
+    fn fold_with(
+        &mut self,
+        node: &Node,
+        spec: Normalization,
+        statistics: [ValueId; 3],
+        ins: &mut [Option<ValueId>],
+        at_once: bool,
+    ) {
         let factors = self.record.vector(2 * spec.channels, Home::Made);
-        let inputs = [scale, mean, variance].map(Some).to_vec();
-        self.record.prologue.push(item(Some(self.next), true, move || spec.factors(), inputs, vec![Some(factors)]));
+        let inputs = statistics.map(Some).to_vec();
+        let at = Some(self.next);
+        self.push_once(item(at, true, move || spec.factors(), inputs, vec![Some(factors)]), at_once);
         self.forms.insert(factors_name(node.output()), vec![factors]);
         for input in [1, 2] {
             let Some(Some(whole)) = ins.get(input).copied() else { continue };
             let folded = self.record.add(self.fact(whole).clone(), false, Home::Made);
             let kernel = move || multiply_rows(spec.channels);
             let inputs = vec![Some(whole), Some(factors)];
-            self.record.prologue.push(item(Some(self.next), true, kernel, inputs, vec![Some(folded)]));
+            self.push_once(item(at, true, kernel, inputs, vec![Some(folded)]), at_once);
             self.record.entries.push(Entry::Fold { whole, factors, folded });
             ins[input] = Some(folded);
         }
-        Ok(())
     }
 
-    fn quantize_weight(&mut self, name: &str, laid: &Laid, x: ValueId) -> ValueId {
+    /// Notes that running averages are in `all` after a step.
+    fn follow_batch(&mut self, node: &Node, all: ValueId, channels: usize) {
+        let leaf = |i: usize| self.leaves.running.iter().find(|leaf| Some(&*leaf.name) == node.input(i)).cloned();
+        if let (Some(mean), Some(variance)) = (leaf(3), leaf(4)) {
+            self.record.running.push(([mean, variance], all, channels));
+        }
+    }
+
+    fn quantize_weight(&mut self, name: &str, laid: &Laid, x: ValueId, at_once: bool) -> ValueId {
         let Some(leaf) = self.leaves.parameter(&quantizer_leaf(name)).cloned() else { return x };
         let parameters = self.parameter(leaf);
         let fact = self.fact(x).clone();
@@ -375,7 +439,7 @@ impl Recorder<'_> {
         let y = self.record.add(fact, false, Home::Made);
         let kernel = move || super::reverse::weight_forward(&laid_here, &dims);
         let ins = vec![Some(x), Some(parameters)];
-        self.record.prologue.push(item(Some(self.next), true, kernel, ins, vec![Some(y)]));
+        self.push_once(item(Some(self.next), true, kernel, ins, vec![Some(y)]), at_once);
         self.record.entries.push(Entry::Quantize { laid: laid.clone(), x, y, parameters });
         y
     }
@@ -413,6 +477,12 @@ impl Recorder<'_> {
         let (mut spec, [scale, bias, mean, variance]) = self.normalization_parts(node, fact.len() / channels.max(1))?;
         let factors = self.forms.get(&factors_name(name)).map(|forms| forms[0]);
         spec.fold = factors.is_some();
+        // Folded with statistics of the batch already: they serve as running ones do.
+        let (mut mean, mut variance) = (mean, variance);
+        if let Some(of_batch) = self.forms.get(&statistics_name(name)) {
+            (mean, variance, spec.batch) = (of_batch[0], of_batch[1], false);
+        }
+        let known = !self.forms.contains_key(&statistics_name(name)) && !spec.batch;
         let (activation, clamp) = self.absorbed(node);
         spec.clamp = clamp;
         let at = Some(self.next);
@@ -427,20 +497,13 @@ impl Recorder<'_> {
         let ins = vec![Some(scale), Some(bias), Some(mean), Some(variance), sums, factors];
         let finish = item(at, true, move || spec.finish(), ins, vec![Some(all)]);
         // Running statistics are known before the data is.
-        if spec.batch {
-            self.record.forward.push(finish)
-        } else {
-            self.record.prologue.push(finish)
-        }
+        self.push_once(finish, known);
         let y = self.record.add(fact, true, Home::Made);
         let ins = vec![Some(x), Some(all)];
         self.record.forward.push(item(at, false, move || spec.normalize(), ins, vec![Some(y)]));
         self.record.entries.push(Entry::Normalize { spec, x, y, all, scale, bias });
         if spec.batch {
-            let leaf = |i: usize| self.leaves.running.iter().find(|leaf| Some(&*leaf.name) == node.input(i)).cloned();
-            if let (Some(mean), Some(variance)) = (leaf(3), leaf(4)) {
-                self.record.running.push(([mean, variance], all, channels));
-            }
+            self.follow_batch(node, all, channels);
         }
         let output = activation.map_or(node, |i| &self.graph.nodes[i]).output().to_string();
         self.define(&output, y);
@@ -541,11 +604,16 @@ impl Recorder<'_> {
 }
 
 impl Record {
-    /// Adds an item that packs parameters, and returns its result.
-    pub fn pack(&mut self, node: usize, len: usize, ins: &[Option<ValueId>], build: Build) -> ValueId {
+    /// Adds an item that packs parameters, before everything else if `at_once`, and returns its result.
+    pub fn pack(&mut self, node: usize, len: usize, ins: &[Option<ValueId>], build: Build, at_once: bool) -> ValueId {
         let packed = self.vector(len, Home::Made);
         let ins = ins.iter().map(|v| v.filter(|&v| !self.values[v].rows && self.is_parameter(v))).collect();
-        self.prologue.push(Item { node: Some(node), build, whole: true, ins, outs: vec![Some(packed)], stop: None });
+        let item = Item { node: Some(node), build, whole: true, ins, outs: vec![Some(packed)], stop: None };
+        if at_once {
+            self.prologue.push(item)
+        } else {
+            self.forward.push(item)
+        }
         packed
     }
 
@@ -554,6 +622,10 @@ impl Record {
         let v = self.resolve(v);
         !matches!(self.values[v].home, Home::Input(_) | Home::OutputGradient(_)) && !self.values[v].rows
     }
+}
+
+fn statistics_name(tensor: &str) -> String {
+    format!("{tensor}.statistics")
 }
 
 fn factors_name(tensor: &str) -> String {

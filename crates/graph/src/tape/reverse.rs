@@ -15,7 +15,7 @@ use crate::{
     graph::Graph,
     op::{Fact, Io, Kernel, Op, Pass, Want},
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Adds the items of the backward pass to `record`.
 pub(super) fn reverse(graph: &Graph, record: &mut Record) -> Result<(), GraphError> {
@@ -42,7 +42,9 @@ pub(super) fn reverse(graph: &Graph, record: &mut Record) -> Result<(), GraphErr
     for (&output, &given) in record.outputs.iter().zip(&record.output_gradients) {
         gradients.insert(record.resolve(output), given);
     }
-    let mut reverse = Reverse { graph, record, needs, readers, writers, gradients };
+    let cheap = cheap(record, &entries);
+    let copies = HashMap::new();
+    let mut reverse = Reverse { graph, record, needs, readers, writers, gradients, cheap, copies, barriers: 0 };
     for (at, entry) in entries.iter().enumerate().rev() {
         reverse.entry(at, entry)?;
     }
@@ -78,6 +80,42 @@ struct Reverse<'a> {
     writers: HashMap<ValueId, usize>,
     /// Value → its gradient, as far as it is known.
     gradients: HashMap<ValueId, ValueId>,
+    /// Values that are computed again where they are read, and how.
+    cheap: HashMap<ValueId, Cheap>,
+    /// Value → the same, computed again, and behind which barrier.
+    copies: HashMap<ValueId, (ValueId, usize)>,
+    /// Items of the backward pass that all images wait for, so far.
+    barriers: usize,
+}
+
+/// How a value follows from one that is kept.
+#[derive(Clone)]
+enum Cheap {
+    Normalize { spec: Normalization, x: ValueId, all: ValueId },
+    Quantize { laid: Laid, x: ValueId, parameters: ValueId },
+}
+
+/// Results of normalizations and quantizers that no later segment of the forward pass reads. Kept for the backward pass, they
+/// would cost more memory traffic than to compute them again, image by image, beside their reader.
+fn cheap(record: &Record, entries: &[Entry]) -> HashMap<ValueId, Cheap> {
+    let mut made: HashMap<ValueId, usize> = HashMap::new();
+    let mut late: HashSet<ValueId> = record.outputs.iter().map(|&v| record.resolve(v)).collect();
+    let mut segment = 0;
+    for item in &record.forward {
+        segment += usize::from(item.whole || item.stop.is_some());
+        let read = item.ins.iter().flatten().map(|&v| record.resolve(v));
+        late.extend(read.filter(|v| made.get(v).is_some_and(|&at| at != segment)));
+        made.extend(item.outs.iter().flatten().map(|&v| (record.resolve(v), segment)));
+        segment += usize::from(item.whole);
+    }
+    let recipe = |entry: &Entry| match entry {
+        Entry::Normalize { spec, x, y, all, .. } => Some((*y, Cheap::Normalize { spec: *spec, x: *x, all: *all })),
+        Entry::Quantize { laid, x, y, parameters } if record.values[*x].rows => {
+            Some((*y, Cheap::Quantize { laid: laid.clone(), x: *x, parameters: *parameters }))
+        }
+        _ => None,
+    };
+    entries.iter().filter_map(recipe).filter(|(y, _)| !late.contains(y)).collect()
 }
 
 impl Reverse<'_> {
@@ -114,6 +152,33 @@ impl Reverse<'_> {
                 (gradient, None)
             }
         }
+    }
+
+    /// `v`, or the same computed again.
+    fn again(&mut self, v: ValueId) -> ValueId {
+        let of = self.record.resolve(v);
+        let Some(recipe) = self.cheap.get(&of).cloned() else { return v };
+        if let Some(&(copy, barrier)) = self.copies.get(&of)
+            && barrier == self.barriers
+        {
+            return copy;
+        }
+        let fact = Fact { value: None, ..self.record.values[of].fact.clone() };
+        let copy = self.record.add(fact, true, Home::Made);
+        let item = match recipe {
+            Cheap::Normalize { spec, x, all } => {
+                let x = self.again(x);
+                item(None, false, move || spec.normalize(), vec![Some(x), Some(all)], vec![Some(copy)])
+            }
+            Cheap::Quantize { laid, x, parameters } => {
+                let x = self.again(x);
+                let ins = vec![Some(x), Some(parameters)];
+                item(None, false, move || activation_forward(&laid), ins, vec![Some(copy)])
+            }
+        };
+        self.record.backward.push(item);
+        self.copies.insert(of, (copy, self.barriers));
+        copy
     }
 
     fn push(&mut self, item: Item) {
@@ -241,9 +306,12 @@ impl Reverse<'_> {
         };
         let pass = build(1).map_err(wrap)?;
         let read = |reads: &[bool], i: usize| reads.get(i).copied().unwrap_or(false);
-        let mut inputs: Vec<Option<ValueId>> =
-            ins.iter().enumerate().map(|(i, v)| v.filter(|_| read(&pass.reads_ins, i))).collect();
-        inputs.extend(outs.iter().enumerate().map(|(i, &v)| Some(v).filter(|_| read(&pass.reads_outs, i))));
+        let read_ins = ins.iter().enumerate().map(|(i, v)| v.filter(|_| read(&pass.reads_ins, i)));
+        let read_outs = outs.iter().enumerate().map(|(i, &v)| Some(v).filter(|_| read(&pass.reads_outs, i)));
+        let mut inputs: Vec<Option<ValueId>> = Vec::new();
+        for v in read_ins.chain(read_outs) {
+            inputs.push(v.map(|v| self.again(v)));
+        }
         inputs.extend(given);
         if let Some(packing) = &pass.packing {
             let build = build.clone();
@@ -251,7 +319,8 @@ impl Reverse<'_> {
                 let packing = build(1)?.packing;
                 packing.map(|p| p.kernel).ok_or_else(|| OpError::Unsupported("packing that comes and goes".into()))
             });
-            inputs.push(Some(self.record.pack(node, packing.len, ins, kernel)));
+            let at_once = self.known_ahead(ins);
+            inputs.push(Some(self.record.pack(node, packing.len, ins, kernel, at_once)));
         }
         let mut unpack = None;
         if let Some(form) = &pass.gradient
@@ -281,6 +350,14 @@ impl Reverse<'_> {
         Ok(())
     }
 
+    /// Whether the parameters among `ins` are known before the data is.
+    fn known_ahead(&self, ins: &[Option<ValueId>]) -> bool {
+        let made = |item: &Item, v: ValueId| item.outs.iter().flatten().any(|&out| self.record.resolve(out) == v);
+        ins.iter().flatten().map(|&v| self.record.resolve(v)).filter(|&v| !self.record.values[v].rows).all(|v| {
+            !matches!(self.record.values[v].home, Home::Made) || self.record.prologue.iter().any(|item| made(item, v))
+        })
+    }
+
     fn normalize(&mut self, spec: Normalization, [x, y, all, scale, bias]: [ValueId; 5]) {
         let Some(dy) = self.gradient(y) else { return };
         let sums = self.record.vector(2 * spec.channels, Home::Joined(Join::Sum));
@@ -292,6 +369,7 @@ impl Reverse<'_> {
         let outs = vec![Some(d_scale), Some(d_bias), Some(coefficients)];
         let ins = vec![Some(all), Some(sums)];
         self.record.backward.push(item(None, true, move || spec.finish_gradient(), ins, outs));
+        self.barriers += 1;
         for (part, sum) in [(d_scale, scale_sum), (d_bias, bias_sum)] {
             if let Some(sum) = sum {
                 self.add(None, part, sum);
@@ -314,6 +392,7 @@ impl Reverse<'_> {
             false => (self.record.add(Fact { value: None, ..value.fact.clone() }, value.rows, Home::Made), None),
         };
         let laid = laid.clone();
+        let x = if value.rows { self.again(x) } else { x };
         let ins = vec![Some(x), Some(parameters), Some(dy)];
         if value.rows {
             let (d_parameters, _) = self.target(parameters);
@@ -331,6 +410,16 @@ impl Reverse<'_> {
     }
 }
 
+/// `y = Q(x)`. Inputs: x, parameters.
+pub(super) fn activation_forward(laid: &Laid) -> Kernel {
+    let quantizer = laid.quantizer.clone();
+    Kernel::new(move |io| {
+        let (x, parameters) = (io.f32(0), io.f32(1));
+        quantizer.forward(parameters, x, io.out_f32(0));
+    })
+}
+
+/// Inputs: x, parameters, ∂Q(x). Output ∂x; adds to output 1, ∂parameters.
 fn activation_backward(laid: &Laid) -> Kernel {
     let quantizer = laid.quantizer.clone();
     Kernel::new(move |io: &mut Io<'_>| {
