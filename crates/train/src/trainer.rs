@@ -456,7 +456,7 @@ impl<'a> Run<'a> {
             let (step, steps) = (self.step, self.steps());
             self.step += 1;
             watcher.step(&StepReport { step, steps, epoch, loss: found, images: size, learning_rate })?;
-            if self.step % per_epoch != 0 && watcher.wants_checkpoint(self.step) {
+            if !self.step.is_multiple_of(per_epoch) && watcher.wants_checkpoint(self.step) {
                 watcher.checkpoint(&self.checkpoint())?;
             }
         }

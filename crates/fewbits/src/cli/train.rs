@@ -254,6 +254,8 @@ impl RecipeArgs {
             learning_rate: self.learning_rate.unwrap_or(match (method, self.optimizer.as_str()) {
                 (_, "adam" | "adamw") => 1e-3,
                 (None, _) => 0.1,
+                // Without normalization, large steps diverge.
+                _ if fold == Fold::Merged => 0.0005,
                 (Some(_), _) if bits.weights.min(bits.activations) == 8 => 0.001,
                 (Some(_), _) => 0.01,
             }),

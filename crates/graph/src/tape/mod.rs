@@ -66,6 +66,9 @@ pub struct Config {
     pub forward_only: bool,
 }
 
+/// Sets the numbers of a tensor's quantizer from the tensor's elements: name, elements in memory order, numbers.
+pub type Initialize<'a> = dyn FnMut(&str, &[f32], &mut [f32]) + 'a;
+
 /// A training step made ready for one batch shape.
 #[derive(Debug)]
 pub struct Tape {
@@ -100,7 +103,7 @@ impl Tape {
         leaves: &mut Leaves,
         inputs: &[&[f32]],
         threads: &Threads,
-        initialize: &mut dyn FnMut(&str, &[f32], &mut [f32]),
+        initialize: &mut Initialize<'_>,
     ) {
         self.memory.forward(&self.schedule, leaves, inputs, threads, initialize);
     }

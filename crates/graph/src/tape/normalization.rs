@@ -165,7 +165,7 @@ impl Normalization {
     }
 
     /// The new running mean and variance in the result of `finish`.
-    pub fn running<'a>(channels: usize, all: &'a [f32]) -> [&'a [f32]; 2] {
+    pub fn running(channels: usize, all: &[f32]) -> [&[f32]; 2] {
         [NEW_MEAN, NEW_VARIANCE].map(|p| &all[p * channels..][..channels])
     }
 }

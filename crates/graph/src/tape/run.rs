@@ -1,6 +1,7 @@
 //! Runs a schedule: segments one after the other, lanes of images side by side.
 
 use super::{
+    Initialize,
     item::{Join, ValueId},
     leaves::Leaves,
     normalization::Normalization,
@@ -96,7 +97,7 @@ impl Memory {
         leaves: &mut Leaves,
         inputs: &[&[f32]],
         threads: &Threads,
-        initialize: &mut dyn FnMut(&str, &[f32], &mut [f32]),
+        initialize: &mut Initialize<'_>,
     ) {
         self.workers(threads);
         for segment in &schedule.segments[..schedule.forward] {
