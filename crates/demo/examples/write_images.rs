@@ -1,4 +1,4 @@
-//! Writes drawn pictures and their classes as two `.npy` files, for the training script.
+//! Writes drawn pictures and their classes as two `.npy` files.
 //!
 //! `write_images SEED COUNT STEM` writes `STEM.images.npy`, u8 `[COUNT, 32, 32, 3]`, and `STEM.labels.npy`, u8 `[COUNT]`.
 

@@ -190,7 +190,11 @@ fn errors_name_the_file_and_say_what_to_do() {
         },
         Refusal { args: quantize(&model, &data, &["--preprocess", "cafe"]), words: &["cafe"], hint: true },
         Refusal { args: quantize(&model, &data, &["--resize-to", "big"]), words: &["big"], hint: true },
-        Refusal { args: run(&model, &small), words: &["small.npy", "[N, 3, 32, 32]", "[1, 3, 16, 16]"], hint: true },
+        Refusal {
+            args: run(&model, &small),
+            words: &["small.npy", "[batch, 3, 32, 32]", "[1, 3, 16, 16]"],
+            hint: true,
+        },
         Refusal {
             args: [run(&other, &data), vec!["--plan", &plan]].concat(),
             words: &["plan was made for the model"],
