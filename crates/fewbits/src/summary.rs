@@ -202,7 +202,7 @@ mod tests {
             policy,
             ranges: Ranges::Rule(RangeRule::MinMax),
             repair: false,
-            keep_float: BTreeSet::from(["classifier".to_string()]),
+            keep_float: BTreeSet::from(["logits".to_string()]),
         };
         let quantized = quantize(&model, &source, &settings, 1, &Silent).unwrap();
         let found = sizes(&model, &quantized, &settings, 7);
