@@ -13,7 +13,8 @@ pub enum Fold {
     /// (Jacob et al. 2018, section 3.2); running statistics behind the freeze.
     Batch,
     /// `corrected`: weights are quantized as folded with running statistics; batch statistics until the freeze, corrected for
-    /// (Krishnamoorthi 2018, section 3.2.2).
+    /// (Krishnamoorthi 2018, section 3.2.2). Statistics are those of the quantized layer: where one coarse scale for a whole
+    /// tensor rounds channels to almost nothing, they amplify noise, and `running` is the safer choice.
     Corrected,
     /// `running`: the same with running statistics throughout.
     Running,

@@ -134,7 +134,7 @@ pub struct RecipeArgs {
     #[arg(long, default_value_t = 1.0, value_name = "X")]
     pub temperature: f64,
     /// How BatchNormalization and quantized weights go together: none, batch, corrected, running or merged
-    /// [default: corrected for lsq-bn, else none]
+    /// [default: running for lsq-bn, else none]
     #[arg(long, value_name = "FOLD")]
     pub fold: Option<String>,
     /// Share of the epochs after which normalizations keep their running statistics
@@ -214,7 +214,7 @@ impl RecipeArgs {
     pub fn recipe(&self, method: Option<Method>, bits: Bits, per_channel: bool, seed: u64) -> Result<Recipe, Error> {
         let decay: Decay = parse("--schedule", &self.schedule)?;
         let fold = match &self.fold {
-            None if method == Some(Method::LsqBn) => Fold::Corrected,
+            None if method == Some(Method::LsqBn) => Fold::Running,
             None => Fold::None,
             Some(name) => {
                 Fold::ALL.iter().find(|(n, _)| n == name).map(|(_, fold)| *fold).ok_or_else(|| Error::Usage {
