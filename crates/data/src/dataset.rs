@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     Coco, DataError, Image, decode,
+    random::Random,
     source::{array, cifar, csv, folder},
 };
 
@@ -33,6 +34,9 @@ pub enum Sample {
         data: Vec<f32>,
     },
 }
+
+/// Key of the random numbers that [`Dataset::subset`] draws.
+const SUBSET_KEY: u64 = 0x5b5e7;
 
 /// Numbered samples, read on demand; may be read from several threads at once.
 #[derive(Debug)]
@@ -194,6 +198,18 @@ impl Dataset {
     pub fn spread(&self, count: usize) -> Vec<usize> {
         let count = count.min(self.len());
         (0..count).map(|i| (i as u128 * self.len() as u128 / count as u128) as usize).collect()
+    }
+
+    /// `count` sample numbers in ascending order, drawn at random but always the same ones; all of them if there are no more. For
+    /// training on less: whatever the order of the classes, all have about their share.
+    pub fn subset(&self, count: usize) -> Vec<usize> {
+        let mut numbers: Vec<usize> = (0..self.len()).collect();
+        if count < numbers.len() {
+            Random::keyed(&[SUBSET_KEY]).shuffle(&mut numbers);
+            numbers.truncate(count);
+            numbers.sort_unstable();
+        }
+        numbers
     }
 
     /// The first `limit` sample numbers, or all. For evaluation.

@@ -30,7 +30,7 @@ pub struct LoaderOptions {
     pub shuffle: bool,
     /// Whether a last batch that is not full is left out.
     pub drop_last: bool,
-    /// How many samples, spread evenly over the data set ([`Dataset::spread`]); `None` for all.
+    /// How many samples ([`Dataset::subset`]); `None` for all.
     pub limit: Option<usize>,
     /// Background threads, at least 1. They do not change the batches.
     pub workers: usize,
@@ -209,7 +209,7 @@ impl Source {
 
     /// The sample numbers of an epoch.
     fn order(&self, epoch: u64) -> Vec<usize> {
-        let mut order = self.dataset.spread(self.samples());
+        let mut order = self.dataset.subset(self.samples());
         if self.options.shuffle {
             Random::keyed(&[self.options.seed, epoch]).shuffle(&mut order);
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use fewbits_data::{
-    Batch, Channels, DataError, Dataset, OpenOptions, Preprocess, Resize, Sample,
+    Batch, Channels, DataError, Dataset, Image, OpenOptions, Preprocess, Resize, Sample,
     npy::{self, Elements},
     npz,
 };
@@ -226,4 +226,21 @@ fn errors_name_the_file() {
     let resize =
         Preprocess { resize: Resize::Exact { height: 2, width: 2 }, channels: Channels::Gray, ..Default::default() };
     assert_eq!(Batch::read(&dataset, &resize, &[3, 4]).unwrap().shape, [2, 1, 2, 2]);
+}
+
+#[test]
+fn a_subset_has_all_classes_whatever_their_order() {
+    let image = || Image { width: 1, height: 1, rgb: vec![0; 3] };
+    for label in [|i: usize| i % 10, |i: usize| i / 100] {
+        let labels: Vec<usize> = (0..1000).map(label).collect();
+        let dataset = Dataset::from_images((0..1000).map(|_| image()).collect(), labels.clone(), vec![]);
+        let subset = dataset.subset(200);
+        assert!(subset.len() == 200 && subset.is_sorted_by(|a, b| a < b));
+        assert_eq!(subset, dataset.subset(200));
+        for class in 0..10 {
+            let count = subset.iter().filter(|&&i| labels[i] == class).count();
+            assert!((8..=40).contains(&count), "class {class}: {count} of 200");
+        }
+        assert_eq!(dataset.subset(5000).len(), 1000);
+    }
 }

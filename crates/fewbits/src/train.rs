@@ -36,7 +36,7 @@ pub struct Request<'a> {
     pub training: &'a Arc<Dataset>,
     /// Labelled images to score on.
     pub validation: &'a Arc<Dataset>,
-    /// How many of them, spread evenly; `None` for all.
+    /// How many of them; `None` for all.
     pub training_limit: Option<usize>,
     /// How many of those to score on.
     pub validation_limit: Option<usize>,
@@ -155,7 +155,7 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
     let resumed = if request.resume && state.exists() { Some(Checkpoint::read(&state)?) } else { None };
     let mut folder = Folder::new(request, progress);
     progress.begin("scoring the float network", 1);
-    let indices = request.validation.spread(request.validation_limit.unwrap_or(usize::MAX));
+    let indices = request.validation.subset(request.validation_limit.unwrap_or(usize::MAX));
     let source = Source { indices, dataset: request.validation, preprocess: request.preprocess };
     let start = evaluate(&request.model.graph, Mode::Float, &source, request.threads, progress)?.main();
     let outcome = trainer::train(&setup, resumed, &mut folder);

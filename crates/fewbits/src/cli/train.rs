@@ -36,10 +36,10 @@ pub struct Args {
     /// Labels of an .npy file of images in --val; --labels are those of --data
     #[arg(long, value_name = "FILE.npy")]
     val_labels: Option<PathBuf>,
-    /// Train on N images only, spread evenly over --data
+    /// Train on N images of --data only, drawn at random, always the same ones
     #[arg(long, value_parser = super::count(), value_name = "N")]
     limit: Option<usize>,
-    /// Score on N images only, spread evenly over --val
+    /// Score on N images of --val only, drawn likewise
     #[arg(long, value_parser = super::count(), value_name = "N")]
     val_limit: Option<usize>,
     /// float, lsq, lsq+, lsq-bn, pact, dsq, qil, dorefa, tqt, sawb or qat

@@ -296,7 +296,7 @@ impl Request<'_> {
     }
 
     fn score(&self, graph: &Graph, mode: Mode<'_>, progress: &dyn Progress) -> Result<f64, Error> {
-        let indices = self.validation.spread(self.validation_images());
+        let indices = self.validation.subset(self.validation_images());
         let source = Source { dataset: self.validation, preprocess: self.preprocess, indices };
         Ok(evaluate(graph, mode, &source, self.threads, progress)?.main())
     }
