@@ -189,6 +189,8 @@ impl Network {
                 settings = Settings {
                     snapped: settings.snapped,
                     counted_images: settings.counted_images,
+                    delay: settings.delay,
+                    decay: settings.decay,
                     ..Settings::default()
                 };
             }

@@ -258,7 +258,7 @@ fn text(table: &Table, report: &Report<'_>) -> String {
     let mut text = format!("{}; top-1, percent\n", report.source);
     text.push_str(&aligned(&rows));
     if report.rows.iter().any(|line| line.runs > 0 && line.integer.is_none()) {
-        text.push_str("* by fake quantization: no integer kernel computes this quantizer\n");
+        text.push_str("* by fake quantization only: there is no integer network; results.json says why\n");
     }
     if report.proxy {
         text.push_str("Another network or other data than the paper's: orderings compare, numbers do not.\n");

@@ -214,8 +214,10 @@ fn fit(points: &[Point], low: f64, high: f64) -> (f64, f64) {
     let steps = [smallest, largest].map(|end| end / f64::from(CANDIDATES - 1));
     let candidates = (0..CANDIDATES).flat_map(|i| (0..CANDIDATES).map(move |j| [i, j]));
     let candidates = candidates.map(|[i, j]| [steps[0] * f64::from(i), steps[1] * f64::from(j)]);
-    let best = descend(least(candidates, error).unwrap_or([smallest, largest]), steps, error);
-    let mut best = scale_and_offset(best);
+    let best = least(candidates, error).unwrap_or([smallest, largest]);
+    // An end near zero, as behind a ReLU, has no step of its own to go by.
+    let wide = 0.5 * (largest - smallest) / f64::from(CANDIDATES - 1);
+    let mut best = scale_and_offset(descend(best, steps.map(|step| step.abs().max(wide)), error));
     for _ in 0..REFINEMENTS {
         let [mut n, mut x, mut q, mut xq, mut qq] = [0.0; 5];
         for p in points {
@@ -298,6 +300,17 @@ mod tests {
         assert!((found - 0.3).abs() < 1e-6 && (offset + 0.7).abs() < 1e-6, "{found}, {offset}");
         let symmetric: Vec<f32> = (-8..8).map(|i| 0.3 * i as f32).collect();
         assert!((scale(Start::Mse, &symmetric, -8, 7) - 0.3).abs() < 1e-6);
+    }
+
+    #[test]
+    fn an_end_beside_zero_does_not_slow_the_search() {
+        let mut relu: Vec<f32> = normal(20_000, 1.0).iter().map(|x| x.max(1e-9)).collect();
+        relu[0] = 9.0;
+        // In steps of the lower end's own size the search would take hours.
+        for high in [3, 15] {
+            let (found, offset) = scale_and_offset(Start::Mse, &relu, 0, high);
+            assert!(found > 0.05 && offset.abs() < found, "{found}, {offset}");
+        }
     }
 
     #[test]
