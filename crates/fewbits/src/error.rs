@@ -2,6 +2,7 @@
 
 use fewbits_data::DataError;
 use fewbits_graph::GraphError;
+use fewbits_methods::MethodError;
 use fewbits_onnx::OnnxError;
 use fewbits_quant::QuantError;
 use fewbits_train::TrainError;
@@ -24,6 +25,9 @@ pub enum Error {
     /// Ranges, plans, placement.
     #[error(transparent)]
     Quant(#[from] QuantError),
+    /// A post-training method.
+    #[error(transparent)]
+    Method(#[from] MethodError),
     /// Training.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -93,6 +97,7 @@ impl Error {
             Error::Onnx(e) => e.hint(),
             Error::Data(e) => e.hint(),
             Error::Quant(e) => e.hint(),
+            Error::Method(e) => e.hint(),
             Error::Train(e) => e.hint(),
             Error::Graph { source, .. } => source.hint(),
             Error::Sample { source: GraphError::Input { .. }, .. } => Some(

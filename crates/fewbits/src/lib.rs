@@ -13,7 +13,6 @@ pub mod inspect;
 pub mod model;
 pub mod observe;
 pub mod plan;
-pub mod progress;
 pub mod quantize;
 pub mod report;
 pub mod repro;
@@ -23,4 +22,5 @@ pub mod summary;
 pub mod train;
 
 pub use error::Error;
+pub use fewbits_methods::progress;
 pub use model::Model;

@@ -1,8 +1,22 @@
-//! Post-training methods that change weights: one folder each, a pure decision first.
+//! Post-training methods: one folder each.
 //!
-//! What enters: a prepared graph, its grids and what was measured. What leaves: full replacement tensors by name (patches). This room
-//! knows no files, no data sets and no command line.
+//! What enters: a float network, a [`Draft`] of the quantized one, and samples by number. What leaves: the draft with other
+//! constants and other grids. This room knows no files but temporary ones, no data sets and no command line.
 
 pub mod bias_correction;
+pub mod draft;
 pub mod equalization;
+pub mod error;
 pub mod output_scaling;
+pub mod progress;
+pub mod samples;
+pub mod walk;
+
+pub use draft::{Draft, Ground, Layer, layers};
+pub use error::MethodError;
+pub use progress::Progress;
+pub use samples::Samples;
+pub use walk::{BlockMethod, Walk};
+
+#[cfg(test)]
+mod testing;

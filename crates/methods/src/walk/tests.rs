@@ -1,0 +1,35 @@
+//! On a small residual network, the walk computes on both sides what the whole networks compute.
+
+use super::*;
+use crate::{Layer, testing};
+
+#[test]
+fn every_block_sees_what_the_whole_networks_compute() {
+    let network = testing::residual();
+    let samples = testing::images(5, &network.shape);
+    let threads = Threads::new(2);
+    for memory in [usize::MAX, 1000] {
+        let mut walk = Walk::new(network.ground(), &samples, memory, &threads).unwrap();
+        assert!(walk.position().1 >= 3, "it has several blocks");
+        while let Some(block) = walk.block().cloned() {
+            let names: Vec<&str> = block.inputs.iter().chain(&block.outputs).map(String::as_str).collect();
+            for sample in 0..samples.len() {
+                let float = testing::tensors(&network.graph, Mode::Float, &samples[sample], &names);
+                let given = walk.inputs(Side::Float, sample).unwrap().into_iter().chain(walk.targets(sample).unwrap());
+                assert_eq!(float, given.collect::<Vec<_>>());
+                let inputs: Vec<&str> = block.inputs.iter().map(String::as_str).collect();
+                let mode = Mode::FakeQuant(&network.draft.grids);
+                let quantized = testing::tensors(&network.draft.graph, mode, &samples[sample], &inputs);
+                assert_eq!(quantized, walk.inputs(Side::Quantized, sample).unwrap());
+            }
+            walk.advance(&network.draft).unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_layer_is_in_one_block() {
+    let network = testing::residual();
+    let all: Vec<Layer> = blocks(&network.ground()).into_iter().flat_map(|b| b.layers).collect();
+    assert_eq!(all, crate::layers(&network.graph, &network.placement));
+}
