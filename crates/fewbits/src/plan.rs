@@ -39,7 +39,7 @@ pub fn describe(quantized: &Quantized, settings: &Settings, samples: usize) -> s
         "policy": settings.policy,
         "ranges": settings.ranges.to_string(),
         "range_rule": quantized.rule,
-        "repair": settings.repair,
+        "method": settings.methods.to_string(),
         "keep_float": settings.keep_float,
         "samples": samples,
     })

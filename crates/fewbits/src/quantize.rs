@@ -2,8 +2,10 @@
 
 use crate::{
     Error, Model,
+    methods::{Method, Methods},
     observe::{Observation, observe},
     progress::Progress,
+    refine::{Step, refine},
     sqnr::BalancedSqnr,
     stream::{Source, outputs},
 };
@@ -29,6 +31,7 @@ use std::{
     fmt,
     str::FromStr,
     sync::Arc,
+    time::Duration,
 };
 
 /// Replacement constants by name.
@@ -53,6 +56,8 @@ pub const CANDIDATES: &[RangeRule] = &[
     RangeRule::MeanMinMax,
 ];
 
+/// Default of [`Settings::time_budget`].
+pub const TIME_BUDGET: Duration = Duration::from_secs(600);
 /// Samples on which [`Ranges::Auto`] compares the rules.
 const COMPARED_SAMPLES: usize = 32;
 /// Samples from which weights are reshaped, and on which that is judged.
@@ -86,10 +91,29 @@ pub struct Settings {
     pub policy: Policy,
     /// Activation ranges.
     pub ranges: Ranges,
-    /// Whether weights may be changed: output scaling, equalization, bias correction.
-    pub repair: bool,
+    /// What may be done to weights, scales and biases.
+    pub methods: Methods,
     /// Nodes that take no part.
     pub keep_float: BTreeSet<String>,
+    /// Time after which [`Methods::Auto`] begins nothing new.
+    pub time_budget: Duration,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+impl Settings {
+    /// Everything by default but `target` and `policy`.
+    pub fn new(target: Target, policy: Policy) -> Self {
+        Settings {
+            target,
+            policy,
+            ranges: Ranges::Auto,
+            methods: Methods::Auto,
+            keep_float: BTreeSet::new(),
+            time_budget: TIME_BUDGET,
+            seed: 0,
+        }
+    }
 }
 
 /// How close one range rule came to the float network.
@@ -126,6 +150,8 @@ pub struct Quantized {
     pub stats: Stats,
     /// Weights with channels whose scale was raised for their bias.
     pub guarded: Vec<String>,
+    /// What was done after the ranges were chosen, and what it brought.
+    pub steps: Vec<Step>,
 }
 
 /// Quantizes `model` from the samples of `source`.
@@ -197,7 +223,8 @@ pub fn quantize(
     // Of equals the first: the simpler rule.
     let best = (0..trials.len()).rev().max_by(|&a, &b| trials[a].sqnr_db.total_cmp(&trials[b].sqnr_db)).unwrap_or(0);
     let (Choice { grids, mut biases, guarded }, _) = choices.swap_remove(best);
-    if let Some(Trial { sqnr_db, .. }) = trials.get(best).filter(|_| !biases.is_empty()) {
+    let doubted = !biases.is_empty() && !settings.methods.demands(Method::BiasCorrection);
+    if let Some(Trial { sqnr_db, .. }) = trials.get(best).filter(|_| doubted) {
         let mode = Mode::Integer(&grids);
         if output_sqnr(&graph, mode, &compared, &references, threads, progress)? > *sqnr_db {
             biases.clear();
@@ -205,7 +232,7 @@ pub fn quantize(
     }
     patches.extend(biases);
     let (float, graph) = (graph, laid_out(&prepared, &patches, &grids));
-    Ok(Quantized {
+    let quantized = Quantized {
         prepared,
         float,
         graph,
@@ -217,7 +244,9 @@ pub fn quantize(
         trials,
         stats,
         guarded,
-    })
+        steps: vec![],
+    };
+    refine(quantized, &facts, source, settings, threads, progress)
 }
 
 /// Grids under one rule, and the biases that go with them.
@@ -242,7 +271,7 @@ fn choose(ground: &Ground<'_>, settings: &Settings, rule: RangeRule) -> Result<C
     let Ground { graph, placement, facts, stats, ranges, weights } = *ground;
     let mut grids = calibrate::activations(graph, placement, stats, &settings.policy, &settings.target, rule, ranges)?;
     let guarded = calibrate::add_weights(graph, placement, weights, &mut grids);
-    let biases = match settings.repair {
+    let biases = match settings.methods.allows(Method::BiasCorrection) {
         true => bias_correction::corrections(graph, &grids, facts, stats),
         false => Patches::new(),
     };
@@ -267,7 +296,7 @@ fn reshape(
 ) -> Result<Reshaped, Error> {
     let outputs = spatial_outputs(prepared, facts);
     let (groups, silus) = (equalization::groups(prepared), passes::silu_slots(prepared));
-    if !settings.repair || outputs.is_empty() && groups.is_empty() && silus.is_empty() {
+    if !settings.methods.allows(Method::Equalize) || outputs.is_empty() && groups.is_empty() && silus.is_empty() {
         return Ok(Reshaped::default());
     }
     let between = groups.iter().flat_map(|g| &g.tensors).chain(silus.iter().map(|s| &s.tensor));
@@ -281,6 +310,9 @@ fn reshape(
     let (patches, ranges) = equalization::silu_patches(&patched(prepared, &equalized.patches), &silus, &stats);
     equalized.patches.extend(patches);
     equalized.ranges.extend(ranges);
+    if settings.methods.demands(Method::Equalize) {
+        return Ok(equalized);
+    }
     if equalized == plain {
         return Ok(plain);
     }

@@ -5,7 +5,7 @@
 //! nothing depends on the number of workers.
 
 use crate::{Error, model::Model, progress::Progress};
-use fewbits_data::{Batch, Dataset, Preprocess};
+use fewbits_data::{Batch, DataError, Dataset, Preprocess};
 use fewbits_graph::{
     Graph, Tensor,
     exec::{Executor, Mode, Tap, Tapped},
@@ -28,6 +28,23 @@ pub struct Source<'a> {
     pub preprocess: &'a Preprocess,
     /// Which samples, in order.
     pub indices: Vec<usize>,
+}
+
+impl Source<'_> {
+    /// The samples `indices` as an input of batch size `size`, and what was read. A network with a fixed batch size gets missing samples
+    /// as zeros.
+    ///
+    /// # Errors
+    /// Errors of the data.
+    pub fn tensor(&self, indices: &[usize], size: usize) -> Result<(Tensor, Batch), DataError> {
+        let batch = Batch::read(self.dataset, self.preprocess, indices)?;
+        let (mut shape, mut data) = (batch.shape.clone(), batch.data.clone());
+        if shape.first().is_some_and(|&n| n < size) {
+            data.resize(data.len() / shape[0] * size, 0.0);
+            shape[0] = size;
+        }
+        Ok((Tensor::f32(&shape, data), batch))
+    }
 }
 
 /// One graph in one mode, and the tensors to look at.
@@ -151,16 +168,9 @@ fn compute(
     tap: &mut dyn Tap,
 ) -> Result<Seen, Error> {
     Model::input(graph)?;
-    let batch = Batch::read(source.dataset, source.preprocess, indices)?;
-    let mut shape = batch.shape.clone();
-    let mut data = batch.data.clone();
-    if shape.first().is_some_and(|&n| n < size) {
-        // A network with a fixed batch size gets the missing samples as zeros; their outputs are dropped.
-        data.resize(data.len() / shape[0] * size, 0.0);
-        shape[0] = size;
-    }
+    let (input, batch) = source.tensor(indices, size)?;
     let sample_error = |source_error| Error::Sample { sample: source.dataset.name(indices[0]), source: source_error };
-    let outputs = executor.run_tapped(&[Tensor::f32(&shape, data)], tap).map_err(sample_error)?;
+    let outputs = executor.run_tapped(&[input], tap).map_err(sample_error)?;
     Ok(Seen { batch, outputs })
 }
 

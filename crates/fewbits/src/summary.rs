@@ -177,6 +177,7 @@ mod tests {
     use super::*;
     use crate::{
         demo,
+        methods::Methods,
         progress::Silent,
         quantize::{Ranges, quantize},
         stream::Source,
@@ -190,19 +191,12 @@ mod tests {
         let preprocess = model.preprocess().unwrap().unwrap();
         let dataset = demo::calibration_set();
         let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.first(Some(4)) };
-        let policy = Policy {
-            weight_bits: 4,
-            activation_bits: 8,
-            edge_bits: 4,
-            weight_rule: WeightRule::MinMax,
-            per_channel: true,
-        };
+        let policy = Policy { weight_rule: WeightRule::MinMax, ..Policy::new(4, 8, 4) };
         let settings = Settings {
-            target: "ort".parse().unwrap(),
-            policy,
             ranges: Ranges::Rule(RangeRule::MinMax),
-            repair: false,
+            methods: Methods::List(vec![]),
             keep_float: BTreeSet::from(["logits".to_string()]),
+            ..Settings::new("ort".parse().unwrap(), policy)
         };
         let quantized = quantize(&model, &source, &settings, 1, &Silent).unwrap();
         let found = sizes(&model, &quantized, &settings, 7);

@@ -9,7 +9,7 @@ use fewbits_graph::{
 };
 use fewbits_kernels::Threads;
 use fewbits_quant::{
-    RangeRule, Stats, WeightRule,
+    RangeRule, Stats,
     calibrate::{self, Policy},
     placement::{Placement, Site, place},
     stats::{ChannelStats, ImageStats},
@@ -47,7 +47,7 @@ pub fn zoo(name: &str, weight_bits: u8, activation_bits: u8) -> Network {
 
 /// `graph` on inputs of `shape`, quantized to the nearest codes, mean-squared-error scales, min-max ranges.
 pub fn quantized(graph: &Graph, shape: &[usize], weight_bits: u8, activation_bits: u8) -> Network {
-    let policy = Policy { weight_bits, activation_bits, edge_bits: 8, weight_rule: WeightRule::Mse, per_channel: true };
+    let policy = Policy::new(weight_bits, activation_bits, 8);
     let target = "ort".parse().unwrap();
     let graph = passes::drop_neutral_slots(&passes::prepare(graph).unwrap().0);
     let graph = passes::drop_layer_input_slots(&graph, |_| activation_bits == 8);

@@ -23,11 +23,33 @@ pub struct Policy {
     pub weight_rule: WeightRule,
     /// One scale per output channel rather than one per weight tensor.
     pub per_channel: bool,
+    /// Bits of single weights, by name, in place of the above.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub weight_bits_of: BTreeMap<String, u8>,
 }
 
 impl Policy {
-    fn weight_bits(&self, edge: bool) -> u8 {
-        if edge { self.edge_bits.max(self.weight_bits) } else { self.weight_bits }
+    /// These bits, scales per channel by least squared error.
+    pub fn new(weight_bits: u8, activation_bits: u8, edge_bits: u8) -> Self {
+        Policy {
+            weight_bits,
+            activation_bits,
+            edge_bits,
+            weight_rule: WeightRule::Mse,
+            per_channel: true,
+            weight_bits_of: BTreeMap::new(),
+        }
+    }
+
+    /// Whether anything but first and last layers has fewer than eight bits.
+    pub fn is_low(&self) -> bool {
+        self.weight_bits < 8 || self.activation_bits < 8 || self.weight_bits_of.values().any(|bits| *bits < 8)
+    }
+
+    /// Bits of the weight `name`, of a first or last layer if `edge`.
+    pub fn weight_bits(&self, name: &str, edge: bool) -> u8 {
+        let usual = if edge { self.edge_bits.max(self.weight_bits) } else { self.weight_bits };
+        self.weight_bits_of.get(name).copied().unwrap_or(usual)
     }
 
     /// Bits of the activation at `site`.
@@ -108,7 +130,7 @@ pub fn weights(
     for (name, site) in &placement.sites {
         let Site::Weight { axis, edge, .. } = site else { continue };
         let Some(tensor) = graph.constant(name) else { continue };
-        let grid = Grid::weights(policy.weight_bits(*edge));
+        let grid = Grid::weights(policy.weight_bits(name, *edge));
         let granularity = if policy.per_channel { Granularity::Channel { axis: *axis } } else { Granularity::Tensor };
         found.insert(name.clone(), weight_params(name, tensor, grid, granularity, policy.weight_rule)?);
     }

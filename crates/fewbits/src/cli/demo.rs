@@ -5,17 +5,17 @@ use fewbits::{
     Error, demo,
     evaluate::{Scores, evaluate},
     export, plan,
-    quantize::{Ranges, Settings, quantize},
+    quantize::{Settings, quantize},
     report,
     stream::Source,
     summary::summarize,
 };
 use fewbits_data::Preprocess;
 use fewbits_graph::exec::Mode;
-use fewbits_quant::{WeightRule, calibrate::Policy, target::Target};
+use fewbits_quant::{calibrate::Policy, target::Target};
 use fewbits_report::Mode as ReportMode;
 use serde::Serialize;
-use std::{collections::BTreeSet, path::PathBuf, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
 /// Everything on the built-in network and images; needs no files and no network.
 #[derive(Debug, clap::Args)]
@@ -62,19 +62,8 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     export::write(&float_file, &model.graph)?;
     let mut rows = Vec::new();
     for (weights, activations) in [(8, 8), (4, 8)] {
-        let settings = Settings {
-            target: "ort".parse::<Target>().map_err(|what| Error::Usage { what, hint: String::new() })?,
-            policy: Policy {
-                weight_bits: weights,
-                activation_bits: activations,
-                edge_bits: 8,
-                weight_rule: WeightRule::Mse,
-                per_channel: true,
-            },
-            ranges: Ranges::Auto,
-            repair: true,
-            keep_float: BTreeSet::new(),
-        };
+        let target = "ort".parse::<Target>().map_err(|what| Error::Usage { what, hint: String::new() })?;
+        let settings = Settings::new(target, Policy::new(weights, activations, 8));
         let begun = Instant::now();
         let quantized = quantize(&model, &calibration, &settings, threads, &*progress)?;
         let samples = calibration.indices.len();

@@ -18,7 +18,7 @@ mod zoo;
 use clap::{Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 use fewbits::Error;
 use output::Output;
-use std::{error::Error as _, process::ExitCode};
+use std::{error::Error as _, process::ExitCode, time::Duration};
 
 /// Convolutional networks in few bits: ONNX in, ONNX out.
 #[derive(Debug, Parser)]
@@ -97,6 +97,21 @@ pub enum Verdict {
 /// A count of at least one.
 fn count() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
+}
+
+/// A time such as `90s`, `10m` or `1.5h`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.strip_suffix(['s', 'm', 'h']) {
+        Some(number) => (number, &text[number.len()..]),
+        None => (text, "s"),
+    };
+    let factor = match unit {
+        "h" => 3600.0,
+        "m" => 60.0,
+        _ => 1.0,
+    };
+    let seconds = number.parse::<f64>().ok().map(|n| n * factor).and_then(|s| Duration::try_from_secs_f64(s).ok());
+    seconds.ok_or_else(|| format!("`{text}` is no time; write 90s, 10m or 1h"))
 }
 
 /// Parses the arguments, runs the command, prints errors; exit codes 0 done, 1 threshold missed, 2 error.

@@ -3,13 +3,19 @@
 use super::{Verdict, data::PreprocessArgs, output::Output};
 use fewbits::stream::Source;
 use fewbits::{
-    Error, Model, export, plan,
+    Error, Model, export,
+    methods::Methods,
+    plan,
     quantize::{Quantized, Ranges, Settings, quantize},
     report,
     summary::{Summary, summarize},
 };
 use fewbits_quant::{WeightRule, calibrate::Policy, target::Target};
-use std::{collections::BTreeSet, path::PathBuf, time::Instant};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 /// Turn a float model into a low-bit one, from a few hundred images.
 #[derive(Debug, clap::Args)]
@@ -64,19 +70,20 @@ pub struct PolicyArgs {
     /// One weight scale per output channel, or one per tensor
     #[arg(long, default_value = "channel", value_parser = ["channel", "tensor"], value_name = "channel|tensor")]
     granularity: String,
-    /// Change no weight or bias but by folding and rounding: no output scaling, no equalization, no bias correction
-    #[arg(long)]
-    no_repair: bool,
+    /// What is done against the damage of rounding: auto, none, or a list of methods
+    #[arg(long, default_value = "auto", value_name = "NAME[,NAME…]")]
+    method: Methods,
+    /// When `--method auto` begins no further step, e.g. 90s or 10m
+    #[arg(long, default_value = "10m", value_parser = super::duration, value_name = "TIME")]
+    time_budget: Duration,
 }
 
 impl PolicyArgs {
     fn policy(&self) -> Policy {
         Policy {
-            weight_bits: self.weights,
-            activation_bits: self.activations,
-            edge_bits: self.edge_bits,
             weight_rule: self.weight_ranges,
             per_channel: self.granularity == "channel",
+            ..Policy::new(self.weights, self.activations, self.edge_bits)
         }
     }
 }
@@ -89,11 +96,12 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.spread(args.samples), dataset: &dataset, preprocess: &preprocess };
     let settings = Settings {
-        target,
-        policy: args.policy.policy(),
         ranges: args.policy.ranges,
-        repair: !args.policy.no_repair,
+        methods: args.policy.method.clone(),
         keep_float: args.keep_float.iter().cloned().collect::<BTreeSet<_>>(),
+        time_budget: args.policy.time_budget,
+        seed: out.global.seed,
+        ..Settings::new(target, args.policy.policy())
     };
     if settings.policy.edge_bits > settings.policy.weight_bits.min(settings.policy.activation_bits) {
         out.note(&format!("first and last layers keep {} bits (--edge-bits)", settings.policy.edge_bits));
@@ -149,6 +157,7 @@ fn text(summary: &Summary, quantized: &Quantized, path: &std::path::Path, args: 
         let chosen = if trial.rule == quantized.rule { "  <- chosen" } else { "" };
         lines.push(format!("ranges {:<18} {:6.2} dB{chosen}", trial.rule.to_string(), trial.sqnr_db));
     }
+    lines.extend(quantized.steps.iter().map(|step| format!("step {step}")));
     for layer in summary.layers.iter().filter(|l| l.runtime == "float") {
         lines.push(format!("float: {} ({}): {}", layer.name, layer.op, layer.reason));
     }

@@ -18,13 +18,13 @@ use crate::{
     Error, Model,
     evaluate::evaluate,
     progress::Progress,
-    quantize::{self, Ranges, quantize},
+    quantize::{self, quantize},
     stream::Source,
     summary, train,
 };
 use fewbits_data::{Dataset, Preprocess};
 use fewbits_graph::{Graph, Grids, exec::Mode};
-use fewbits_quant::{WeightRule, calibrate::Policy, placement::place, target::Target};
+use fewbits_quant::{calibrate::Policy, placement::place, target::Target};
 use fewbits_train::recipe::Recipe;
 use std::{
     collections::BTreeSet,
@@ -271,19 +271,10 @@ impl Request<'_> {
     }
 
     fn quantize_row(&self, model: &Model, row: &Row, run: &mut Run, progress: &dyn Progress) -> Result<(), Error> {
-        let settings = quantize::Settings {
-            target: self.target.clone(),
-            policy: Policy {
-                weight_bits: row.weights,
-                activation_bits: row.activations,
-                edge_bits: plan::EDGE_BITS,
-                weight_rule: WeightRule::Mse,
-                per_channel: false,
-            },
-            ranges: Ranges::Auto,
-            repair: true,
-            keep_float: BTreeSet::new(),
-        };
+        let settings = quantize::Settings::new(
+            self.target.clone(),
+            Policy { per_channel: false, ..Policy::new(row.weights, row.activations, plan::EDGE_BITS) },
+        );
         let indices = self.training.spread(CALIBRATION_SAMPLES.min(self.images()));
         let samples = indices.len();
         let source = Source { dataset: self.training, preprocess: self.preprocess, indices };

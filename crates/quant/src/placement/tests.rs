@@ -103,8 +103,7 @@ fn a_tensor_that_is_multiplied_and_added_has_two_grids() {
         (conv.clone(), &["p", "w", "b"], "f"),
         (conv, &["f", "w", "b"], "y"),
     ]);
-    let policy =
-        Policy { weight_bits: 2, activation_bits: 2, edge_bits: 4, weight_rule: WeightRule::MinMax, per_channel: true };
+    let policy = Policy { weight_rule: WeightRule::MinMax, ..Policy::new(2, 2, 4) };
     let bits = |name: &&str| policy.activation_bits(&placement.sites[*name]);
     // First and last layers multiply `x` and `f`; summands and outputs are precise; `e` is read through a pool.
     let tensors = ["x", "a", "c", "c_layer_input", "d", "e", "f", "y"];

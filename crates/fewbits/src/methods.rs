@@ -1,0 +1,109 @@
+//! The post-training methods by name, and which of them a quantization uses.
+
+use fewbits_quant::calibrate::Policy;
+use std::{fmt, str::FromStr};
+
+/// A method of `fewbits quantize --method`. The order is that in which they are applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Method {
+    /// Ranges of channels made alike by moving factors from layer to layer; outputs scaled.
+    Equalize,
+    /// The mean that rounding adds to each channel, taken off the bias.
+    BiasCorrection,
+}
+
+/// Every method with its name.
+pub const METHODS: &[(Method, &str)] = &[(Method::Equalize, "equalize"), (Method::BiasCorrection, "bias-correction")];
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = METHODS.iter().find(|(method, _)| method == self).map_or("", |(_, name)| name);
+        f.write_str(name)
+    }
+}
+
+impl FromStr for Method {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = METHODS.iter().find(|(_, name)| *name == text);
+        found.map(|(method, _)| *method).ok_or_else(|| {
+            let names: Vec<&str> = METHODS.iter().map(|(_, name)| *name).collect();
+            format!("`{text}` is no method; there are auto, none, {}", names.join(", "))
+        })
+    }
+}
+
+/// Which methods are used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Methods {
+    /// Equalization and bias correction where they bring the outputs closer; below 8 bits learned rounding too, each step kept by
+    /// what it gains on samples that it has not seen.
+    Auto,
+    /// These, in the order of [`Method`].
+    List(Vec<Method>),
+}
+
+impl Methods {
+    /// Whether `method` is to be applied whatever it brings.
+    pub fn demands(&self, method: Method) -> bool {
+        matches!(self, Methods::List(list) if list.contains(&method))
+    }
+
+    /// Whether `method` is applied, or tried.
+    pub fn allows(&self, method: Method) -> bool {
+        *self == Methods::Auto || self.demands(method)
+    }
+
+    /// Whether what is done depends on a measurement, at the bits of `policy`.
+    pub fn explores(&self, policy: &Policy) -> bool {
+        *self == Methods::Auto && policy.is_low()
+    }
+}
+
+impl fmt::Display for Methods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Methods::Auto => f.write_str("auto"),
+            Methods::List(list) if list.is_empty() => f.write_str("none"),
+            Methods::List(list) => {
+                let names: Vec<String> = list.iter().map(Method::to_string).collect();
+                f.write_str(&names.join(","))
+            }
+        }
+    }
+}
+
+impl FromStr for Methods {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Methods::Auto),
+            "none" => Ok(Methods::List(vec![])),
+            _ => {
+                let mut list = text.split(',').map(str::parse).collect::<Result<Vec<Method>, _>>()?;
+                list.sort();
+                list.dedup();
+                Ok(Methods::List(list))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_back_and_are_applied_in_one_order() {
+        for (method, name) in METHODS {
+            assert_eq!((method.to_string().as_str(), name.parse()), (*name, Ok(*method)));
+        }
+        let methods: Methods = "bias-correction,equalize,equalize".parse().unwrap();
+        assert_eq!(methods.to_string(), "equalize,bias-correction");
+        assert_eq!("auto".parse(), Ok(Methods::Auto));
+        assert_eq!("none".parse::<Methods>().unwrap().to_string(), "none");
+        assert!("adarond".parse::<Methods>().unwrap_err().contains("adarond"));
+    }
+}

@@ -1,0 +1,162 @@
+//! Methods that walk the network: learned rounding, scales, zero points and biases, measured on samples that they do not see.
+
+use crate::{
+    Error, Model,
+    methods::Methods,
+    progress::Progress,
+    quantize::{Patches, Quantized, Settings, laid_out, output_sqnr},
+    stream::{Source, outputs},
+};
+use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
+use fewbits_kernels::Threads;
+use fewbits_methods::{BlockMethod, Draft, Ground, Samples, Walk, layers, walk::walk_through};
+use fewbits_quant::weights::guard_bias;
+use serde::Serialize;
+use std::{
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, Instant},
+};
+
+/// Of how many samples one is held back for measuring.
+const HELD_BACK: usize = 8;
+/// Bytes of samples' tensors that are kept in memory.
+const MEMORY: usize = 2 << 30;
+
+/// What one step brought.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Step {
+    /// The methods, in order.
+    pub methods: String,
+    /// [`crate::sqnr::BalancedSqnr`] of the outputs on held-back samples before it, dB.
+    pub before_db: f64,
+    /// The same behind it.
+    pub after_db: f64,
+    /// Whether its result was taken.
+    pub kept: bool,
+    /// How long it took.
+    #[serde(skip)]
+    pub time: Duration,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Step { methods, before_db, after_db, .. } = self;
+        let verdict = if self.kept { "kept" } else { "dropped" };
+        write!(f, "{methods:<34} {before_db:6.2} -> {after_db:6.2} dB  {:5.1} s  {verdict}", self.time.as_secs_f64())
+    }
+}
+
+/// Takes `quantized` through the steps of `settings`.
+///
+/// # Errors
+/// Errors of the data, the network and the methods.
+pub fn refine(
+    quantized: Quantized,
+    facts: &BTreeMap<String, Fact>,
+    source: &Source<'_>,
+    settings: &Settings,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Quantized, Error> {
+    let steps = steps(settings);
+    if steps.is_empty() {
+        return Ok(quantized);
+    }
+    let begun = Instant::now();
+    let (seen, held) = split(source, Model::fixed_batch(&quantized.float).unwrap_or(1));
+    let mut references = Vec::new();
+    outputs(&quantized.float, Mode::Float, &held, threads, progress, |seen| {
+        references.push(seen.outputs);
+        Ok(())
+    })?;
+    let closeness =
+        |draft: &Draft| output_sqnr(&draft.graph, Mode::Integer(&draft.grids), &held, &references, threads, progress);
+    let Quantized { float, placement, stats, .. } = &quantized;
+    let ground = Ground { float, placement, facts, stats };
+    let pool = Threads::new(threads);
+    let mut draft = Draft { graph: quantized.graph.clone(), grids: quantized.grids.clone() };
+    let (mut before_db, mut done) = (closeness(&draft)?, Vec::new());
+    for methods in steps {
+        let exploring = settings.methods == Methods::Auto;
+        if exploring && begun.elapsed() > settings.time_budget {
+            break;
+        }
+        let step_begun = Instant::now();
+        let mut changed = draft.clone();
+        let mut walk = Walk::new(ground, &Runs::of(&seen, float), MEMORY, &pool)?;
+        let methods: Vec<&dyn BlockMethod> = methods.iter().map(|m| &**m).collect();
+        walk_through(&mut walk, &mut changed, &methods, progress, |_, _| Ok(()))?;
+        guard_biases(&ground, &mut changed);
+        let after_db = closeness(&changed)?;
+        let kept = !exploring || after_db > before_db;
+        let names: Vec<&str> = methods.iter().map(|m| m.name()).collect();
+        done.push(Step { methods: names.join(", "), before_db, after_db, kept, time: step_begun.elapsed() });
+        if kept {
+            (draft, before_db) = (changed, after_db);
+        }
+    }
+    let mut patches: Patches = quantized.patches.clone();
+    patches.extend(draft.patches(float));
+    let graph = laid_out(&quantized.prepared, &patches, &draft.grids);
+    Ok(Quantized { graph, grids: draft.grids, patches, steps: done, ..quantized })
+}
+
+/// The steps that are taken one after the other, each the methods that share a walk.
+fn steps(settings: &Settings) -> Vec<Vec<Box<dyn BlockMethod>>> {
+    let _ = settings;
+    vec![]
+}
+
+/// The samples that methods see, and every eighth, which they do not; all are both if there are few.
+fn split<'a>(source: &Source<'a>, batch: usize) -> (Source<'a>, Source<'a>) {
+    let part = |indices: Vec<usize>| Source { indices, ..*source };
+    let whole = |indices: Vec<usize>| {
+        let count = if indices.len() < batch { indices.len() } else { indices.len() / batch * batch };
+        part(indices[..count].to_vec())
+    };
+    if source.indices.len() < 2 * HELD_BACK * batch {
+        return (whole(source.indices.clone()), whole(source.indices.clone()));
+    }
+    let is_held = |i: &usize| i % HELD_BACK == HELD_BACK - 1;
+    let (held, seen): (Vec<usize>, Vec<usize>) = (0..source.indices.len()).partition(is_held);
+    let samples = |places: Vec<usize>| places.into_iter().map(|i| source.indices[i]).collect();
+    (whole(samples(seen)), whole(samples(held)))
+}
+
+/// Raises weight scales for biases that have become too large for them.
+fn guard_biases(ground: &Ground<'_>, draft: &mut Draft) {
+    for layer in layers(ground.float, ground.placement) {
+        let scale = draft.grids.params(&layer.input).and_then(QuantParams::tensor_params);
+        let bias = layer.bias.as_ref().and_then(|name| draft.graph.constant(name)).and_then(|t| t.as_f32());
+        let params = draft.grids.params(&layer.weight).cloned();
+        if let (Some((scale, _)), Some(bias), Some(mut params)) = (scale, bias, params)
+            && !guard_bias(&mut params.scale, scale, bias).is_empty()
+        {
+            draft.set_params(&layer.weight, params);
+        }
+    }
+}
+
+/// A source as methods see it.
+struct Runs<'a> {
+    source: &'a Source<'a>,
+    batch: usize,
+}
+
+impl<'a> Runs<'a> {
+    fn of(source: &'a Source<'a>, graph: &Graph) -> Self {
+        Runs { source, batch: Model::fixed_batch(graph).unwrap_or(1) }
+    }
+}
+
+impl Samples for Runs<'_> {
+    fn count(&self) -> usize {
+        self.source.indices.len().div_ceil(self.batch)
+    }
+
+    fn inputs(&self, i: usize) -> Result<Vec<Tensor>, Box<dyn std::error::Error + Send + Sync>> {
+        let indices = self.source.indices.chunks(self.batch).nth(i).unwrap_or_default();
+        Ok(vec![self.source.tensor(indices, self.batch)?.0])
+    }
+}
