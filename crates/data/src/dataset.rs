@@ -51,6 +51,7 @@ pub struct Dataset {
 #[derive(Debug)]
 enum Store {
     Images(Vec<Image>),
+    Tensors { shape: Vec<usize>, rows: Vec<Vec<f32>> },
     Files(Vec<PathBuf>),
     Array(array::Images),
     Cifar(cifar::Batches),
@@ -122,6 +123,17 @@ impl Dataset {
         }
     }
 
+    /// Prepared samples that are in memory already, each of the shape `shape` (without the batch axis).
+    pub fn from_tensors(shape: Vec<usize>, rows: Vec<Vec<f32>>) -> Self {
+        Self {
+            path: PathBuf::from("samples in memory"),
+            store: Store::Tensors { shape, rows },
+            labels: None,
+            class_names: Vec::new(),
+            coco: None,
+        }
+    }
+
     fn open_cifar(&mut self, paths: &[PathBuf]) -> Result<(), DataError> {
         let (batches, labels) = cifar::Batches::open(paths)?;
         self.store = Store::Cifar(batches);
@@ -163,7 +175,11 @@ impl Dataset {
 
     /// Whether samples are already tensors, so that preprocessing does not touch them.
     pub fn is_prepared(&self) -> bool {
-        matches!(&self.store, Store::Array(images) if images.is_prepared())
+        match &self.store {
+            Store::Array(images) => images.is_prepared(),
+            Store::Tensors { .. } => true,
+            Store::Images(_) | Store::Files(_) | Store::Cifar(_) => false,
+        }
     }
 
     /// The file of a sample, with its position where a file holds many: for messages.
@@ -171,7 +187,7 @@ impl Dataset {
         let within = |path: &Path, index| PathBuf::from(format!("{}[{index}]", path.display()));
         match &self.store {
             Store::Files(files) => files.get(index).cloned().unwrap_or_default(),
-            Store::Array(_) | Store::Images(_) => within(&self.path, index),
+            Store::Array(_) | Store::Images(_) | Store::Tensors { .. } => within(&self.path, index),
             Store::Cifar(batches) => {
                 let (path, index) = batches.locate(index);
                 within(path, index)
@@ -189,6 +205,7 @@ impl Dataset {
                 Ok(Sample::Image(decode(&bytes, path)?))
             }
             Store::Images(images) => Ok(Sample::Image(images[index].clone())),
+            Store::Tensors { shape, rows } => Ok(Sample::Tensor { shape: shape.clone(), data: rows[index].clone() }),
             Store::Array(images) => images.read(index),
             Store::Cifar(batches) => Ok(Sample::Image(batches.read(index)?)),
         }
@@ -224,6 +241,7 @@ impl Store {
             Self::Images(images) => images.len(),
             Self::Files(files) => files.len(),
             Self::Array(images) => images.len(),
+            Self::Tensors { rows, .. } => rows.len(),
             Self::Cifar(batches) => batches.len(),
         }
     }

@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod methods;
 pub mod model;
 pub mod observe;
+pub mod partial;
 pub mod plan;
 pub mod quantize;
 pub mod refine;

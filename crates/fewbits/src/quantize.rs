@@ -29,6 +29,7 @@ use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    path::PathBuf,
     str::FromStr,
     sync::Arc,
     time::Duration,
@@ -99,6 +100,10 @@ pub struct Settings {
     pub time_budget: Duration,
     /// Seed of everything random.
     pub seed: u64,
+    /// The file that is made, for long steps to leave their state beside.
+    pub partial: Option<PathBuf>,
+    /// Go on from that state, if there is one.
+    pub resume: bool,
 }
 
 impl Settings {
@@ -112,6 +117,8 @@ impl Settings {
             keep_float: BTreeSet::new(),
             time_budget: TIME_BUDGET,
             seed: 0,
+            partial: None,
+            resume: false,
         }
     }
 }

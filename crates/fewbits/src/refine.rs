@@ -3,6 +3,8 @@
 use crate::{
     Error, Model,
     methods::Methods,
+    partial::{Mark, Partial},
+    plan,
     progress::Progress,
     quantize::{Patches, Quantized, Settings, laid_out, output_sqnr},
     stream::{Source, outputs},
@@ -11,7 +13,8 @@ use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
 use fewbits_kernels::Threads;
 use fewbits_methods::{BlockMethod, Draft, Ground, Samples, Walk, layers, walk::walk_through};
 use fewbits_quant::weights::guard_bias;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::{
     collections::BTreeMap,
     fmt,
@@ -24,7 +27,7 @@ const HELD_BACK: usize = 8;
 const MEMORY: usize = 2 << 30;
 
 /// What one step brought.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// The methods, in order.
     pub methods: String,
@@ -72,34 +75,63 @@ pub fn refine(
     })?;
     let closeness =
         |draft: &Draft| output_sqnr(&draft.graph, Mode::Integer(&draft.grids), &held, &references, threads, progress);
-    let Quantized { float, placement, stats, .. } = &quantized;
+    let Quantized { prepared, float, placement, stats, .. } = &quantized;
     let ground = Ground { float, placement, facts, stats };
     let pool = Threads::new(threads);
-    let mut draft = Draft { graph: quantized.graph.clone(), grids: quantized.grids.clone() };
-    let (mut before_db, mut done) = (closeness(&draft)?, Vec::new());
-    for methods in steps {
-        let exploring = settings.methods == Methods::Auto;
+    let start = Draft { graph: quantized.graph.clone(), grids: quantized.grids.clone() };
+    let described =
+        json!({ "settings": plan::describe(&quantized, settings, seen.indices.len()), "samples": seen.indices });
+    let mut partial = settings.partial.as_deref().map(|output| Partial::new(output, prepared));
+    let found = match &partial {
+        Some(partial) if settings.resume => partial.read(&start, &described)?,
+        _ => None,
+    };
+    let (mut best, mut next, mut mark) = match found {
+        Some(found) => found,
+        None => {
+            let best_db = closeness(&start)?;
+            (start.clone(), start, Mark { settings: described, best_db, ..Mark::default() })
+        }
+    };
+    let exploring = settings.methods == Methods::Auto;
+    for methods in steps.iter().skip(mark.done.len()) {
         if exploring && begun.elapsed() > settings.time_budget {
             break;
         }
         let step_begun = Instant::now();
-        let mut changed = draft.clone();
         let mut walk = Walk::new(ground, &Runs::of(&seen, float), MEMORY, &pool)?;
         let methods: Vec<&dyn BlockMethod> = methods.iter().map(|m| &**m).collect();
-        walk_through(&mut walk, &mut changed, &methods, progress, |_, _| Ok(()))?;
-        guard_biases(&ground, &mut changed);
-        let after_db = closeness(&changed)?;
+        for _ in 0..mark.blocks {
+            walk.advance(&next)?;
+        }
+        walk_through(&mut walk, &mut next, &methods, progress, |blocks, next| {
+            mark.blocks = blocks;
+            partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
+        })?;
+        guard_biases(&ground, &mut next);
+        let (before_db, after_db) = (mark.best_db, closeness(&next)?);
         let kept = !exploring || after_db > before_db;
         let names: Vec<&str> = methods.iter().map(|m| m.name()).collect();
-        done.push(Step { methods: names.join(", "), before_db, after_db, kept, time: step_begun.elapsed() });
+        let step = Step { methods: names.join(", "), before_db, after_db, kept, time: step_begun.elapsed() };
+        progress.line(&format!("step {step}"));
+        mark.done.push(step);
         if kept {
-            (draft, before_db) = (changed, after_db);
+            (best, mark.best_db) = (next.clone(), after_db);
+        } else {
+            next = best.clone();
+        }
+        mark.blocks = 0;
+        if let Some(partial) = &mut partial {
+            partial.write(&best, &next, &mark, true)?;
         }
     }
+    if let Some(partial) = &partial {
+        partial.remove();
+    }
     let mut patches: Patches = quantized.patches.clone();
-    patches.extend(draft.patches(float));
-    let graph = laid_out(&quantized.prepared, &patches, &draft.grids);
-    Ok(Quantized { graph, grids: draft.grids, patches, steps: done, ..quantized })
+    patches.extend(best.patches(float));
+    let graph = laid_out(prepared, &patches, &best.grids);
+    Ok(Quantized { graph, grids: best.grids, patches, steps: mark.done, ..quantized })
 }
 
 /// The steps that are taken one after the other, each the methods that share a walk.

@@ -25,12 +25,13 @@ const BITS: u8 = 4;
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [architecture, mode, image, batch] = &arguments[..] else {
-        return Err("usage: bench_step ARCHITECTURE float|lsq CxHxW BATCH".into());
+        return Err("usage: bench_step ARCHITECTURE float|lsq[+recompute] CxHxW BATCH".into());
     };
     let sizes: Vec<usize> = image.split('x').map(str::parse).collect::<Result<_, _>>()?;
     let sizes: [usize; 3] = sizes.try_into().map_err(|_| "an image is CxHxW")?;
     let start = Instant::now();
-    let mut training = Training::new(architecture, mode == "lsq", sizes, batch.parse()?)?;
+    let (method, recompute) = mode.strip_suffix("+recompute").map_or((&mode[..], false), |method| (method, true));
+    let mut training = Training::new(architecture, method == "lsq", recompute, sizes, batch.parse()?)?;
     training.step(&Threads::new(1))?;
     println!(
         r#"{{"ready_seconds": {:.3}, "planned_bytes": {}}}"#,
@@ -69,13 +70,19 @@ struct Training {
 }
 
 impl Training {
-    fn new(architecture: &str, lsq: bool, input: [usize; 3], batch: usize) -> Result<Self, Box<dyn Error>> {
+    fn new(
+        architecture: &str,
+        lsq: bool,
+        recompute: bool,
+        input: [usize; 3],
+        batch: usize,
+    ) -> Result<Self, Box<dyn Error>> {
         let options = fewbits_zoo::Options { input: Some(input), ..Default::default() };
         let architecture = fewbits_zoo::find(architecture)?;
         let graph = passes::with_layer_input_slots(&passes::trainable(&architecture.build(&options)?, false)?)?;
         let shapes = [[&[batch], &input[..]].concat()];
         let laid = if lsq { lay(&graph, &shapes, batch)? } else { Quantizers::new() };
-        let mut config = Config::default();
+        let mut config = Config { recompute, ..Config::default() };
         let mut quantizers = BTreeMap::new();
         for (name, (quantizer, groups)) in laid {
             config.quantizers.insert(name.clone(), Laid { quantizer: quantizer.clone(), groups, axis: 0 });

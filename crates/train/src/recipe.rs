@@ -86,6 +86,8 @@ pub struct Recipe {
     pub clip_norm: f64,
     /// Batches for one step.
     pub accumulate: usize,
+    /// Compute most layers again in the backward pass, to save memory; the result is the same.
+    pub recompute: bool,
     /// Decay of the moving average of the parameters, 0 for none.
     pub average: f64,
     /// Everything random depends on it.

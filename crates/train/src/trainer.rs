@@ -521,6 +521,7 @@ impl<'a> Run<'a> {
         let statistics = if self.stage.frozen { Statistics::Running } else { Statistics::Batch };
         let fold = self.recipe().fold;
         let mut config = self.network.config(&self.quantizers, statistics, fold.on_folded(), false);
+        config.recompute = self.recipe().recompute;
         config.fold_batch = fold == Fold::Batch;
         let tape = Tape::compile(self.network.graph(), &self.leaves, &[shape.to_vec()], &config)?;
         self.tapes.push((shape.to_vec(), tape));

@@ -210,3 +210,16 @@ fn quantizers_on_folded_weights_equal_pytorch() {
 fn frozen_statistics_equal_pytorch() {
     follow("frozen", true, Config { fold: true, statistics: Statistics::Running, ..Config::default() }, QUANTIZED);
 }
+
+#[test]
+fn computing_layers_again_changes_nothing_but_memory() {
+    let recompute = Config { recompute: true, ..Config::default() };
+    follow("float", false, recompute.clone(), FLOAT);
+    follow("lsq", true, recompute.clone(), QUANTIZED);
+    follow("folded", true, Config { fold: true, ..recompute.clone() }, QUANTIZED);
+    let graph = fewbits_zoo::find("resnet20").unwrap().build(&fewbits_zoo::Options::default()).unwrap();
+    let leaves = Leaves::new(&graph, &BTreeMap::new());
+    let bytes = |config: &Config| Tape::compile(&graph, &leaves, &[vec![64, 3, 32, 32]], config).unwrap().bytes();
+    let (kept, again) = (bytes(&Config::default()), bytes(&recompute));
+    assert!(10 * again < 8 * kept, "{again} of {kept} bytes");
+}

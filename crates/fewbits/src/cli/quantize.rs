@@ -45,6 +45,9 @@ pub struct Args {
     /// Also write a report, one self-contained file
     #[arg(long, value_name = "OUT.html")]
     report: Option<PathBuf>,
+    /// Go on where a killed run of the same command was
+    #[arg(long)]
+    resume: bool,
     #[command(flatten)]
     preprocess: PreprocessArgs,
 }
@@ -95,12 +98,15 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let dataset = args.preprocess.open(&args.calib)?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.spread(args.samples), dataset: &dataset, preprocess: &preprocess };
+    let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("int8.onnx"));
     let settings = Settings {
         ranges: args.policy.ranges,
         methods: args.policy.method.clone(),
         keep_float: args.keep_float.iter().cloned().collect::<BTreeSet<_>>(),
         time_budget: args.policy.time_budget,
         seed: out.global.seed,
+        partial: Some(path.clone()),
+        resume: args.resume,
         ..Settings::new(target, args.policy.policy())
     };
     if settings.policy.edge_bits > settings.policy.weight_bits.min(settings.policy.activation_bits) {
@@ -111,7 +117,6 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let stated = (!dataset.is_prepared()).then_some(&preprocess);
     let described = plan::describe(&quantized, &settings, source.indices.len());
     let qdq = export::qdq(&quantized.graph, &quantized.grids, &settings.target, &described, stated)?;
-    let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("int8.onnx"));
     let bytes = export::write(&path, &qdq)?;
     if let Some(path) = &args.plan {
         plan::of(&quantized, &settings, source.indices.len(), out.global.seed, stated).save(path)?;

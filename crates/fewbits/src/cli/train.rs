@@ -152,6 +152,9 @@ pub struct RecipeArgs {
     /// Batches whose gradients make one step
     #[arg(long, default_value_t = 1, value_parser = super::count(), value_name = "N")]
     pub accumulate: usize,
+    /// Compute most layers again in the backward pass: less memory, more time, the same result
+    #[arg(long)]
+    pub recompute: bool,
     /// Decay of a moving average of the parameters, which is what is scored and shipped; 0 for none
     #[arg(long, default_value_t = 0.0, value_name = "X")]
     pub ema: f64,
@@ -273,6 +276,7 @@ impl RecipeArgs {
             kure: self.kure,
             clip_norm: self.clip_norm,
             accumulate: self.accumulate,
+            recompute: self.recompute,
             average: self.ema,
             seed,
         })

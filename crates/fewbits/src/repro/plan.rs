@@ -154,6 +154,7 @@ fn recipe(phase: Phase, learning_rate: f64, batch: usize, weight_decay: f64, see
         kure: 0.0,
         clip_norm: 0.0,
         accumulate: 1,
+        recompute: false,
         average: 0.0,
         seed,
     }

@@ -5,7 +5,7 @@ use crate::{
     op::{Fact, Kernel},
     tensor::Tensor,
 };
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, rc::Rc, sync::Arc};
 
 /// Index of a [`Value`].
 pub(super) type ValueId = usize;
@@ -48,9 +48,10 @@ pub(super) struct Value {
 }
 
 /// Makes the kernel for a number of images.
-pub(super) type Build = Box<dyn Fn(usize) -> Result<Kernel, OpError>>;
+pub(super) type Build = Rc<dyn Fn(usize) -> Result<Kernel, OpError>>;
 
 /// One kernel call.
+#[derive(Clone)]
 pub(super) struct Item {
     /// The node it belongs to, for messages.
     pub node: Option<usize>,

@@ -64,6 +64,9 @@ pub struct Config {
     pub stops: bool,
     /// Leave the backward pass out.
     pub forward_only: bool,
+    /// Keep the results of one layer in three, or where little is made of much, and compute the others again in the backward pass
+    /// (Chen et al. 2016): less memory, more time, the same numbers.
+    pub recompute: bool,
 }
 
 /// Sets the numbers of a tensor's quantizer from the tensor's elements: name, elements in memory order, numbers.
@@ -84,7 +87,7 @@ impl Tape {
     pub fn compile(graph: &Graph, leaves: &Leaves, shapes: &[Vec<usize>], config: &Config) -> Result<Self, GraphError> {
         let mut record = record::record(graph, leaves, shapes, config)?;
         if !config.forward_only {
-            reverse::reverse(graph, &mut record)?;
+            reverse::reverse(graph, &mut record, config.recompute)?;
         }
         let schedule = Schedule::new(graph, record)?;
         let memory = Memory::new(&schedule);

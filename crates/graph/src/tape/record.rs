@@ -19,6 +19,7 @@ use crate::{
 use fewbits_kernels::{Threads, movement::Transpose};
 use std::{
     collections::{BTreeMap, HashMap},
+    rc::Rc,
     sync::Arc,
 };
 
@@ -112,7 +113,7 @@ pub(super) fn item(
     ins: Vec<Option<ValueId>>,
     outs: Vec<Option<ValueId>>,
 ) -> Item {
-    Item { node, build: Box::new(move |_| Ok(kernel())), whole, ins, outs, stop: None }
+    Item { node, build: Rc::new(move |_| Ok(kernel())), whole, ins, outs, stop: None }
 }
 
 /// Records the forward pass.
@@ -338,13 +339,13 @@ impl Recorder<'_> {
         let mut all_ins = ins.clone();
         if let Some(packing) = build(1).map_err(wrap)?.packing {
             let build = build.clone();
-            let kernel: Build = Box::new(move |_| {
+            let kernel: Build = Rc::new(move |_| {
                 let packing = build(1)?.packing;
                 packing.map(|p| p.kernel).ok_or_else(|| OpError::Unsupported("packing that comes and goes".into()))
             });
             all_ins.push(Some(self.record.pack(self.next, packing.len, &ins, kernel, at_once)));
         }
-        let build: Build = Box::new(move |images| Ok(build(images)?.kernel));
+        let build: Build = Rc::new(move |images| Ok(build(images)?.kernel));
         let item = Item { node: Some(self.next), build, whole: false, ins: all_ins, outs: all_outs, stop: None };
         self.record.forward.push(item);
         Ok((outs, ins))
@@ -648,7 +649,7 @@ pub(super) fn reorder_item(node: Option<usize>, fact: Rowed, to: Layout, x: Valu
             transpose.run(threads, x, io.out_f32(0));
         }))
     };
-    Item { node, build: Box::new(build), whole, ins: vec![Some(x)], outs: vec![Some(y)], stop: None }
+    Item { node, build: Rc::new(build), whole, ins: vec![Some(x)], outs: vec![Some(y)], stop: None }
 }
 
 fn reordered(value: &Tensor, fact: &Fact, to: Layout) -> Tensor {

@@ -13,12 +13,15 @@ use super::{
 use crate::{
     error::{GraphError, OpError},
     graph::Graph,
-    op::{Fact, Io, Kernel, Op, Pass, Want},
+    op::{Fact, Io, Kernel, Op, Pass, Role, Want},
 };
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    rc::Rc,
+};
 
 /// Adds the items of the backward pass to `record`.
-pub(super) fn reverse(graph: &Graph, record: &mut Record) -> Result<(), GraphError> {
+pub(super) fn reverse(graph: &Graph, record: &mut Record, recompute: bool) -> Result<(), GraphError> {
     let entries = std::mem::take(&mut record.entries);
     let mut needs = vec![false; record.values.len()];
     for (_, v) in &record.parameters {
@@ -42,7 +45,7 @@ pub(super) fn reverse(graph: &Graph, record: &mut Record) -> Result<(), GraphErr
     for (&output, &given) in record.outputs.iter().zip(&record.output_gradients) {
         gradients.insert(record.resolve(output), given);
     }
-    let cheap = cheap(record, &entries);
+    let cheap = cheap(graph, record, &entries, recompute);
     let copies = HashMap::new();
     let mut reverse = Reverse { graph, record, needs, readers, writers, gradients, cheap, copies, barriers: 0 };
     for (at, entry) in entries.iter().enumerate().rev() {
@@ -93,29 +96,62 @@ struct Reverse<'a> {
 enum Cheap {
     Normalize { spec: Normalization, x: ValueId, all: ValueId },
     Quantize { laid: Laid, x: ValueId, parameters: ValueId },
+    Node(Item),
 }
 
-/// Results of normalizations and quantizers that no later segment of the forward pass reads. Kept for the backward pass, they
-/// would cost more memory traffic than to compute them again, image by image, beside their reader.
-fn cheap(record: &Record, entries: &[Entry]) -> HashMap<ValueId, Cheap> {
+/// Layers between two whose results are kept, if others are computed again.
+const MOST_IN_A_ROW: usize = 2;
+
+/// Values that the backward pass computes again, image by image, beside their reader. Always: results of normalizations and
+/// quantizers that no later segment of the forward pass reads; kept, they would cost more memory traffic than that. With
+/// `recompute`: all of them, and two layers in three.
+fn cheap(graph: &Graph, record: &Record, entries: &[Entry], recompute: bool) -> HashMap<ValueId, Cheap> {
     let mut made: HashMap<ValueId, usize> = HashMap::new();
-    let mut late: HashSet<ValueId> = record.outputs.iter().map(|&v| record.resolve(v)).collect();
+    let outputs: HashSet<ValueId> = record.outputs.iter().map(|&v| record.resolve(v)).collect();
+    let mut late = outputs.clone();
     let mut segment = 0;
-    for item in &record.forward {
+    for item in record.forward.iter().filter(|_| !recompute) {
         segment += usize::from(item.whole || item.stop.is_some());
         let read = item.ins.iter().flatten().map(|&v| record.resolve(v));
         late.extend(read.filter(|v| made.get(v).is_some_and(|&at| at != segment)));
         made.extend(item.outs.iter().flatten().map(|&v| (record.resolve(v), segment)));
         segment += usize::from(item.whole);
     }
-    let recipe = |entry: &Entry| match entry {
-        Entry::Normalize { spec, x, y, all, .. } => Some((*y, Cheap::Normalize { spec: *spec, x: *x, all: *all })),
-        Entry::Quantize { laid, x, y, parameters } if record.values[*x].rows => {
-            Some((*y, Cheap::Quantize { laid: laid.clone(), x: *x, parameters: *parameters }))
+    let mut items: HashMap<ValueId, &Item> = HashMap::new();
+    for item in record.forward.iter().filter(|item| recompute && !item.whole) {
+        if let [Some(out)] = item.outs[..] {
+            items.insert(out, item);
         }
-        _ => None,
-    };
-    entries.iter().filter_map(recipe).filter(|(y, _)| !late.contains(y)).collect()
+    }
+    let mut found: HashMap<ValueId, Cheap> = HashMap::new();
+    // How many layers lie between a value and one that is kept.
+    let mut depths: HashMap<ValueId, usize> = HashMap::new();
+    for entry in entries {
+        let (ins, outs) = entry.ends();
+        let [y] = outs[..] else { continue };
+        let depth = ins.iter().flatten().filter_map(|&v| depths.get(&record.resolve(v))).max().copied().unwrap_or(0);
+        let recipe = match entry {
+            Entry::Normalize { spec, x, all, .. } => Some((depth, Cheap::Normalize { spec: *spec, x: *x, all: *all })),
+            Entry::Quantize { laid, x, parameters, .. } if record.values[*x].rows => {
+                Some((depth, Cheap::Quantize { laid: laid.clone(), x: *x, parameters: *parameters }))
+            }
+            Entry::Node { node, .. } => {
+                let layer = matches!(graph.nodes[*node].op.def().quant_rule().role(1), Role::Weight { .. });
+                let depth = depth + usize::from(layer);
+                let size = |v: ValueId| record.values[v].fact.len();
+                // A layer that makes little of much, as the end of a bottleneck, is a good place to begin again.
+                let shrinks = ins.iter().flatten().any(|&v| record.values[v].rows && 2 * size(y) <= size(v));
+                let again = items.get(&y).filter(|_| depth <= MOST_IN_A_ROW && !shrinks);
+                again.map(|item| (depth, Cheap::Node((*item).clone())))
+            }
+            _ => None,
+        };
+        if let Some((depth, recipe)) = recipe.filter(|_| !late.contains(&y)) {
+            found.insert(y, recipe);
+            depths.insert(y, depth);
+        }
+    }
+    found
 }
 
 impl Reverse<'_> {
@@ -174,6 +210,10 @@ impl Reverse<'_> {
                 let x = self.again(x);
                 let ins = vec![Some(x), Some(parameters)];
                 item(None, false, move || activation_forward(&laid), ins, vec![Some(copy)])
+            }
+            Cheap::Node(forward) => {
+                let ins = forward.ins.iter().map(|v| v.map(|v| self.again(v))).collect();
+                Item { ins, outs: vec![Some(copy)], ..forward }
             }
         };
         self.record.backward.push(item);
@@ -315,7 +355,7 @@ impl Reverse<'_> {
         inputs.extend(given);
         if let Some(packing) = &pass.packing {
             let build = build.clone();
-            let kernel: Build = Box::new(move |_| {
+            let kernel: Build = Rc::new(move |_| {
                 let packing = build(1)?.packing;
                 packing.map(|p| p.kernel).ok_or_else(|| OpError::Unsupported("packing that comes and goes".into()))
             });
@@ -331,7 +371,7 @@ impl Reverse<'_> {
             targets[form.input] = Some(sum);
             self.record.values[target].home = Home::Made;
             let build = build.clone();
-            let kernel: Build = Box::new(move |_| {
+            let kernel: Build = Rc::new(move |_| {
                 let form = build(1)?.gradient;
                 form.map(|f| f.kernel).ok_or_else(|| OpError::Unsupported("a form that comes and goes".into()))
             });
@@ -344,7 +384,7 @@ impl Reverse<'_> {
                 stop: None,
             });
         }
-        let build: Build = Box::new(move |images| Ok(build(images)?.kernel));
+        let build: Build = Rc::new(move |images| Ok(build(images)?.kernel));
         self.push(Item { node: Some(node), build, whole: false, ins: inputs, outs: targets, stop: None });
         unpack.into_iter().for_each(|item| self.push(item));
         Ok(())
@@ -361,7 +401,7 @@ impl Reverse<'_> {
     fn normalize(&mut self, spec: Normalization, [x, y, all, scale, bias]: [ValueId; 5]) {
         let Some(dy) = self.gradient(y) else { return };
         let sums = self.record.vector(2 * spec.channels, Home::Joined(Join::Sum));
-        let ins = vec![Some(x), Some(all), Some(dy)];
+        let ins = vec![Some(self.again(x)), Some(all), Some(dy)];
         self.record.backward.push(item(None, false, move || spec.gradient_sums(), ins, vec![Some(sums)]));
         let coefficients = self.record.vector(3 * spec.channels, Home::Made);
         let (d_scale, scale_sum) = self.fresh(scale);
@@ -377,7 +417,7 @@ impl Reverse<'_> {
         }
         if self.needed(x) {
             let (dx, want) = self.target(x);
-            let ins = vec![Some(x), Some(all), Some(dy), Some(coefficients)];
+            let ins = vec![Some(self.again(x)), Some(all), Some(dy), Some(coefficients)];
             let kernel = move || spec.input_gradient(want == Want::Add);
             self.record.backward.push(item(None, false, kernel, ins, vec![Some(dx)]));
         }

@@ -219,13 +219,13 @@ pub trait BlockMethod {
 ///
 /// # Errors
 /// Those of the methods, of the walk, and of `done`.
-pub fn walk_through(
+pub fn walk_through<E: From<MethodError>>(
     walk: &mut Walk<'_>,
     draft: &mut Draft,
     methods: &[&dyn BlockMethod],
     progress: &dyn Progress,
-    mut done: impl FnMut(usize, &Draft) -> Result<(), MethodError>,
-) -> Result<(), MethodError> {
+    mut done: impl FnMut(usize, &Draft) -> Result<(), E>,
+) -> Result<(), E> {
     let (at, blocks) = walk.position();
     let names: Vec<&str> = methods.iter().map(|m| m.name()).collect();
     progress.begin(&names.join(", "), blocks - at);

@@ -1,0 +1,108 @@
+//! A refinement under way, on disk, so that a killed run can go on.
+//!
+//! `OUT.partial.plan.json` is an ordinary plan of the best network so far: it can be exported as it is. `OUT.partial.next.plan.json`
+//! is the network that the step under way has reached; its last history entry says where that is.
+
+use crate::{Error, refine::Step};
+use fewbits_graph::Graph;
+use fewbits_methods::Draft;
+use fewbits_quant::{self as quant, Plan, plan::model_sha256};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// Time between two writes within a step.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Where a refinement stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Every setting and the samples; a run goes on under the same only.
+    pub settings: Value,
+    /// Steps that are done.
+    pub done: Vec<Step>,
+    /// How close the best network is, dB.
+    pub best_db: f64,
+    /// Blocks that the step under way has done.
+    pub blocks: usize,
+}
+
+/// The files.
+#[derive(Debug)]
+pub struct Partial<'a> {
+    output: &'a Path,
+    prepared: &'a Graph,
+    written: Instant,
+}
+
+impl<'a> Partial<'a> {
+    /// Files beside `output`, for drafts of the network `prepared`.
+    pub fn new(output: &'a Path, prepared: &'a Graph) -> Self {
+        Partial { output, prepared, written: Instant::now() }
+    }
+
+    fn path(&self, what: &str) -> PathBuf {
+        self.output.with_extension(what)
+    }
+
+    /// Writes the best network, and the one that a step has reached, if the last time was long ago or `now`.
+    ///
+    /// # Errors
+    /// [`Error::Quant`] if a file cannot be written.
+    pub fn write(&mut self, best: &Draft, next: &Draft, mark: &Mark, now: bool) -> Result<(), Error> {
+        if !now && self.written.elapsed() < PAUSE {
+            return Ok(());
+        }
+        self.plan(best, None).save(&self.path("partial.plan.json"))?;
+        // The mark is written last: it speaks of what is there.
+        self.plan(next, Some(mark)).save(&self.path("partial.next.plan.json"))?;
+        self.written = Instant::now();
+        Ok(())
+    }
+
+    fn plan(&self, draft: &Draft, mark: Option<&Mark>) -> Plan {
+        let mut plan = Plan { model_sha256: model_sha256(self.prepared), ..Plan::default() };
+        plan.tensors = draft.grids.clone();
+        plan.patches = draft.patches(self.prepared);
+        plan.history.extend(mark.map(|mark| quant::Step {
+            method: "partial".into(),
+            config: serde_json::to_value(mark).expect("numbers and names are valid JSON"),
+            ..quant::Step::default()
+        }));
+        plan
+    }
+
+    /// The best network, the one under way, and where it stands, if there is a refinement of the same network under the same settings.
+    /// `start` is what refinement begins with.
+    ///
+    /// # Errors
+    /// [`Error::Quant`] if a file is there and cannot be read.
+    pub fn read(&self, start: &Draft, settings: &Value) -> Result<Option<(Draft, Draft, Mark)>, Error> {
+        let (best, next) = (self.path("partial.plan.json"), self.path("partial.next.plan.json"));
+        if !best.exists() || !next.exists() {
+            return Ok(None);
+        }
+        let (best, next) = (Plan::load(&best)?, Plan::load(&next)?);
+        let mark = next.history.last().and_then(|step| serde_json::from_value::<Mark>(step.config.clone()).ok());
+        let Some(mark) = mark.filter(|mark| mark.settings == *settings) else { return Ok(None) };
+        next.check(self.prepared)?;
+        let draft = |plan: Plan| {
+            let mut draft = Draft { grids: plan.tensors, ..start.clone() };
+            draft.graph.constants.extend(plan.patches);
+            draft
+        };
+        Ok(Some((draft(best), draft(next), mark)))
+    }
+
+    /// Removes the files; the run is over.
+    pub fn remove(&self) {
+        for what in ["plan.json", "plan.safetensors", "next.plan.json", "next.plan.safetensors"] {
+            // A file that was never written, or cannot be removed, harms nobody.
+            let _ = fs::remove_file(self.path(&format!("partial.{what}")));
+        }
+    }
+}

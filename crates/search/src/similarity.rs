@@ -1,0 +1,260 @@
+//! How far a tensor of the quantized network is from that of the float network.
+//!
+//! Two tensors enter, one number leaves: 0 where they are equal, larger where they are less alike. All sums are in `f64`.
+
+use crate::SearchError;
+use fewbits_graph::Tensor;
+use serde::Serialize;
+use std::{fmt, str::FromStr};
+
+/// A measure of damage between `a` (float) and `b` (quantized), per image, then averaged over images.
+///
+/// Source: ALGORITHMS of PPQ (`measure/cosine.py`, `analyse/layerwise.py`: cosine, noise over signal) and ZeroQ (KL).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metric {
+    /// `1 − ⟨a,b⟩ / (‖a‖‖b‖)`. Blind to a common factor.
+    Cosine,
+    /// `‖a−b‖² / ‖a‖²`: noise over signal.
+    #[default]
+    Snr,
+    /// `‖a−b‖² / n`.
+    Mse,
+    /// `Σ p·ln(p/q)` of the distributions along axis 1, averaged over places.
+    Kl,
+    /// `1 − ⟨a−ā, b−b̄⟩ / (‖a−ā‖‖b−b̄‖)`. Blind to a common factor and summand.
+    Pearson,
+    /// Share of places where another element along axis 1 is the largest.
+    #[serde(rename = "top1")]
+    TopOne,
+}
+
+const NAMES: [(Metric, &str); 6] = [
+    (Metric::Cosine, "cosine"),
+    (Metric::Snr, "snr"),
+    (Metric::Mse, "mse"),
+    (Metric::Kl, "kl"),
+    (Metric::Pearson, "pearson"),
+    (Metric::TopOne, "top1"),
+];
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(NAMES.iter().find(|(metric, _)| metric == self).map_or("", |(_, name)| name))
+    }
+}
+
+impl FromStr for Metric {
+    type Err = SearchError;
+
+    fn from_str(text: &str) -> Result<Self, SearchError> {
+        let unknown = || SearchError::Unknown {
+            what: "metric",
+            text: text.into(),
+            known: "cosine, snr, mse, kl, pearson, top1",
+        };
+        NAMES.iter().find(|(_, name)| *name == text).map(|(metric, _)| *metric).ok_or_else(unknown)
+    }
+}
+
+impl Metric {
+    /// The damage between the float tensor and the quantized one, images along axis 0. A ratio whose denominator is 0 is 0 if the
+    /// two are equal, else 1. Tensors of another type than float, empty ones and those of unlike shapes have none.
+    pub fn damage(self, float: &Tensor, quantized: &Tensor) -> Option<f64> {
+        let (a, b) = (float.as_f32()?, quantized.as_f32()?);
+        if a.is_empty() || float.dims != quantized.dims {
+            return None;
+        }
+        let images = if float.dims.len() < 2 { 1 } else { float.dims[0] };
+        let len = a.len() / images;
+        let classes = float.dims.get(1).copied().unwrap_or(len);
+        let pairs = a.chunks_exact(len).zip(b.chunks_exact(len));
+        let sum: f64 = pairs.map(|(a, b)| self.of_image(a, b, classes)).sum();
+        Some(sum / images as f64)
+    }
+
+    fn of_image(self, a: &[f32], b: &[f32], classes: usize) -> f64 {
+        match self {
+            Metric::Kl => places(a, b, classes, kl),
+            Metric::TopOne => places(a, b, classes, |a, b| f64::from(u8::from(largest(a) != largest(b)))),
+            Metric::Cosine => Sums::of(a, b).cosine(),
+            Metric::Pearson => Sums::of(a, b).centred(a.len() as f64).cosine(),
+            Metric::Snr => {
+                let sums = Sums::of(a, b);
+                ratio(sums.noise, sums.aa)
+            }
+            Metric::Mse => Sums::of(a, b).noise / a.len() as f64,
+        }
+    }
+}
+
+/// `noise / signal`, where nothing of nothing is nothing.
+fn ratio(noise: f64, signal: f64) -> f64 {
+    match (noise, signal) {
+        (noise, signal) if signal > 0.0 => noise / signal,
+        (noise, _) => f64::from(u8::from(noise != 0.0)),
+    }
+}
+
+/// Partial sums that are added up side by side.
+const LANES: usize = 8;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    a: f64,
+    b: f64,
+    aa: f64,
+    bb: f64,
+    ab: f64,
+    /// `Σ (a−b)²`
+    noise: f64,
+}
+
+impl Sums {
+    fn of(a: &[f32], b: &[f32]) -> Self {
+        let mut lanes = [[0f64; LANES]; 6];
+        let mut add = |i: usize, x: f32, y: f32| {
+            let (x, y) = (f64::from(x), f64::from(y));
+            let terms = [x, y, x * x, y * y, x * y, (x - y) * (x - y)];
+            lanes.iter_mut().zip(terms).for_each(|(lane, term)| lane[i] += term);
+        };
+        let ((xs, x_tail), (ys, y_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (x, y) in xs.iter().zip(ys) {
+            (0..LANES).for_each(|i| add(i, x[i], y[i]));
+        }
+        x_tail.iter().zip(y_tail).enumerate().for_each(|(i, (&x, &y))| add(i, x, y));
+        let [a, b, aa, bb, ab, noise] = lanes.map(|lane| lane.iter().sum());
+        Sums { a, b, aa, bb, ab, noise }
+    }
+
+    /// The sums of the same `n` pairs, each side less its mean.
+    fn centred(self, n: f64) -> Self {
+        let Sums { a, b, aa, bb, ab, noise } = self;
+        // Rounding may leave a constant image a little below 0.
+        let rest = |square: f64, sum: f64| {
+            let rest = square - sum * sum / n;
+            if rest > 1e-12 * square { rest } else { 0.0 }
+        };
+        let noise = (noise - (a - b) * (a - b) / n).max(0.0);
+        Sums { a: 0.0, b: 0.0, aa: rest(aa, a), bb: rest(bb, b), ab: ab - a * b / n, noise }
+    }
+
+    fn cosine(self) -> f64 {
+        let norms = (self.aa * self.bb).sqrt();
+        match norms > 0.0 {
+            true => (1.0 - self.ab / norms).max(0.0),
+            false => f64::from(u8::from(self.aa != self.bb)),
+        }
+    }
+}
+
+/// The mean of `f` over places, given the `classes` values of each on both sides.
+fn places(a: &[f32], b: &[f32], classes: usize, f: impl Fn(&[f64], &[f64]) -> f64) -> f64 {
+    let count = (a.len() / classes.max(1)).max(1);
+    let at = |values: &[f32], place: usize| -> Vec<f64> {
+        values[place..].iter().step_by(count).map(|&v| f64::from(v)).collect()
+    };
+    (0..count).map(|place| f(&at(a, place), &at(b, place))).sum::<f64>() / count as f64
+}
+
+fn largest(values: &[f64]) -> usize {
+    let better = |best: usize, i: usize| if values[i] > values[best] { i } else { best };
+    (0..values.len()).fold(0, better)
+}
+
+/// Kullback–Leibler divergence of softmax(b) from softmax(a). Where `a` is a distribution already, both are taken as they are.
+fn kl(a: &[f64], b: &[f64]) -> f64 {
+    let is_distribution = a.iter().all(|p| (0.0..=1.0).contains(p)) && (a.iter().sum::<f64>() - 1.0).abs() < 1e-3;
+    let (p, q) = if is_distribution && a.len() > 1 { (logs(a), logs(b)) } else { (log_softmax(a), log_softmax(b)) };
+    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0)
+}
+
+fn log_softmax(values: &[f64]) -> Vec<f64> {
+    let most = values.iter().copied().fold(f64::MIN, f64::max);
+    let sum: f64 = values.iter().map(|v| (v - most).exp()).sum();
+    values.iter().map(|v| v - most - sum.ln()).collect()
+}
+
+/// Logarithms of probabilities; one that was rounded to nothing counts as 1e-9.
+fn logs(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|v| v.max(1e-9).ln()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn damage(metric: Metric, dims: &[usize], a: &[f32], b: &[f32]) -> f64 {
+        metric.damage(&Tensor::f32(dims, a.to_vec()), &Tensor::f32(dims, b.to_vec())).unwrap()
+    }
+
+    #[test]
+    fn closed_forms() {
+        let (a, b) = ([3.0, 4.0], [4.0, 3.0]);
+        for (metric, expected) in [
+            (Metric::Cosine, 1.0 - 24.0 / 25.0),
+            (Metric::Snr, 2.0 / 25.0),
+            (Metric::Mse, 1.0),
+            (Metric::Pearson, 2.0),
+            (Metric::TopOne, 1.0),
+            // p = (σ(−1), σ(1)), q the other way round: KL = tanh(1/2).
+            (Metric::Kl, 0.5f64.tanh()),
+        ] {
+            let found = damage(metric, &[1, 2], &a, &b);
+            assert!((found - expected).abs() < 1e-12, "{metric}: {found}, expected {expected}");
+            assert_eq!(damage(metric, &[1, 2], &a, &a), 0.0, "{metric} of equal tensors");
+        }
+    }
+
+    #[test]
+    fn images_are_averaged_and_places_are_apart() {
+        let (a, b) = ([3.0, 4.0, 1.0, 0.0], [4.0, 3.0, 1.0, 0.0]);
+        assert!((damage(Metric::Snr, &[2, 2], &a, &b) - 0.04).abs() < 1e-12);
+        // Two classes at two places: the second place agrees.
+        let (a, b) = ([3.0, 1.0, 4.0, 0.0], [4.0, 1.0, 3.0, 0.0]);
+        assert_eq!(damage(Metric::TopOne, &[1, 2, 1, 2], &a, &b), 0.5);
+        assert!((damage(Metric::Kl, &[1, 2, 1, 2], &a, &b) - 0.5 * 0.5f64.tanh()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_each_metric_is_blind_to() {
+        let a: Vec<f32> = (0..100).map(|i| (0.37 * i as f32).sin() + 0.25).collect();
+        let twice: Vec<f32> = a.iter().map(|x| 2.0 * x).collect();
+        let shifted: Vec<f32> = a.iter().map(|x| x + 1.0).collect();
+        let of = |metric, b: &[f32]| damage(metric, &[1, 100], &a, b);
+        assert!(of(Metric::Cosine, &twice) < 1e-12 && of(Metric::Cosine, &shifted) > 0.01);
+        assert!(of(Metric::Pearson, &shifted) < 1e-9 && of(Metric::Pearson, &twice) < 1e-12);
+        assert!((of(Metric::Snr, &twice) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_small_error_is_not_lost_among_many_elements() {
+        let a: Vec<f32> = (0..1 << 20).map(|i| 1.0 + (i % 7) as f32).collect();
+        let b: Vec<f32> = a.iter().enumerate().map(|(i, x)| x + if i % 2 == 0 { 1e-3 } else { -1e-3 }).collect();
+        let (snr, cosine) = (damage(Metric::Snr, &[1, a.len()], &a, &b), damage(Metric::Cosine, &[1, a.len()], &a, &b));
+        // Σx² / n of 1..=7 is 20; at small errors 1 − cos is half of noise over signal.
+        assert!((snr / (1e-6 / 20.0) - 1.0).abs() < 1e-3, "{snr}");
+        assert!((cosine / (0.5 * snr) - 1.0).abs() < 1e-3, "{cosine}");
+    }
+
+    #[test]
+    fn nothing_and_distributions() {
+        assert_eq!(damage(Metric::Snr, &[1, 2], &[0.0; 2], &[0.0; 2]), 0.0);
+        assert_eq!(damage(Metric::Snr, &[1, 2], &[0.0; 2], &[1.0, 0.0]), 1.0);
+        assert_eq!(damage(Metric::Cosine, &[1, 2], &[0.0; 2], &[1.0, 0.0]), 1.0);
+        assert_eq!(damage(Metric::Pearson, &[1, 2], &[2.0; 2], &[2.0; 2]), 0.0);
+        let expected = 0.75f64 * 1.5f64.ln() + 0.25 * 0.5f64.ln();
+        assert!((damage(Metric::Kl, &[1, 2], &[0.75, 0.25], &[0.5, 0.5]) - expected).abs() < 1e-7);
+        let codes = Tensor::i32(&[1, 2], vec![1, 2]);
+        assert_eq!(Metric::Mse.damage(&codes, &codes), None);
+        assert_eq!(Metric::Mse.damage(&Tensor::f32(&[1], vec![0.0]), &Tensor::f32(&[1, 1], vec![0.0])), None);
+    }
+
+    #[test]
+    fn names_come_back() {
+        for (metric, name) in NAMES {
+            assert_eq!((metric.to_string().as_str(), name.parse::<Metric>().unwrap()), (name, metric));
+        }
+        assert!("psnr".parse::<Metric>().unwrap_err().hint().unwrap().contains("snr"));
+    }
+}
