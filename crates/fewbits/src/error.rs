@@ -5,6 +5,7 @@ use fewbits_graph::GraphError;
 use fewbits_methods::MethodError;
 use fewbits_onnx::OnnxError;
 use fewbits_quant::QuantError;
+use fewbits_search::SearchError;
 use fewbits_train::TrainError;
 use std::{
     io,
@@ -28,6 +29,9 @@ pub enum Error {
     /// A post-training method.
     #[error(transparent)]
     Method(#[from] MethodError),
+    /// A search for bits.
+    #[error(transparent)]
+    Search(#[from] SearchError),
     /// Training.
     #[error(transparent)]
     Train(#[from] TrainError),
@@ -98,6 +102,7 @@ impl Error {
             Error::Data(e) => e.hint(),
             Error::Quant(e) => e.hint(),
             Error::Method(e) => e.hint(),
+            Error::Search(e) => e.hint(),
             Error::Train(e) => e.hint(),
             Error::Graph { source, .. } => source.hint(),
             Error::Sample { source: GraphError::Input { .. }, .. } => Some(

@@ -19,6 +19,7 @@ pub mod quantize;
 pub mod refine;
 pub mod report;
 pub mod repro;
+pub mod search;
 pub mod sqnr;
 pub mod stream;
 pub mod summary;

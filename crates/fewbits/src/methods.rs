@@ -8,12 +8,15 @@ use std::{fmt, str::FromStr};
 pub enum Method {
     /// Ranges of channels made alike by moving factors from layer to layer; outputs scaled.
     Equalize,
+    /// Codes and scales of least output error, one coordinate after the other.
+    Comq,
     /// The mean that rounding adds to each channel, taken off the bias.
     BiasCorrection,
 }
 
 /// Every method with its name.
-pub const METHODS: &[(Method, &str)] = &[(Method::Equalize, "equalize"), (Method::BiasCorrection, "bias-correction")];
+pub const METHODS: &[(Method, &str)] =
+    &[(Method::Equalize, "equalize"), (Method::Comq, "comq"), (Method::BiasCorrection, "bias-correction")];
 
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

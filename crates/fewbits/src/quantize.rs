@@ -379,7 +379,7 @@ fn patched(graph: &Graph, patches: &Patches) -> Graph {
 }
 
 /// Shapes of the inputs as the data have them, for one run of the network.
-fn data_shapes(model: &Model, source: &Source<'_>) -> Result<Vec<Vec<usize>>, Error> {
+pub(crate) fn data_shapes(model: &Model, source: &Source<'_>) -> Result<Vec<Vec<usize>>, Error> {
     Model::input(&model.graph)?;
     let first = source.indices.first().copied().ok_or_else(|| Error::Usage {
         what: "there are no calibration samples".into(),

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Model,
-    methods::Methods,
+    methods::{Method, Methods},
     partial::{Mark, Partial},
     plan,
     progress::Progress,
@@ -11,7 +11,7 @@ use crate::{
 };
 use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
 use fewbits_kernels::Threads;
-use fewbits_methods::{BlockMethod, Draft, Ground, Samples, Walk, layers, walk::walk_through};
+use fewbits_methods::{BlockMethod, Draft, Ground, Samples, Walk, comq::Comq, layers, walk::walk_through};
 use fewbits_quant::weights::guard_bias;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -24,7 +24,7 @@ use std::{
 /// Of how many samples one is held back for measuring.
 const HELD_BACK: usize = 8;
 /// Bytes of samples' tensors that are kept in memory.
-const MEMORY: usize = 2 << 30;
+pub(crate) const MEMORY: usize = 2 << 30;
 
 /// What one step brought.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -136,8 +136,22 @@ pub fn refine(
 
 /// The steps that are taken one after the other, each the methods that share a walk.
 fn steps(settings: &Settings) -> Vec<Vec<Box<dyn BlockMethod>>> {
-    let _ = settings;
-    vec![]
+    match &settings.methods {
+        Methods::Auto if settings.methods.explores(&settings.policy) => vec![vec![Box::new(Comq::default())]],
+        Methods::Auto => vec![],
+        Methods::List(list) => {
+            let walking: Vec<_> = list.iter().filter_map(|method| block_method(*method)).collect();
+            if walking.is_empty() { vec![] } else { vec![walking] }
+        }
+    }
+}
+
+/// The method, if it is one that works block by block.
+fn block_method(method: Method) -> Option<Box<dyn BlockMethod>> {
+    match method {
+        Method::Comq => Some(Box::new(Comq::default())),
+        Method::Equalize | Method::BiasCorrection => None,
+    }
 }
 
 /// The samples that methods see, and every eighth, which they do not; all are both if there are few.
@@ -171,13 +185,13 @@ fn guard_biases(ground: &Ground<'_>, draft: &mut Draft) {
 }
 
 /// A source as methods see it.
-struct Runs<'a> {
+pub(crate) struct Runs<'a> {
     source: &'a Source<'a>,
     batch: usize,
 }
 
 impl<'a> Runs<'a> {
-    fn of(source: &'a Source<'a>, graph: &Graph) -> Self {
+    pub(crate) fn of(source: &'a Source<'a>, graph: &Graph) -> Self {
         Runs { source, batch: Model::fixed_batch(graph).unwrap_or(1) }
     }
 }

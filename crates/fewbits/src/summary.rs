@@ -4,8 +4,8 @@ use crate::{
     Model,
     quantize::{Quantized, Settings},
 };
-use fewbits_graph::{Graph, Grids, Op, op::Role};
-use fewbits_quant::placement::{Placement, Site};
+use fewbits_search::cost::weight_axis;
+pub use fewbits_search::cost::{packed, parameters};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -111,60 +111,6 @@ fn sizes(model: &Model, quantized: &Quantized, settings: &Settings, file: u64) -
     }
 }
 
-/// [`Sizes::packed`] of a prepared graph under its grids.
-pub fn packed(graph: &Graph, grids: &Grids, placement: &Placement) -> u64 {
-    let mut bytes = 0;
-    for (name, tensor) in &graph.constants {
-        let Some(values) = tensor.as_f32() else { continue };
-        let count = values.len() as u64;
-        bytes += match grids.params(name) {
-            // Rows start at whole bytes; zero points of weights are 0 and take nothing.
-            Some(params) => {
-                let axis = weight_axis(graph, placement, name);
-                let rows = axis.and_then(|axis| tensor.dims.get(axis)).map_or(1, |&n| n.max(1) as u64);
-                let scales = if axis.is_some() { params.scale.len() as u64 } else { 0 };
-                rows * (count / rows * u64::from(params.grid.bits)).div_ceil(8) + 4 * scales
-            }
-            None if is_learned(graph, name) => 4 * count,
-            None => 0,
-        };
-    }
-    let activations = placement.sites.iter().filter(|(_, site)| matches!(site, Site::Activation { .. }));
-    let params = activations.filter_map(|(name, _)| grids.params(name));
-    bytes + params.map(|p| 5 * p.scale.len() as u64).sum::<u64>()
-}
-
-/// The axis of the output channels of constant `name`, if it is the weight of a layer.
-fn weight_axis(graph: &Graph, placement: &Placement, name: &str) -> Option<usize> {
-    match placement.sites.get(name) {
-        Some(Site::Weight { axis, .. }) => Some(*axis),
-        _ => is_float_weight(graph, name).then_some(0),
-    }
-}
-
-/// Whether constant `name` is the weight of a layer; asked of those that have no grid.
-fn is_float_weight(graph: &Graph, name: &str) -> bool {
-    let reads = |node: &fewbits_graph::Node| {
-        node.input(1) == Some(name) && matches!(node.op.def().quant_rule().role(1), Role::Weight { .. })
-    };
-    graph.nodes.iter().any(reads)
-}
-
-/// Parameters that training learns: every float constant but the statistics of BatchNormalization and bounds.
-pub fn parameters(graph: &Graph) -> u64 {
-    let floats = graph.constants.iter().filter(|(name, t)| t.as_f32().is_some() && is_learned(graph, name));
-    floats.map(|(_, t)| t.len() as u64).sum()
-}
-
-fn is_learned(graph: &Graph, name: &str) -> bool {
-    let is_input_from = |node: &fewbits_graph::Node, first: usize| node.inputs.iter().skip(first).any(|i| i == name);
-    !graph.nodes.iter().any(|node| match node.op {
-        Op::BatchNormalization(_) => is_input_from(node, 3),
-        Op::Clip(_) => is_input_from(node, 1),
-        _ => false,
-    })
-}
-
 /// Peak resident memory of this process (Linux: `VmHWM`).
 pub fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -182,7 +128,7 @@ mod tests {
         quantize::{Ranges, quantize},
         stream::Source,
     };
-    use fewbits_quant::{RangeRule, WeightRule, calibrate::Policy};
+    use fewbits_quant::{RangeRule, WeightRule, calibrate::Policy, placement::Site};
     use std::collections::BTreeSet;
 
     #[test]

@@ -4,13 +4,17 @@
 //! constants and other grids. This room knows no files but temporary ones, no data sets and no command line.
 
 pub mod bias_correction;
+pub mod bn_tune;
+pub mod comq;
 pub mod draft;
 pub mod equalization;
 pub mod error;
+pub mod moments;
 pub mod output_scaling;
 pub mod progress;
 pub mod samples;
 pub mod walk;
+pub mod zeroq_data;
 
 pub use draft::{Draft, Ground, Layer, layers};
 pub use error::MethodError;

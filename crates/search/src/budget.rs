@@ -15,8 +15,15 @@ pub enum Budget {
     Bops(f64),
 }
 
-const BYTES: [(&str, f64); 7] =
-    [("KiB", 1024.0), ("MiB", 1_048_576.0), ("GiB", 1_073_741_824.0), ("KB", 1e3), ("MB", 1e6), ("GB", 1e9), ("B", 1.0)];
+const BYTES: [(&str, f64); 7] = [
+    ("KiB", 1024.0),
+    ("MiB", 1_048_576.0),
+    ("GiB", 1_073_741_824.0),
+    ("KB", 1e3),
+    ("MB", 1e6),
+    ("GB", 1e9),
+    ("B", 1.0),
+];
 const COUNTS: [(&str, f64); 4] = [("K", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)];
 
 impl FromStr for Budget {
@@ -35,10 +42,8 @@ impl FromStr for Budget {
 
 /// A positive number, times what its unit stands for.
 fn number(text: &str, units: &[(&str, f64)]) -> Option<f64> {
-    let (digits, factor) = units
-        .iter()
-        .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)))
-        .unwrap_or((text, 1.0));
+    let (digits, factor) =
+        units.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor))).unwrap_or((text, 1.0));
     let value = digits.trim().parse::<f64>().ok()? * factor;
     (value.is_finite() && value > 0.0).then_some(value)
 }

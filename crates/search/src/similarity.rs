@@ -48,11 +48,8 @@ impl FromStr for Metric {
     type Err = SearchError;
 
     fn from_str(text: &str) -> Result<Self, SearchError> {
-        let unknown = || SearchError::Unknown {
-            what: "metric",
-            text: text.into(),
-            known: "cosine, snr, mse, kl, pearson, top1",
-        };
+        let unknown =
+            || SearchError::Unknown { what: "metric", text: text.into(), known: "cosine, snr, mse, kl, pearson, top1" };
         NAMES.iter().find(|(_, name)| *name == text).map(|(metric, _)| *metric).ok_or_else(unknown)
     }
 }
@@ -77,13 +74,19 @@ impl Metric {
         match self {
             Metric::Kl => places(a, b, classes, kl),
             Metric::TopOne => places(a, b, classes, |a, b| f64::from(u8::from(largest(a) != largest(b)))),
-            Metric::Cosine => Sums::of(a, b).cosine(),
-            Metric::Pearson => Sums::of(a, b).centred(a.len() as f64).cosine(),
-            Metric::Snr => {
-                let sums = Sums::of(a, b);
-                ratio(sums.noise, sums.aa)
+            Metric::Cosine => {
+                let [aa, bb, ab] = sums(a, b, |a, b| [a * a, b * b, a * b]);
+                cosine(aa, bb, ab)
             }
-            Metric::Mse => Sums::of(a, b).noise / a.len() as f64,
+            Metric::Pearson => pearson(a, b),
+            Metric::Snr => {
+                let [noise, signal] = sums(a, b, |a, b| [(a - b) * (a - b), a * a]);
+                ratio(noise, signal)
+            }
+            Metric::Mse => {
+                let [noise] = sums(a, b, |a, b| [(a - b) * (a - b)]);
+                noise / a.len() as f64
+            }
         }
     }
 }
@@ -99,53 +102,40 @@ fn ratio(noise: f64, signal: f64) -> f64 {
 /// Partial sums that are added up side by side.
 const LANES: usize = 8;
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    a: f64,
-    b: f64,
-    aa: f64,
-    bb: f64,
-    ab: f64,
-    /// `Σ (a−b)²`
-    noise: f64,
+/// The sums of `terms` over all pairs.
+fn sums<const N: usize>(a: &[f32], b: &[f32], terms: impl Fn(f64, f64) -> [f64; N]) -> [f64; N] {
+    let mut lanes = [[0f64; LANES]; N];
+    let ((xs, x_tail), (ys, y_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (x, y) in xs.iter().zip(ys) {
+        for i in 0..LANES {
+            let terms = terms(f64::from(x[i]), f64::from(y[i]));
+            for n in 0..N {
+                lanes[n][i] += terms[n];
+            }
+        }
+    }
+    let mut sums = lanes.map(|lane| lane.iter().sum());
+    for (x, y) in x_tail.iter().zip(y_tail) {
+        let terms = terms(f64::from(*x), f64::from(*y));
+        for n in 0..N {
+            sums[n] += terms[n];
+        }
+    }
+    sums
 }
 
-impl Sums {
-    fn of(a: &[f32], b: &[f32]) -> Self {
-        let mut lanes = [[0f64; LANES]; 6];
-        let mut add = |i: usize, x: f32, y: f32| {
-            let (x, y) = (f64::from(x), f64::from(y));
-            let terms = [x, y, x * x, y * y, x * y, (x - y) * (x - y)];
-            lanes.iter_mut().zip(terms).for_each(|(lane, term)| lane[i] += term);
-        };
-        let ((xs, x_tail), (ys, y_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-        for (x, y) in xs.iter().zip(ys) {
-            (0..LANES).for_each(|i| add(i, x[i], y[i]));
-        }
-        x_tail.iter().zip(y_tail).enumerate().for_each(|(i, (&x, &y))| add(i, x, y));
-        let [a, b, aa, bb, ab, noise] = lanes.map(|lane| lane.iter().sum());
-        Sums { a, b, aa, bb, ab, noise }
-    }
+/// `1 − ab / √(aa·bb)`
+fn cosine(aa: f64, bb: f64, ab: f64) -> f64 {
+    let norms = (aa * bb).sqrt();
+    if norms > 0.0 { (1.0 - ab / norms).max(0.0) } else { f64::from(u8::from(aa != bb)) }
+}
 
-    /// The sums of the same `n` pairs, each side less its mean.
-    fn centred(self, n: f64) -> Self {
-        let Sums { a, b, aa, bb, ab, noise } = self;
-        // Rounding may leave a constant image a little below 0.
-        let rest = |square: f64, sum: f64| {
-            let rest = square - sum * sum / n;
-            if rest > 1e-12 * square { rest } else { 0.0 }
-        };
-        let noise = (noise - (a - b) * (a - b) / n).max(0.0);
-        Sums { a: 0.0, b: 0.0, aa: rest(aa, a), bb: rest(bb, b), ab: ab - a * b / n, noise }
-    }
-
-    fn cosine(self) -> f64 {
-        let norms = (self.aa * self.bb).sqrt();
-        match norms > 0.0 {
-            true => (1.0 - self.ab / norms).max(0.0),
-            false => f64::from(u8::from(self.aa != self.bb)),
-        }
-    }
+fn pearson(a: &[f32], b: &[f32]) -> f64 {
+    let count = a.len() as f64;
+    let [mean_a, mean_b] = sums(a, b, |a, b| [a, b]).map(|sum| sum / count);
+    let centred = |a: f64, b: f64| [(a - mean_a).powi(2), (b - mean_b).powi(2), (a - mean_a) * (b - mean_b)];
+    let [aa, bb, ab] = sums(a, b, centred);
+    cosine(aa, bb, ab)
 }
 
 /// The mean of `f` over places, given the `classes` values of each on both sides.

@@ -11,6 +11,7 @@ mod output;
 mod quantize;
 mod repro;
 mod run;
+mod search;
 mod subject;
 mod train;
 mod zoo;
@@ -67,6 +68,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Turn a float model into a low-bit one, from a few hundred images
     Quantize(quantize::Args),
+    /// Find how many bits each weight needs under a budget
+    Search(search::Args),
     /// Accuracy of a model on labelled data
     Eval(eval::Args),
     /// Where two models part
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args, &out),
         Command::Inspect(args) => inspect::run(&args, &out),
         Command::Quantize(args) => quantize::run(&args, &out),
+        Command::Search(args) => search::run(&args, &out),
         Command::Eval(args) => eval::run(&args, &out),
         Command::Compare(args) => compare::run(&args, &out),
         Command::Run(args) => run::run(&args, &out),

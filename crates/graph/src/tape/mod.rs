@@ -62,6 +62,8 @@ pub struct Config {
     pub fold_batch: bool,
     /// Stop before each quantizer of an activation, for [`Tape::forward_initializing`].
     pub stops: bool,
+    /// Compute gradients of the graph's inputs, for [`Tape::input_gradient`], and none of the leaves.
+    pub input_gradients: bool,
     /// Leave the backward pass out.
     pub forward_only: bool,
     /// Keep the results of one layer in three, or where little is made of much, and compute the others again in the backward pass
@@ -87,7 +89,7 @@ impl Tape {
     pub fn compile(graph: &Graph, leaves: &Leaves, shapes: &[Vec<usize>], config: &Config) -> Result<Self, GraphError> {
         let mut record = record::record(graph, leaves, shapes, config)?;
         if !config.forward_only {
-            reverse::reverse(graph, &mut record, config.recompute)?;
+            reverse::reverse(graph, &mut record, config)?;
         }
         let schedule = Schedule::new(graph, record)?;
         let memory = Memory::new(&schedule);
@@ -117,7 +119,7 @@ impl Tape {
     }
 
     /// The gradients of all leaves, in the order of [`Leaves::values`], from those of the outputs (plain order); to be called
-    /// after [`Tape::forward`] with the same inputs.
+    /// after [`Tape::forward`] with the same inputs. With [`Config::input_gradients`] those of the leaves are zeros.
     pub fn backward(
         &mut self,
         leaves: &Leaves,
@@ -127,6 +129,15 @@ impl Tape {
         threads: &Threads,
     ) {
         self.memory.backward(&self.schedule, leaves, inputs, outputs, gradients, threads);
+    }
+
+    /// The gradient of input `i`, in plain order, after [`Tape::backward`]; empty if not planned with [`Config::input_gradients`] or if
+    /// no output depends on the input.
+    pub fn input_gradient(&self, i: usize) -> &[f32] {
+        match self.schedule.input_gradients.get(i) {
+            Some(&Some(v)) => self.memory.value(&self.schedule, v),
+            _ => &[],
+        }
     }
 
     /// Smallest and largest element that each range-following quantizer saw in the last batch.

@@ -164,6 +164,17 @@ impl Normalization {
         })
     }
 
+    /// The same for running statistics, where `∂x = scale · g`. Inputs x, the result of `finish`, ∂y. Output ∂x.
+    pub fn input_gradient_of_running(self, add: bool) -> Kernel {
+        let zeros = vec![0.0; self.channels];
+        Kernel::new(move |io| {
+            let (x, all, dy) = (io.f32(0), io.f32(1), io.f32(2));
+            let (scale, shift) = (self.part(all, SCALE), self.part(all, SHIFT));
+            let forward = Forward { x, scale, shift, bounds: self.clamp };
+            batch_norm::input_gradient(Isa::best(), forward, dy, [scale, &zeros, &zeros], add, io.out_f32(0));
+        })
+    }
+
     /// The new running mean and variance in the result of `finish`.
     pub fn running(channels: usize, all: &[f32]) -> [&[f32]; 2] {
         [NEW_MEAN, NEW_VARIANCE].map(|p| &all[p * channels..][..channels])

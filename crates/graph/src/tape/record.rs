@@ -70,6 +70,10 @@ pub(super) struct Record {
     pub outputs: Vec<ValueId>,
     /// Gradients of outputs, as the caller gives them.
     pub output_gradients: Vec<ValueId>,
+    /// Values of the graph's inputs.
+    pub inputs: Vec<ValueId>,
+    /// Their gradients, once reversed, if wanted.
+    pub input_gradients: Vec<Option<ValueId>>,
     /// Values of parameters.
     pub parameters: Vec<(Leaf, ValueId)>,
     /// Gradients of parameters, once reversed.
@@ -135,6 +139,8 @@ pub(super) fn record(
         entries: vec![],
         outputs: vec![],
         output_gradients: vec![],
+        inputs: vec![],
+        input_gradients: vec![],
         parameters: vec![],
         gradients: vec![],
         running: vec![],
@@ -147,6 +153,7 @@ pub(super) fn record(
     for (i, info) in graph.inputs.iter().enumerate() {
         let fact = Fact::new(info.dtype, &shapes[i]);
         let v = recorder.record.add(fact, true, Home::Input(i));
+        recorder.record.inputs.push(v);
         recorder.define(&info.name, v);
     }
     let mut swallowed = vec![false; graph.nodes.len()];

@@ -5,7 +5,7 @@
 //! added up over images and lanes.
 
 use super::{
-    Laid,
+    Config, Laid,
     item::{Build, Home, Item, Join, Rowed, ValueId, facts_at},
     normalization::Normalization,
     record::{Entry, Record, item, multiply_rows, node_error, reorder_item},
@@ -21,12 +21,12 @@ use std::{
 };
 
 /// Adds the items of the backward pass to `record`.
-pub(super) fn reverse(graph: &Graph, record: &mut Record, recompute: bool) -> Result<(), GraphError> {
+pub(super) fn reverse(graph: &Graph, record: &mut Record, config: &Config) -> Result<(), GraphError> {
     let entries = std::mem::take(&mut record.entries);
     let mut needs = vec![false; record.values.len()];
-    for (_, v) in &record.parameters {
-        needs[*v] = true;
-    }
+    let parameters = record.parameters.iter().map(|(_, v)| *v).filter(|_| !config.input_gradients);
+    let inputs = record.inputs.iter().copied().filter(|_| config.input_gradients);
+    parameters.chain(inputs).for_each(|v| needs[v] = true);
     let spread = |needs: &mut Vec<bool>, record: &Record, from: &[Option<ValueId>], to: &[ValueId]| {
         let any = from.iter().flatten().any(|&v| needs[record.resolve(v)]);
         to.iter().for_each(|&v| needs[v] |= any);
@@ -41,17 +41,19 @@ pub(super) fn reverse(graph: &Graph, record: &mut Record, recompute: bool) -> Re
         }
         writers.extend(outs.iter().map(|&v| (v, at)));
     }
-    let mut gradients = HashMap::new();
-    for (&output, &given) in record.outputs.iter().zip(&record.output_gradients) {
-        gradients.insert(record.resolve(output), given);
-    }
-    let cheap = cheap(graph, record, &entries, recompute);
-    let copies = HashMap::new();
+    let cheap = cheap(graph, record, &entries, config.recompute);
+    let (gradients, copies) = (HashMap::new(), HashMap::new());
+    let outputs: Vec<_> = record.outputs.iter().copied().zip(record.output_gradients.clone()).collect();
     let mut reverse = Reverse { graph, record, needs, readers, writers, gradients, cheap, copies, barriers: 0 };
+    outputs.into_iter().for_each(|(output, given)| reverse.give(output, given));
     for (at, entry) in entries.iter().enumerate().rev() {
         reverse.entry(at, entry)?;
     }
     let Reverse { gradients, .. } = reverse;
+    if config.input_gradients {
+        record.input_gradients = record.inputs.iter().map(|v| gradients.get(v).copied()).collect();
+        return Ok(());
+    }
     for (leaf, v) in record.parameters.clone() {
         if let Some(&gradient) = gradients.get(&v) {
             record.gradients.push((leaf, gradient));
@@ -161,6 +163,29 @@ impl Reverse<'_> {
 
     fn gradient(&self, v: ValueId) -> Option<ValueId> {
         self.gradients.get(&self.record.resolve(v)).copied()
+    }
+
+    /// Begins with the gradient of an output that the caller gives. What is given is only read; others may add to it, so it is
+    /// copied.
+    fn give(&mut self, output: ValueId, given: ValueId) {
+        let output = self.record.resolve(output);
+        if !self.record.values[output].rows {
+            self.gradients.insert(output, given);
+            return;
+        }
+        let (target, want) = self.target(output);
+        match want {
+            Want::Add => self.add(None, given, target),
+            _ => {
+                let copy = || {
+                    Kernel::new(|io| {
+                        let x = io.f32(0);
+                        io.out_f32(0).copy_from_slice(x)
+                    })
+                };
+                self.push(item(None, false, copy, vec![Some(given)], vec![Some(target)]));
+            }
+        }
     }
 
     /// Where the gradient of `v` goes, and whether it is added to what is there.
@@ -400,6 +425,9 @@ impl Reverse<'_> {
 
     fn normalize(&mut self, spec: Normalization, [x, y, all, scale, bias]: [ValueId; 5]) {
         let Some(dy) = self.gradient(y) else { return };
+        if !spec.batch && !self.needed(scale) && !self.needed(bias) {
+            return self.normalize_input(spec, [x, all], dy);
+        }
         let sums = self.record.vector(2 * spec.channels, Home::Joined(Join::Sum));
         let ins = vec![Some(self.again(x)), Some(all), Some(dy)];
         self.record.backward.push(item(None, false, move || spec.gradient_sums(), ins, vec![Some(sums)]));
@@ -420,6 +448,16 @@ impl Reverse<'_> {
             let ins = vec![Some(self.again(x)), Some(all), Some(dy), Some(coefficients)];
             let kernel = move || spec.input_gradient(want == Want::Add);
             self.record.backward.push(item(None, false, kernel, ins, vec![Some(dx)]));
+        }
+    }
+
+    /// The gradient of a normalization's input where nothing else is wanted: there is no sum over the batch to wait for.
+    fn normalize_input(&mut self, spec: Normalization, [x, all]: [ValueId; 2], dy: ValueId) {
+        if self.needed(x) {
+            let (dx, want) = self.target(x);
+            let ins = vec![Some(self.again(x)), Some(all), Some(dy)];
+            let kernel = move || spec.input_gradient_of_running(want == Want::Add);
+            self.push(item(None, false, kernel, ins, vec![Some(dx)]));
         }
     }
 

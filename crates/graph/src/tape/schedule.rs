@@ -113,6 +113,7 @@ pub(super) struct Schedule {
     /// Slot of each made value.
     homes: HashMap<ValueId, usize>,
     pub outputs: Vec<ValueId>,
+    pub input_gradients: Vec<Option<ValueId>>,
     pub gradients: Vec<(Leaf, ValueId)>,
     pub running: Vec<([Leaf; 2], ValueId, usize)>,
     pub ranges: Vec<(String, ValueId)>,
@@ -137,6 +138,7 @@ impl Schedule {
             .outputs
             .iter()
             .copied()
+            .chain(record.input_gradients.iter().flatten().copied())
             .chain(record.gradients.iter().map(|(_, v)| *v))
             .chain(record.running.iter().map(|(_, v, _)| *v))
             .chain(record.ranges.iter().map(|(_, v)| *v))
@@ -158,8 +160,19 @@ impl Schedule {
                 None => GraphError::NoTensor(source.to_string()),
             })?);
         }
-        let Record { outputs, gradients, running, ranges, .. } = record;
-        Ok(Schedule { segments, forward, slots, values: book.values, homes, outputs, gradients, running, ranges })
+        let Record { outputs, input_gradients, gradients, running, ranges, .. } = record;
+        Ok(Schedule {
+            segments,
+            forward,
+            slots,
+            values: book.values,
+            homes,
+            outputs,
+            input_gradients,
+            gradients,
+            running,
+            ranges,
+        })
     }
 
     /// Where a value is kept once its segment is through.

@@ -20,6 +20,7 @@ pub mod softmax;
 mod sweep;
 mod tile;
 pub mod update;
+pub mod vectors;
 mod weight_gradient;
 
 pub use activation::Activation;

@@ -1,0 +1,59 @@
+use super::*;
+use crate::testing;
+
+/// What a layer's rounded weights add to its error, by its moments, is what the executor measures.
+#[test]
+fn moments_give_the_error_that_the_executor_measures() {
+    let network = testing::residual();
+    let samples = testing::images(9, &network.shape);
+    let learned: Vec<_> = samples.iter().enumerate().filter(|(i, _)| i % HELD_BACK != HELD_BACK - 1).collect();
+    let threads = Threads::new(2);
+    let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
+    let mut checked = 0;
+    while let Some(block) = walk.block().cloned() {
+        for layer in &block.layers {
+            let moments = Moments::of(&walk, &network.draft, layer).unwrap().unwrap();
+            if moments.fit[0].rows < learned.len() * moments.shape.positions {
+                continue; // Not every position is looked at.
+            }
+            let weight = network.graph.constant(&layer.weight).unwrap();
+            let rows = moments.shape.rows(weight.as_f32().unwrap());
+            let rounded = rounded_constant(&layer.weight, weight, &network.draft.grids);
+            let rounded = moments.shape.rows(rounded.as_f32().unwrap());
+            let outputs = |mode: Mode<'_>| -> Vec<Vec<f32>> {
+                let output = |(_, sample): &(usize, &Vec<_>)| {
+                    testing::tensors(&network.graph, mode, sample, &[&layer.output])[0].as_f32().unwrap().to_vec()
+                };
+                learned.iter().map(output).collect()
+            };
+            let mut grids = network.draft.grids.clone();
+            grids.0.remove(&layer.output);
+            let (float, quantized) = (outputs(Mode::Float), outputs(Mode::FakeQuant(&grids)));
+            grids.0.remove(&layer.weight);
+            let rounded_inputs = outputs(Mode::FakeQuant(&grids));
+            let (k, channels) = (moments.shape.inputs, moments.shape.channels());
+            // Mean and variance of the error of a channel.
+            let error = |outputs: &[Vec<f32>], c: usize| {
+                let pairs = float.iter().zip(outputs).flat_map(|(a, b)| {
+                    let places = a.len() / channels;
+                    (0..places).map(move |p| f64::from(b[c * places + p] - a[c * places + p]))
+                });
+                let all: Vec<f64> = pairs.collect();
+                let mean = all.iter().sum::<f64>() / all.len() as f64;
+                (mean, all.iter().map(|e| (e - mean).powi(2)).sum::<f64>() / all.len() as f64)
+            };
+            for c in 0..channels {
+                let difference: Vec<f32> = (0..k).map(|i| rounded[c * k + i] - rows[c * k + i]).collect();
+                let (group, output) = (&moments.fit[c / moments.shape.outputs], c % moments.shape.outputs);
+                let ((mean, variance), (_, before)) = (error(&quantized, c), error(&rounded_inputs, c));
+                let (shift, added) = (group.shift(output, &difference), group.error(output, &difference));
+                assert!((shift - mean).abs() < 1e-3 * (mean.abs() + 1.0), "{}: {shift} for {mean}", layer.weight);
+                let close = (added - (variance - before)).abs() < 1e-3 * (variance + before) + 1e-6;
+                assert!(close, "{}: {added} for {variance} - {before}", layer.weight);
+                checked += 1;
+            }
+        }
+        walk.advance(&network.draft).unwrap();
+    }
+    assert!(checked > 100);
+}

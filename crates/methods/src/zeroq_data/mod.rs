@@ -1,0 +1,226 @@
+//! Distilled data: images made from what a network's BatchNormalizations remember of its training data.
+//!
+//! # What it does
+//! A BatchNormalization keeps mean `μ` and variance `σ²` of each channel that came to it in training. Images are looked for that bring
+//! the same: from noise, by gradient descent on the image itself, with the least
+//! `Σ_layers Σ_channels (μ − μ̃)² + (σ − σ̃)²`, where `μ̃` and `σ̃ = √(variance + 10⁻⁶)` are over the positions of one image. The
+//! image's own channels are one more layer with `μ = 0`, `σ = 1`. The images are in the network's input space, that is, normalised.
+//!
+//! # When it helps
+//! Where there is no data at all to calibrate with. Ranges come out close to those of real images.
+//!
+//! # When it fails
+//! Where BatchNormalizations have been folded already, as in most exported models: an error says so. With [`Config::plain`] the
+//! input term alone makes smooth noise, which sees to it that something runs and to little else. Activations behind
+//! normalizations over a single position (classifiers) are not matched.
+//!
+//! # Cost
+//! A forward and a backward pass per image and iteration, without gradients of weights.
+//!
+//! # Config
+//! [`Config`].
+//!
+//! # Source
+//! Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework" (CVPR 2020), §3.1 and its published program.
+//!
+//! # Departures
+//! Variances are those of the population. Images are optimised in groups of [`GROUP`] and fewer for large networks: they do not
+//! depend on each other but for the common step size. The start may be smooth, the step size falls sooner, and a group is done
+//! when it has fallen far enough; of all iterations the best counts.
+
+mod matching;
+
+use crate::{MethodError, Progress};
+use fewbits_graph::{DType, Graph, Op, Tensor};
+use fewbits_kernels::Threads;
+use fewbits_train::{
+    optimizer::{self, Optimizer, Rule},
+    random::Random,
+};
+use matching::{Matching, Target};
+
+/// Images that are optimised together.
+pub const GROUP: usize = 8;
+/// Numbers of matched tensors that a group may have.
+const MOST_NUMBERS: usize = 1 << 25;
+/// Part of the first step size at which a group is done.
+const LEAST_RATE: f32 = 1e-3;
+/// What a plateau leaves of the step size.
+const FALL: f32 = 0.3;
+/// A loss that falls by less than this part is a plateau.
+const PROGRESS: f64 = 1e-3;
+/// Pixels between the knots of a smooth start.
+const KNOTS: usize = 8;
+
+/// How images are made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// How many.
+    pub images: usize,
+    /// Steps for each, at most.
+    pub iterations: usize,
+    /// Of Adam, at the beginning.
+    pub learning_rate: f32,
+    /// Steps without progress after which the step size falls.
+    pub patience: usize,
+    /// Begin with smooth patterns and a little noise, in place of noise alone.
+    pub smooth: bool,
+    /// Where nothing can be matched but the input term, do that.
+    pub plain: bool,
+    /// Of the random numbers.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { images: 64, iterations: 200, learning_rate: 0.2, patience: 15, smooth: true, plain: false, seed: 0 }
+    }
+}
+
+/// Images for `graph`, whose one input has `shape` for one image: `[1, C, …]`. They are [`crate::Samples`], and the same whatever the
+/// number of threads.
+///
+/// # Errors
+/// [`MethodError::Unsupported`] if the graph has several inputs, or no BatchNormalization to match; [`MethodError::Graph`] if it cannot
+/// be differentiated.
+pub fn distill(
+    graph: &Graph,
+    shape: &[usize],
+    config: &Config,
+    threads: &Threads,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<Tensor>>, MethodError> {
+    let one_input = graph.inputs.len() == 1 && graph.inputs[0].dtype == DType::F32;
+    if !one_input || shape.len() < 3 || shape[0] != 1 || shape.contains(&0) {
+        return Err(unsupported(
+            format!("images of shape {shape:?} for a network with {} inputs", graph.inputs.len()),
+            "give calibration data, or one float input of shape [1, C, ...]",
+        ));
+    }
+    let facts = fewbits_graph::exec::infer(graph, &[shape.to_vec()])?;
+    let positions = |name: &str| facts.get(name).map_or(0, |fact| fact.dims.iter().skip(2).product());
+    let targets: Vec<Target> = targets(graph).into_iter().filter(|t| positions(&t.tensor) > 1).collect();
+    if targets.is_empty() && !config.plain {
+        let what = match normalizations(graph) {
+            0 => "the network has no BatchNormalization left that would tell what its training data was like",
+            _ => "no BatchNormalization of the network is over more than one position",
+        };
+        return Err(unsupported(
+            what.into(),
+            "give calibration data, or the model as it was before BatchNormalization was folded (export it in training mode)",
+        ));
+    }
+    let numbers: usize = targets.iter().map(|t| facts[&t.tensor].len()).sum();
+    let group = (MOST_NUMBERS / numbers.max(1)).clamp(1, GROUP);
+    let row: usize = shape.iter().product();
+    let mut images = Vec::with_capacity(config.images);
+    progress.begin("images from BatchNormalization statistics", config.images.div_ceil(group));
+    while images.len() < config.images {
+        let count = group.min(config.images - images.len());
+        let mut matching = Matching::new(graph, &targets, &[&[count], &shape[1..]].concat())?;
+        let start = |i: usize| start(shape, config, (images.len() + i) as u64);
+        let (found, [first, last]) = descend(&mut matching, (0..count).flat_map(start).collect(), config, threads);
+        progress.say(&format!("loss {first:.3e} -> {last:.3e}"));
+        images.extend(found.chunks(row).map(|image| vec![Tensor::f32(shape, image.to_vec())]));
+        progress.step();
+    }
+    progress.end();
+    Ok(images)
+}
+
+fn unsupported(what: String, hint: &'static str) -> MethodError {
+    MethodError::Unsupported { method: "zeroq_data", what, hint }
+}
+
+fn normalizations(graph: &Graph) -> usize {
+    graph.nodes.iter().filter(|node| matches!(node.op, Op::BatchNormalization(_))).count()
+}
+
+/// What the normalizations of `graph` remember of tensors that nodes make.
+fn targets(graph: &Graph) -> Vec<Target> {
+    let target = |node: &fewbits_graph::Node| {
+        let constant = |i: usize| node.input(i).and_then(|name| graph.constant(name)).and_then(|t| t.as_f32());
+        let tensor = node.input(0)?;
+        let made = graph.nodes.iter().any(|other| other.outputs.iter().any(|name| name == tensor));
+        if !matches!(node.op, Op::BatchNormalization(_)) || !made {
+            return None;
+        }
+        let deviation = constant(4)?.iter().map(|v| matching::deviation(*v)).collect();
+        Some(Target { tensor: tensor.into(), mean: constant(3)?.to_vec(), deviation })
+    };
+    graph.nodes.iter().filter_map(target).collect()
+}
+
+/// The best images on the way down from `images`; the loss per image at the beginning, and theirs.
+fn descend(matching: &mut Matching, mut images: Vec<f32>, config: &Config, threads: &Threads) -> (Vec<f32>, [f64; 2]) {
+    let len = images.len();
+    let whole = optimizer::Group { range: 0..len, learning_rate: 1.0, weight_decay: 0.0 };
+    let mut adam = Optimizer::new(Rule::Adam(optimizer::Moments::default()), vec![whole], len);
+    let mut gradient = vec![0.0; len];
+    let mut best = images.clone();
+    let (mut first, mut least, mut plateau) = (None, f64::INFINITY, f64::INFINITY);
+    let (mut rate, mut waited) = (config.learning_rate, 0);
+    for iteration in 0..=config.iterations {
+        let loss = matching.gradient(&images, &mut gradient, threads);
+        first.get_or_insert(loss);
+        if loss < least {
+            least = loss;
+            best.copy_from_slice(&images);
+        }
+        if loss < plateau * (1.0 - PROGRESS) {
+            (plateau, waited) = (loss, 0);
+        } else {
+            waited += 1;
+        }
+        if waited > config.patience {
+            (rate, waited) = (rate * FALL, 0);
+            // What was found is a better place to go on from than where large steps led.
+            images.copy_from_slice(&best);
+            if rate < LEAST_RATE * config.learning_rate {
+                break;
+            }
+        }
+        if iteration < config.iterations {
+            adam.step(rate, &mut images, &gradient);
+        }
+    }
+    (best, [first.unwrap_or(0.0), least])
+}
+
+/// What image `number` begins as.
+fn start(shape: &[usize], config: &Config, number: u64) -> Vec<f32> {
+    let mut random = Random::keyed(&[config.seed, number]);
+    let [height, width] = [shape[2], shape.get(3).copied().unwrap_or(1)];
+    let planes = shape.iter().product::<usize>() / (height * width);
+    // Channels have most of their pattern in common, as in photographs.
+    let common = pattern(&mut random, height, width);
+    let mut image = Vec::with_capacity(planes * height * width);
+    for _ in 0..planes {
+        let own = pattern(&mut random, height, width);
+        let smooth = common.iter().zip(&own).map(|(a, b)| 1.1 * a + 0.7 * b);
+        image.extend(smooth.map(|s| {
+            let noise = random.normal() as f32;
+            if config.smooth { s + 0.3 * noise } else { noise }
+        }));
+    }
+    image
+}
+
+/// Random numbers [`KNOTS`] pixels apart, joined linearly.
+fn pattern(random: &mut Random, height: usize, width: usize) -> Vec<f32> {
+    let columns = width / KNOTS + 2;
+    let knots: Vec<f32> = (0..(height / KNOTS + 2) * columns).map(|_| random.normal() as f32).collect();
+    let pixel = |y: usize, x: usize| {
+        let (row, column) = (y / KNOTS, x / KNOTS);
+        let [down, right] = [y % KNOTS, x % KNOTS].map(|rest| rest as f32 / KNOTS as f32);
+        let along = |row: usize| {
+            let at = row * columns + column;
+            (1.0 - right) * knots[at] + right * knots[at + 1]
+        };
+        (1.0 - down) * along(row) + down * along(row + 1)
+    };
+    (0..height * width).map(|i| pixel(i / width, i % width)).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! Spending a budget: from a [`Problem`] to one width for each item.
+//!
+//! All of them are deterministic: of equals the first is taken.
+
+use crate::{Problem, SearchError};
+use std::{fmt, str::FromStr};
+
+/// How the budget is spent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Allocator {
+    /// [`greedy`].
+    Greedy,
+    /// [`greedy_remeasured`].
+    GreedyRemeasured,
+    /// [`knapsack`].
+    #[default]
+    Knapsack,
+}
+
+impl fmt::Display for Allocator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Allocator::Greedy => "greedy",
+            Allocator::GreedyRemeasured => "greedy-remeasure",
+            Allocator::Knapsack => "knapsack",
+        })
+    }
+}
+
+impl FromStr for Allocator {
+    type Err = SearchError;
+
+    fn from_str(text: &str) -> Result<Self, SearchError> {
+        match text {
+            "greedy" => Ok(Allocator::Greedy),
+            "greedy-remeasure" => Ok(Allocator::GreedyRemeasured),
+            "knapsack" => Ok(Allocator::Knapsack),
+            _ => Err(SearchError::Unknown {
+                what: "allocator",
+                text: text.into(),
+                known: "greedy, greedy-remeasure, knapsack",
+            }),
+        }
+    }
+}
+
+/// From the widest width of every item down: the step to the next narrower width that adds the least damage for what it saves, until
+/// the limit is kept.
+pub fn greedy(problem: &Problem) -> Vec<usize> {
+    let mut choices = problem.widest();
+    let trust = vec![1.0; choices.len()];
+    while problem.cost(&choices) > problem.limit {
+        let Some(i) = cheapest_step(problem, &choices, &trust) else { break };
+        choices[i] -= 1;
+    }
+    choices
+}
+
+/// As [`greedy`], but after every `every` steps (at least 1) the whole assignment is measured. Where the measured damage of those steps
+/// exceeds the predicted one by more than it does on the whole, the items they narrowed count for that much more from then on (within
+/// a factor of 4), and for less where it falls short: so what interacts is left alone.
+///
+/// # Errors
+/// Those of `measure`.
+pub fn greedy_remeasured<E>(
+    problem: &Problem,
+    every: usize,
+    mut measure: impl FnMut(&[usize]) -> Result<f64, E>,
+) -> Result<Vec<usize>, E> {
+    const MOST: f64 = 4.0;
+    let mut choices = problem.widest();
+    let mut trust = vec![1.0; choices.len()];
+    let start = measure(&choices)?;
+    let (mut measured, mut predicted_total) = (start, 0.0);
+    while problem.cost(&choices) > problem.limit {
+        let (before, mut predicted) = (choices.clone(), 0.0);
+        for _ in 0..every.max(1) {
+            let Some(i) = cheapest_step(problem, &choices, &trust).filter(|_| problem.cost(&choices) > problem.limit)
+            else {
+                break;
+            };
+            predicted += added(problem, &choices, i).max(0.0);
+            choices[i] -= 1;
+        }
+        if choices == before {
+            break;
+        }
+        let now = measure(&choices)?;
+        predicted_total += predicted;
+        // How much more than predicted, in these steps and on the whole.
+        let (here, overall) = ((now - measured) / predicted, (now - start) / predicted_total);
+        let factor = here / overall;
+        if factor.is_finite() && overall > 0.0 {
+            let narrowed = (0..choices.len()).filter(|&i| choices[i] != before[i]);
+            narrowed.for_each(|i| trust[i] *= factor.clamp(1.0 / MOST, MOST));
+        }
+        measured = now;
+    }
+    Ok(choices)
+}
+
+/// The item whose next narrower width adds the least damage for what it saves; `trust` multiplies damages.
+fn cheapest_step(problem: &Problem, choices: &[usize], trust: &[f64]) -> Option<usize> {
+    let price = |i: usize| {
+        let saved = problem.items[i].cost[choices[i]].saturating_sub(problem.items[i].cost[choices[i] - 1]);
+        added(problem, choices, i) * trust[i] / saved as f64
+    };
+    let saves =
+        |&i: &usize| choices[i] > 0 && problem.items[i].cost[choices[i] - 1] < problem.items[i].cost[choices[i]];
+    (0..choices.len()).filter(saves).min_by(|&i, &j| price(i).total_cmp(&price(j)))
+}
+
+/// Damage that the next narrower width of item `i` adds.
+fn added(problem: &Problem, choices: &[usize], i: usize) -> f64 {
+    let damage = &problem.items[i].damage;
+    damage[choices[i] - 1] - damage[choices[i]]
+}
+
+/// Cells of the table of [`knapsack`].
+const CELLS: u64 = 1 << 19;
+
+/// The choice with the least sum of damages, by dynamic programming over what is spent (multiple-choice knapsack).
+///
+/// Exact where the limit is at most 2^19 times the greatest common divisor of all costs above each item's least. Beyond that, costs are
+/// counted in units of `limit / 2^19`, rounded up: never over the limit, and at most one unit per item is left unused.
+/// Items × widths × cells steps, items × cells bytes. The least costs together must keep the limit.
+pub fn knapsack(problem: &Problem) -> Vec<usize> {
+    let least: Vec<u64> = problem.items.iter().map(|item| item.cost.iter().copied().min().unwrap_or(0)).collect();
+    let above = |i: usize, c: usize| problem.items[i].cost[c] - least[i];
+    let most: u64 =
+        problem.items.iter().zip(&least).map(|(item, least)| item.cost.iter().max().unwrap_or(least) - least).sum();
+    let room = problem.limit.saturating_sub(least.iter().sum()).min(most);
+    let all = (0..problem.items.len()).flat_map(|i| (0..problem.items[i].cost.len()).map(move |c| (i, c)));
+    let divisor = all.fold(0, |d, (i, c)| gcd(d, above(i, c))).max(1);
+    let unit = divisor * room.div_ceil(divisor).div_ceil(CELLS).max(1);
+    let cells = (room / unit) as usize + 1;
+    // best[s]: the least damage of the items so far if at most s units are spent.
+    let mut best = vec![0.0; cells];
+    let mut taken: Vec<Vec<u8>> = Vec::with_capacity(problem.items.len());
+    for (i, item) in problem.items.iter().enumerate() {
+        let mut next = vec![f64::INFINITY; cells];
+        let mut from = vec![0u8; cells];
+        for (c, &damage) in item.damage.iter().enumerate() {
+            let spent = above(i, c).div_ceil(unit) as usize;
+            for s in spent..cells {
+                let total = best[s - spent] + damage;
+                if total < next[s] {
+                    (next[s], from[s]) = (total, c as u8);
+                }
+            }
+        }
+        best = next;
+        taken.push(from);
+    }
+    let mut choices = vec![0; problem.items.len()];
+    let mut left = cells - 1;
+    for i in (0..choices.len()).rev() {
+        choices[i] = usize::from(taken[i][left]);
+        left -= above(i, choices[i]).div_ceil(unit) as usize;
+    }
+    choices
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Changes the width of one item, or of two, as long as that keeps the limit and `measure` says that it helps. Of the changes, those that
+/// promise most come first; after `patience` in a row that did not help, it is over. `measured` is the damage of `choices`; the damage
+/// of the result is returned with it.
+///
+/// # Errors
+/// Those of `measure`.
+pub fn swap<E>(
+    problem: &Problem,
+    choices: &[usize],
+    measured: f64,
+    patience: usize,
+    mut measure: impl FnMut(&[usize]) -> Result<f64, E>,
+) -> Result<(Vec<usize>, f64), E> {
+    let (mut best, mut best_damage) = (choices.to_vec(), measured);
+    'search: loop {
+        for tried in neighbours(problem, &best).into_iter().take(patience) {
+            let damage = measure(&tried)?;
+            if damage < best_damage {
+                (best, best_damage) = (tried, damage);
+                continue 'search;
+            }
+        }
+        return Ok((best, best_damage));
+    }
+}
+
+/// Every assignment within the limit that differs from `choices` in one item or two, the most promising first.
+fn neighbours(problem: &Problem, choices: &[usize]) -> Vec<Vec<usize>> {
+    let spare = i128::from(problem.limit) - i128::from(problem.cost(choices));
+    let mut single: Vec<(f64, i128, usize, usize)> = vec![];
+    for (i, item) in problem.items.iter().enumerate() {
+        for c in (0..item.widths.len()).filter(|&c| c != choices[i]) {
+            let cost = i128::from(item.cost[c]) - i128::from(item.cost[choices[i]]);
+            single.push((item.damage[c] - item.damage[choices[i]], cost, i, c));
+        }
+    }
+    let mut moves: Vec<(f64, [(usize, usize); 2])> = vec![];
+    for (n, &(damage, cost, i, c)) in single.iter().enumerate() {
+        if cost <= spare {
+            moves.push((damage, [(i, c); 2]));
+        }
+        let others = single[n + 1..].iter().filter(|(_, other, j, _)| *j != i && cost + other <= spare);
+        moves.extend(others.map(|&(other, _, j, d)| (damage + other, [(i, c), (j, d)])));
+    }
+    moves.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let changed = |changes: [(usize, usize); 2]| {
+        let mut changed = choices.to_vec();
+        changes.into_iter().for_each(|(i, c)| changed[i] = c);
+        changed
+    };
+    moves.into_iter().map(|(_, changes)| changed(changes)).collect()
+}
+
+#[cfg(test)]
+mod tests;
