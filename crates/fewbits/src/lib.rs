@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod compare;
 pub mod demo;
+pub mod distill;
 pub mod error;
 pub mod evaluate;
 pub mod export;

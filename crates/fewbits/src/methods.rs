@@ -6,17 +6,38 @@ use std::{fmt, str::FromStr};
 /// A method of `fewbits quantize --method`. The order is that in which they are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Method {
+    /// No data: images made from the statistics of BatchNormalizations.
+    ZeroqData,
     /// Ranges of channels made alike by moving factors from layer to layer; outputs scaled.
     Equalize,
     /// Codes and scales of least output error, one coordinate after the other.
     Comq,
+    /// Up or down for each weight, learned layer by layer.
+    AdaRound,
+    /// Roundings learned block by block.
+    Brecq,
+    /// The same with activations rounded at random.
+    QDrop,
+    /// Means and deviations of channels brought back.
+    BnTune,
+    /// Scales and biases of the whole network learned against the float outputs.
+    E2eQp,
     /// The mean that rounding adds to each channel, taken off the bias.
     BiasCorrection,
 }
 
 /// Every method with its name.
-pub const METHODS: &[(Method, &str)] =
-    &[(Method::Equalize, "equalize"), (Method::Comq, "comq"), (Method::BiasCorrection, "bias-correction")];
+pub const METHODS: &[(Method, &str)] = &[
+    (Method::ZeroqData, "zeroq-data"),
+    (Method::Equalize, "equalize"),
+    (Method::Comq, "comq"),
+    (Method::AdaRound, "adaround"),
+    (Method::Brecq, "brecq"),
+    (Method::QDrop, "qdrop"),
+    (Method::BnTune, "bn-tune"),
+    (Method::E2eQp, "e2e-qp"),
+    (Method::BiasCorrection, "bias-correction"),
+];
 
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,6 +77,15 @@ impl Methods {
     /// Whether `method` is applied, or tried.
     pub fn allows(&self, method: Method) -> bool {
         *self == Methods::Auto || self.demands(method)
+    }
+
+    /// The same without `zeroq-data`; if nothing else was asked for, what is done by default.
+    pub fn without_data(&self) -> Methods {
+        match self {
+            Methods::List(list) if list[..] == [Method::ZeroqData] => Methods::Auto,
+            Methods::List(list) => Methods::List(list.iter().copied().filter(|m| *m != Method::ZeroqData).collect()),
+            Methods::Auto => Methods::Auto,
+        }
     }
 
     /// Whether what is done depends on a measurement, at the bits of `policy`.

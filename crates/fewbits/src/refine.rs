@@ -11,7 +11,10 @@ use crate::{
 };
 use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
 use fewbits_kernels::Threads;
-use fewbits_methods::{BlockMethod, Draft, Ground, Samples, Walk, comq::Comq, layers, walk::walk_through};
+use fewbits_methods::{
+    BlockMethod, Draft, Ground, Samples, Walk, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp,
+    layers, qdrop::QDrop, reconstruction, walk::walk_through,
+};
 use fewbits_quant::weights::guard_bias;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -62,8 +65,8 @@ pub fn refine(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Quantized, Error> {
-    let steps = steps(settings);
-    if steps.is_empty() {
+    let stages = stages(settings);
+    if stages.is_empty() {
         return Ok(quantized);
     }
     let begun = Instant::now();
@@ -94,25 +97,32 @@ pub fn refine(
         }
     };
     let exploring = settings.methods == Methods::Auto;
-    for methods in steps.iter().skip(mark.done.len()) {
+    for stage in stages.iter().skip(mark.done.len()) {
         if exploring && begun.elapsed() > settings.time_budget {
             break;
         }
-        let step_begun = Instant::now();
-        let mut walk = Walk::new(ground, &Runs::of(&seen, float), MEMORY, &pool)?;
-        let methods: Vec<&dyn BlockMethod> = methods.iter().map(|m| &**m).collect();
-        for _ in 0..mark.blocks {
-            walk.advance(&next)?;
+        let stage_begun = Instant::now();
+        let runs = Runs::of(&seen, float);
+        match stage {
+            Stage::Walk(methods) => {
+                let mut walk = Walk::new(ground, &runs, MEMORY, &pool)?;
+                let methods: Vec<&dyn BlockMethod> = methods.iter().map(|m| &**m).collect();
+                for _ in 0..mark.blocks {
+                    walk.advance(&next)?;
+                }
+                walk_through(&mut walk, &mut next, &methods, progress, |blocks, next| {
+                    mark.blocks = blocks;
+                    partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
+                })?;
+            }
+            Stage::Whole(config) => {
+                e2e_qp::tune(ground, &mut next, &runs, config, &pool, progress)?;
+            }
         }
-        walk_through(&mut walk, &mut next, &methods, progress, |blocks, next| {
-            mark.blocks = blocks;
-            partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
-        })?;
         guard_biases(&ground, &mut next);
         let (before_db, after_db) = (mark.best_db, closeness(&next)?);
         let kept = !exploring || after_db > before_db;
-        let names: Vec<&str> = methods.iter().map(|m| m.name()).collect();
-        let step = Step { methods: names.join(", "), before_db, after_db, kept, time: step_begun.elapsed() };
+        let step = Step { methods: stage.name(), before_db, after_db, kept, time: stage_begun.elapsed() };
         progress.line(&format!("step {step}"));
         mark.done.push(step);
         if kept {
@@ -134,24 +144,55 @@ pub fn refine(
     Ok(Quantized { graph, grids: best.grids, patches, steps: mark.done, ..quantized })
 }
 
-/// The steps that are taken one after the other, each the methods that share a walk.
-fn steps(settings: &Settings) -> Vec<Vec<Box<dyn BlockMethod>>> {
-    match &settings.methods {
-        Methods::Auto if settings.methods.explores(&settings.policy) => vec![vec![Box::new(Comq::default())]],
-        Methods::Auto => vec![],
-        Methods::List(list) => {
-            let walking: Vec<_> = list.iter().filter_map(|method| block_method(*method)).collect();
-            if walking.is_empty() { vec![] } else { vec![walking] }
+/// What is done at once and measured.
+enum Stage {
+    /// Methods that share a walk.
+    Walk(Vec<Box<dyn BlockMethod>>),
+    /// The whole network.
+    Whole(e2e_qp::Config),
+}
+
+impl Stage {
+    fn of(method: Method, settings: &Settings) -> Option<Stage> {
+        let seed = settings.seed;
+        let learned = |config: reconstruction::Config| reconstruction::Config { seed, ..config };
+        let walked: Box<dyn BlockMethod> = match method {
+            Method::Comq => Box::new(Comq::default()),
+            Method::AdaRound => Box::new(AdaRound { config: learned(AdaRound::default().config) }),
+            Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
+            Method::QDrop => Box::new(QDrop { config: learned(QDrop::default().config) }),
+            Method::BnTune => Box::new(BnTune::default()),
+            Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, ..e2e_qp::Config::default() })),
+            Method::ZeroqData | Method::Equalize | Method::BiasCorrection => return None,
+        };
+        Some(Stage::Walk(vec![walked]))
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Stage::Walk(methods) => methods.iter().map(|m| m.name()).collect::<Vec<_>>().join(", "),
+            Stage::Whole(_) => Method::E2eQp.to_string(),
         }
     }
 }
 
-/// The method, if it is one that works block by block.
-fn block_method(method: Method) -> Option<Box<dyn BlockMethod>> {
-    match method {
-        Method::Comq => Some(Box::new(Comq::default())),
-        Method::Equalize | Method::BiasCorrection => None,
+/// The stages, one after the other. Neighbours that walk share a walk where they are asked for; by default each is measured.
+fn stages(settings: &Settings) -> Vec<Stage> {
+    let chosen: Vec<Method> = match &settings.methods {
+        Methods::Auto if settings.methods.explores(&settings.policy) => vec![Method::Comq, Method::E2eQp],
+        Methods::Auto => vec![],
+        Methods::List(list) => list.clone(),
+    };
+    let mut stages: Vec<Stage> = Vec::new();
+    for stage in chosen.into_iter().filter_map(|method| Stage::of(method, settings)) {
+        match (stages.last_mut(), stage) {
+            (Some(Stage::Walk(methods)), Stage::Walk(more)) if settings.methods != Methods::Auto => {
+                methods.extend(more)
+            }
+            (_, stage) => stages.push(stage),
+        }
     }
+    stages
 }
 
 /// The samples that methods see, and every eighth, which they do not; all are both if there are few.

@@ -67,10 +67,14 @@ impl Sqnr {
 }
 
 /// SQNR of an output whose channels mean different things, each channel counting the same:
-/// `10·log10(1 / mean_c(noise_c / variance_c))`, so that box offsets of ±1 are not drowned by class scores of −20.
+/// `10·log10(1 / mean_c(noise_c / variance_c))`, so that box offsets of ±1 are not drowned by class scores of −20. Of class scores
+/// (`[samples, classes]`) only differences matter, and those of likely classes most: there the noise is the mean Kullback-Leibler
+/// divergence of `softmax(x)` from `softmax(y)`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BalancedSqnr {
     channels: Vec<Channel>,
+    /// Sum of divergences, and of how many samples.
+    divergence: [f64; 2],
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -86,6 +90,12 @@ impl BalancedSqnr {
     /// three (cells × values), and there is one for anything else.
     pub fn add(&mut self, dims: &[usize], x: &[f32], y: &[f32]) {
         let (channels, inner) = match *dims {
+            [_, classes] if classes > 1 => {
+                for (x, y) in x.chunks_exact(classes).zip(y.chunks_exact(classes)) {
+                    self.divergence = [self.divergence[0] + divergence(x, y), self.divergence[1] + 1.0];
+                }
+                return;
+            }
             [_, c, h, w] => (c, h * w),
             [_, a, b] if a < b => (a, b),
             [_, _, b] => (b, 1),
@@ -108,6 +118,9 @@ impl BalancedSqnr {
             let variance = c.squares - c.sum * c.sum / c.count.max(1.0);
             (variance > 1e-12 * c.squares.max(1e-30)).then(|| c.noise / variance)
         };
+        if self.divergence[1] > 0.0 {
+            return (self.divergence[0] / self.divergence[1], 1.0);
+        }
         self.channels.iter().filter_map(share).fold((0.0, 0.0), |(sum, n), s| (sum + s, n + 1.0))
     }
 
@@ -116,6 +129,26 @@ impl BalancedSqnr {
         let (sum, count) = outputs.iter().map(BalancedSqnr::shares).fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
         decibels(count, sum)
     }
+}
+
+/// `Σ p·log(p / q)` with `p` and `q` the softmax of `x` and `y`, or `x` and `y` themselves if they are probabilities.
+fn divergence(x: &[f32], y: &[f32]) -> f64 {
+    let is_distribution = |x: &[f32]| {
+        let sum: f64 = x.iter().map(|x| f64::from(*x)).sum();
+        (sum - 1.0).abs() < 1e-3 && x.iter().all(|x| *x >= 0.0)
+    };
+    let logarithms = |x: &[f32], given: bool| -> Vec<f64> {
+        if given {
+            return x.iter().map(|x| f64::from(*x).max(1e-12).ln()).collect();
+        }
+        let most = x.iter().fold(f64::NEG_INFINITY, |m, x| m.max(f64::from(*x)));
+        let sum: f64 = x.iter().map(|x| (f64::from(*x) - most).exp()).sum();
+        x.iter().map(|x| f64::from(*x) - most - sum.ln()).collect()
+    };
+    let given = is_distribution(x);
+    let (p, q) = (logarithms(x, given), logarithms(y, given));
+    // Rounding may leave equal distributions a little below 0.
+    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0)
 }
 
 /// `10·log10(signal / noise)` within ±200: no noise is 200, noise that is not a number −200.
@@ -147,6 +180,20 @@ mod tests {
         assert_eq!((equal.db(), equal.max_abs_diff(), equal.is_exact()), (200.0, 0.0, true));
         let broken = Sqnr::of(&[1.0], &[f32::NAN]);
         assert_eq!((broken.db(), broken.max_abs_diff()), (-200.0, f64::INFINITY));
+    }
+
+    #[test]
+    fn class_scores_are_compared_as_distributions() {
+        let db = |x: &[f32], y: &[f32]| {
+            let mut balanced = BalancedSqnr::default();
+            balanced.add(&[1, x.len()], x, y);
+            BalancedSqnr::db(&[balanced])
+        };
+        assert!(db(&[1.0, 2.0, 3.0], &[6.0, 7.0, 8.0]) > 100.0, "a constant on all scores changes nothing");
+        // The softmax of (0, ln 3) is (1/4, 3/4).
+        let divergence = 0.25 * (0.25f64 / 0.5).ln() + 0.75 * (0.75f64 / 0.5).ln();
+        assert!((db(&[0.0, 3f32.ln()], &[0.0, 0.0]) + 10.0 * divergence.log10()).abs() < 1e-4);
+        assert!((db(&[0.25, 0.75], &[0.5, 0.5]) + 10.0 * divergence.log10()).abs() < 1e-4);
     }
 
     #[test]

@@ -3,15 +3,20 @@
 //! What enters: a float network, a [`Draft`] of the quantized one, and samples by number. What leaves: the draft with other
 //! constants and other grids. This room knows no files but temporary ones, no data sets and no command line.
 
+pub mod adaround;
 pub mod bias_correction;
 pub mod bn_tune;
+pub mod brecq;
 pub mod comq;
 pub mod draft;
+pub mod e2e_qp;
 pub mod equalization;
 pub mod error;
 pub mod moments;
 pub mod output_scaling;
 pub mod progress;
+pub mod qdrop;
+pub mod reconstruction;
 pub mod samples;
 pub mod walk;
 pub mod zeroq_data;

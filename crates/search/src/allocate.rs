@@ -56,9 +56,9 @@ pub fn greedy(problem: &Problem) -> Vec<usize> {
     choices
 }
 
-/// As [`greedy`], but after every `every` steps (at least 1) the whole assignment is measured. Where the measured damage of those steps
-/// exceeds the predicted one by more than it does on the whole, the items they narrowed count for that much more from then on (within
-/// a factor of 4), and for less where it falls short: so what interacts is left alone.
+/// As [`greedy`], but after every `every` steps (at least 1) the whole assignment is measured. What it should have come to is what was
+/// measured before, and the predicted damage of the steps at the rate at which predictions held until then. By the ratio of the two,
+/// within a factor of 4, the items that were narrowed count for more or less from then on: so what interacts is left alone.
 ///
 /// # Errors
 /// Those of `measure`.
@@ -71,7 +71,7 @@ pub fn greedy_remeasured<E>(
     let mut choices = problem.widest();
     let mut trust = vec![1.0; choices.len()];
     let start = measure(&choices)?;
-    let (mut measured, mut predicted_total) = (start, 0.0);
+    let (mut measured, mut predicted_total, mut rate) = (start, 0.0, 1.0);
     while problem.cost(&choices) > problem.limit {
         let (before, mut predicted) = (choices.clone(), 0.0);
         for _ in 0..every.max(1) {
@@ -86,14 +86,13 @@ pub fn greedy_remeasured<E>(
             break;
         }
         let now = measure(&choices)?;
-        predicted_total += predicted;
-        // How much more than predicted, in these steps and on the whole.
-        let (here, overall) = ((now - measured) / predicted, (now - start) / predicted_total);
-        let factor = here / overall;
-        if factor.is_finite() && overall > 0.0 {
+        let factor = now / (measured + rate * predicted);
+        if factor.is_finite() {
             let narrowed = (0..choices.len()).filter(|&i| choices[i] != before[i]);
             narrowed.for_each(|i| trust[i] *= factor.clamp(1.0 / MOST, MOST));
         }
+        predicted_total += predicted;
+        rate = if predicted_total > 0.0 { ((now - start) / predicted_total).max(0.0) } else { 1.0 };
         measured = now;
     }
     Ok(choices)

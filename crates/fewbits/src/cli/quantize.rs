@@ -3,13 +3,15 @@
 use super::{Verdict, data::PreprocessArgs, output::Output};
 use fewbits::stream::Source;
 use fewbits::{
-    Error, Model, export,
-    methods::Methods,
+    Error, Model, distill, export,
+    methods::{Method, Methods},
     plan,
     quantize::{Quantized, Ranges, Settings, quantize},
     report,
     summary::{Summary, summarize},
 };
+use fewbits_data::Dataset;
+use fewbits_methods::zeroq_data;
 use fewbits_quant::{WeightRule, calibrate::Policy, target::Target};
 use std::{
     collections::BTreeSet,
@@ -22,9 +24,9 @@ use std::{
 pub struct Args {
     /// The float ONNX file
     model: PathBuf,
-    /// Calibration images: a folder, a csv list, or arrays; no labels needed
+    /// Calibration images: a folder, a csv list, or arrays; no labels needed. None with `--method zeroq-data`
     #[arg(long, value_name = "DATA")]
-    calib: PathBuf,
+    calib: Option<PathBuf>,
     /// How many samples to calibrate on, spread evenly over the data
     #[arg(long, default_value_t = 256, value_parser = super::count(), value_name = "N")]
     samples: usize,
@@ -95,13 +97,13 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let start = Instant::now();
     let target: Target = args.target.parse().map_err(|what| Error::Usage { what, hint: String::new() })?;
     let model = Model::load(&args.model)?;
-    let dataset = args.preprocess.open(&args.calib)?;
+    let dataset = dataset(&model, args, out)?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.spread(args.samples), dataset: &dataset, preprocess: &preprocess };
     let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("int8.onnx"));
     let settings = Settings {
         ranges: args.policy.ranges,
-        methods: args.policy.method.clone(),
+        methods: args.policy.method.without_data(),
         keep_float: args.keep_float.iter().cloned().collect::<BTreeSet<_>>(),
         time_budget: args.policy.time_budget,
         seed: out.global.seed,
@@ -136,6 +138,29 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     }
     out.result(&summary, &text(&summary, &quantized, &path, args));
     Ok(Verdict::Done)
+}
+
+/// The calibration data, or what `--method zeroq-data` makes in its place.
+fn dataset(model: &Model, args: &Args, out: &Output) -> Result<Dataset, Error> {
+    match (&args.calib, args.policy.method.demands(Method::ZeroqData)) {
+        (Some(path), false) => args.preprocess.open(path),
+        (None, true) => {
+            let config = zeroq_data::Config {
+                images: args.samples.min(zeroq_data::Config::default().images),
+                seed: out.global.seed,
+                ..zeroq_data::Config::default()
+            };
+            distill::dataset(model, &config, out.global.threads, &*out.progress())
+        }
+        (Some(_), true) => Err(Error::Usage {
+            what: "--method zeroq-data makes its own calibration data".into(),
+            hint: "leave out --calib, or leave out zeroq-data".into(),
+        }),
+        (None, false) => Err(Error::Usage {
+            what: "there is nothing to calibrate on".into(),
+            hint: "give --calib DATA, or --method zeroq-data if the model still has its BatchNormalizations".into(),
+        }),
+    }
 }
 
 /// The command line, as a report shows it.

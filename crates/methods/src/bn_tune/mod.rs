@@ -87,10 +87,10 @@ impl BnTune {
         let Some([fit, held]) = measure(walk, draft, layer, biases.len(), self.config.guard)? else { return Ok(()) };
         let scaled = self.config.deviation && scales_by_channel(draft, layer, biases.len());
         let kept = vec![Change { factor: 1.0, shift: 0.0 }; fit.len()];
-        let means: Vec<Change> = fit.iter().map(|channel| channel.to_mean(1.0)).collect();
+        let means: Vec<Change> = fit.iter().map(|channel| channel.matching_mean(1.0)).collect();
         let mut candidates = vec![means];
         if scaled {
-            candidates.push(self.to_deviation(&fit));
+            candidates.push(self.matching_deviation(&fit));
         }
         // Later candidates do more: with nothing held back the last one is meant.
         let best = match held.iter().all(|channel| channel.count > 0.0) {
@@ -105,13 +105,13 @@ impl BnTune {
         Ok(())
     }
 
-    fn to_deviation(&self, fit: &[Channel]) -> Vec<Change> {
+    fn matching_deviation(&self, fit: &[Channel]) -> Vec<Change> {
         let typical = fit.iter().map(|channel| channel.variances()[0]).sum::<f64>() / fit.len().max(1) as f64;
         let [low, high] = self.config.factors;
         let change = |channel: &Channel| {
             let [float, quantized] = channel.variances();
             let silent = float.min(quantized) <= SILENT * typical;
-            channel.to_mean(if silent { 1.0 } else { (float / quantized).sqrt().clamp(low, high) })
+            channel.matching_mean(if silent { 1.0 } else { (float / quantized).sqrt().clamp(low, high) })
         };
         fit.iter().map(change).collect()
     }
@@ -157,7 +157,7 @@ impl Channel {
     }
 
     /// The change by `factor` that brings the mean to the float one.
-    fn to_mean(&self, factor: f64) -> Change {
+    fn matching_mean(&self, factor: f64) -> Change {
         let [float, quantized] = self.means();
         Change { factor, shift: float - factor * quantized }
     }

@@ -25,7 +25,7 @@
 //!
 //! # Departures
 //! Variances are those of the population. Images are optimised in groups of [`GROUP`] and fewer for large networks: they do not
-//! depend on each other but for the common step size. The start may be smooth, the step size falls sooner, and a group is done
+//! depend on each other but for the common step size. The start may be smooth, the step size is 0.1 and falls sooner, and a group is done
 //! when it has fallen far enough; of all iterations the best counts.
 
 mod matching;
@@ -73,7 +73,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { images: 64, iterations: 200, learning_rate: 0.2, patience: 15, smooth: true, plain: false, seed: 0 }
+        Config { images: 64, iterations: 200, learning_rate: 0.1, patience: 15, smooth: true, plain: false, seed: 0 }
     }
 }
 

@@ -1,0 +1,367 @@
+//! E2E-QP: scales and biases of the whole network learned together, against the float network's outputs. Codes stay.
+//!
+//! # What it does
+//! With all codes fixed, the scale of each weight (of each output channel, if there are several), each bias and each activation's scale
+//! is learned by gradients, so that the outputs come close to the float network's: for classifiers the Kullback-Leibler divergence of the
+//! classes, else the squared error by channel in units of the channel's variance. No labels are needed.
+//!
+//! # When it helps
+//! Behind methods that work layer by layer or block by block: errors that add up from block to block, gains and means that drift, are
+//! put right. There are few numbers to learn, so that a few hundred samples do, mirrored and laid over one another.
+//!
+//! # When it fails
+//! Networks that mix the images of a batch are left alone.
+//!
+//! # Cost
+//! Forward and back through the network for `steps · batch` samples, and its activations in memory for one batch.
+//!
+//! # Config
+//! [`Config`].
+//!
+//! # Source
+//! Chen et al., "EfficientQAT: Efficient Quantization-Aware Training" (2024), §3.3; biases as in Finkelstein et al., "Fighting
+//! Quantization Bias With Bias" (2019).
+//!
+//! # Departures
+//! Convolutional networks; symmetric scales; activations' scales and biases are learned too; the float network is the teacher.
+
+use crate::{
+    Draft, Ground, Layer, MethodError, Progress, Samples, layers,
+    reconstruction::{Rounding, pick},
+};
+use fewbits_graph::{
+    Tensor,
+    exec::{Executor, Mode},
+    tape::{Config as TapeConfig, Laid, Leaves, Tape, quantizer_leaf},
+};
+use fewbits_kernels::Threads;
+use fewbits_quant::placement::Site;
+use fewbits_train::{
+    loss::distillation,
+    optimizer::{Group, Moments, Optimizer, Rule},
+};
+use std::{ops::Range, sync::Arc};
+
+/// How scales and biases are learned.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Steps.
+    pub steps: usize,
+    /// Samples of a step.
+    pub batch: usize,
+    /// Largest change of a scale in one step, relative to it; it falls to 0 along a cosine.
+    pub rate: f32,
+    /// Start of the random numbers.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { steps: 300, batch: 16, rate: 1e-3, seed: 0 }
+    }
+}
+
+/// Learns scales and biases of `draft`. Returns whether it could.
+///
+/// # Errors
+/// Errors of the samples and of the network.
+pub fn tune(
+    ground: Ground<'_>,
+    draft: &mut Draft,
+    samples: &dyn Samples,
+    config: &Config,
+    threads: &Threads,
+    progress: &dyn Progress,
+) -> Result<bool, MethodError> {
+    let Some(mut tuner) = Tuner::new(ground, draft, samples, config)? else { return Ok(false) };
+    progress.begin("e2e-qp", config.steps);
+    let mut float = Executor::new(ground.float, Mode::Float, threads);
+    let targets = (0..samples.count()).map(|i| Ok(float.run(&read(samples, i)?)?));
+    let targets = targets.collect::<Result<Vec<Vec<Tensor>>, MethodError>>()?;
+    let weights = Weighting::of(&targets);
+    for step in 0..config.steps {
+        let mut batch = Vec::new();
+        for place in 0..tuner.batch {
+            let inputs = varied(samples, config.seed, step * tuner.batch + place)?;
+            let targets = float.run(&inputs)?;
+            batch.push((inputs, targets));
+        }
+        tuner.step(&batch, &weights, step, threads);
+        progress.step();
+    }
+    progress.end();
+    tuner.finish(draft);
+    Ok(true)
+}
+
+fn read(samples: &dyn Samples, i: usize) -> Result<Vec<Tensor>, MethodError> {
+    samples.inputs(i).map_err(|source| MethodError::Sample { sample: i, source })
+}
+
+/// A sample nobody has seen: one of the samples, mirrored or not, in part overlaid by another. The float network says what is right for
+/// it, so that labels and likeness do not matter (as in "knowledge distillation: a good teacher is patient and consistent", Beyer et al.
+/// 2022).
+fn varied(samples: &dyn Samples, seed: u64, number: usize) -> Result<Vec<Tensor>, MethodError> {
+    let draw = |what: usize, limit: usize| pick(seed, number, what, limit);
+    let count = samples.count();
+    let (mut own, other) = (read(samples, draw(0, count))?, read(samples, draw(1, count))?);
+    let share = if draw(2, 2) == 0 { 1.0 } else { 0.5 + draw(3, 500) as f32 / 1000.0 };
+    for (i, (own, other)) in own.iter_mut().zip(&other).enumerate() {
+        let (Some(a), Some(b)) = (own.as_f32(), other.as_f32()) else { continue };
+        let mut mixed: Vec<f32> = a.iter().zip(b).map(|(a, b)| share * a + (1.0 - share) * b).collect();
+        if let ([_, _, _, width], 0) = (&own.dims[..], draw(4 + i, 2)) {
+            mixed.chunks_exact_mut((*width).max(1)).for_each(<[f32]>::reverse);
+        }
+        *own = Tensor::f32(&own.dims, mixed);
+    }
+    Ok(own)
+}
+
+/// How differences of an output count.
+enum Weighting {
+    /// As log-probabilities of so many classes.
+    Classes(usize),
+    /// Squares, each times one over the variance of its channel: factors, and elements between two channels.
+    Channels(Vec<f32>, usize),
+}
+
+impl Weighting {
+    fn of(targets: &[Vec<Tensor>]) -> Vec<Weighting> {
+        let outputs = targets.first().map_or(0, Vec::len);
+        (0..outputs).map(|o| Self::of_output(targets, o)).collect()
+    }
+
+    fn of_output(targets: &[Vec<Tensor>], output: usize) -> Weighting {
+        let dims = &targets[0][output].dims;
+        let (channels, inner) = match dims[..] {
+            [_, classes] if classes > 1 => return Weighting::Classes(classes),
+            [_, channels, ref rest @ ..] if rest.len() >= 2 => (channels, rest.iter().product()),
+            [.., last] => (last, 1),
+            [] => (1, 1),
+        };
+        let mut sums = vec![[0f64; 3]; channels];
+        for target in targets {
+            for (i, x) in target[output].as_f32().into_iter().flatten().enumerate() {
+                let sum = &mut sums[i / inner % channels];
+                *sum = [sum[0] + 1.0, sum[1] + f64::from(*x), sum[2] + f64::from(*x).powi(2)];
+            }
+        }
+        let factor = |[count, sum, squares]: [f64; 3]| {
+            let variance = (squares - sum * sum / count.max(1.0)) / count.max(1.0);
+            if variance > 1e-12 * squares { (1.0 / variance) as f32 } else { 0.0 }
+        };
+        Weighting::Channels(sums.into_iter().map(factor).collect(), inner)
+    }
+
+    /// Gradient of the loss with respect to `output`, for `samples` samples.
+    fn gradient(&self, output: &[f32], target: &[f32], samples: usize) -> Vec<f32> {
+        let mut gradient = vec![0.0; output.len()];
+        match self {
+            Weighting::Classes(classes) => {
+                // An output that is not finite has no direction to go.
+                let rows = output.len() / classes;
+                if distillation(output, target, rows, 1.0, 1.0, &mut gradient).is_err() {
+                    gradient.fill(0.0);
+                }
+            }
+            Weighting::Channels(factors, inner) => {
+                let scale = 2.0 * samples as f32 / output.len() as f32 / samples as f32;
+                for (i, ((g, a), b)) in gradient.iter_mut().zip(output).zip(target).enumerate() {
+                    *g = scale * factors[i / inner % factors.len()] * (a - b);
+                }
+            }
+        }
+        gradient
+    }
+}
+
+/// The weight of a layer, whose scales are learned as factors of what they were.
+struct Scaled {
+    layer: Layer,
+    /// Where the weight is among the leaves.
+    weight: Range<usize>,
+    /// Where its factors are among what is learned.
+    factors: Range<usize>,
+    /// Elements between two channels.
+    inner: usize,
+}
+
+impl Scaled {
+    fn factor(&self, i: usize) -> usize {
+        self.factors.start + i / self.inner % self.factors.len()
+    }
+}
+
+struct Tuner {
+    batch: usize,
+    tape: Tape,
+    leaves: Leaves,
+    /// The leaves' values as they were.
+    start: Vec<f32>,
+    gradients: Vec<f32>,
+    layers: Vec<Scaled>,
+    /// Biases: range among the leaves, and among what is learned.
+    biases: Vec<(String, [Range<usize>; 2])>,
+    /// Scales of activations: position among the leaves, and of the factor among what is learned.
+    activations: Vec<(String, [usize; 2])>,
+    /// Factors and biases.
+    learned: Vec<f32>,
+    optimizer: Optimizer,
+    config: Config,
+}
+
+impl Tuner {
+    fn new(
+        ground: Ground<'_>,
+        draft: &Draft,
+        samples: &dyn Samples,
+        config: &Config,
+    ) -> Result<Option<Self>, MethodError> {
+        let shapes: Vec<Vec<usize>> = read(samples, 0)?.into_iter().map(|t| t.dims).collect();
+        let one = shapes.first().and_then(|dims| dims.first()).copied().unwrap_or(1);
+        let batch = config.batch.min(samples.count());
+        let whole: Vec<Vec<usize>> = shapes.iter().map(|dims| [&[one * batch], &dims[1..]].concat()).collect();
+        let mut tape_config = TapeConfig::default();
+        for (name, site) in &ground.placement.sites {
+            let (Site::Activation { .. }, Some(params)) = (site, draft.grids.params(name)) else { continue };
+            let elements = ground.facts.get(name).map_or(1, |fact| fact.len()) * batch;
+            if draft.graph.constant(name).is_none()
+                && let Some(rounding) = Rounding::new(params, elements, 0.0)
+            {
+                tape_config.quantizers.insert(name.clone(), Laid { quantizer: Arc::new(rounding), groups: 1, axis: 0 });
+            }
+        }
+        let mut leaves = Leaves::new(&draft.graph, &tape_config.quantizers);
+        let (mut learned, mut groups) = (Vec::new(), Vec::new());
+        let mut learn = |values: &[f32], learning_rate: f32| {
+            let range = learned.len()..learned.len() + values.len();
+            learned.extend_from_slice(values);
+            groups.push(Group { range: range.clone(), learning_rate, weight_decay: 0.0 });
+            range
+        };
+        let mut activations = Vec::new();
+        for name in tape_config.quantizers.keys() {
+            let (Some(params), Some(leaf)) =
+                (draft.grids.params(name), leaves.parameter(&quantizer_leaf(name)).cloned())
+            else {
+                continue;
+            };
+            leaves.values[leaf.range.clone()].copy_from_slice(&[params.scale[0], 0.0]);
+            if params.grid.bits < 8 {
+                activations.push((name.clone(), [leaf.range.start, learn(&[1.0], 1.0).start]));
+            }
+        }
+        let Ok(tape) = Tape::compile(&draft.graph, &leaves, &whole, &tape_config) else { return Ok(None) };
+        let (mut scaled, mut biases) = (Vec::new(), Vec::new());
+        for layer in layers(ground.float, ground.placement) {
+            let (Some(leaf), Some(params)) = (leaves.parameter(&layer.weight), draft.grids.params(&layer.weight))
+            else {
+                continue;
+            };
+            scaled.push(Scaled {
+                weight: leaf.range.clone(),
+                factors: learn(&vec![1.0; params.scale.len()], 1.0),
+                inner: if params.scale.len() == 1 { 1 } else { leaf.dims[layer.axis + 1..].iter().product() },
+                layer: layer.clone(),
+            });
+            if let Some(leaf) = layer.bias.as_ref().and_then(|name| leaves.parameter(name)) {
+                let values = &leaves.values[leaf.range.clone()];
+                let size = values.iter().map(|b| b.abs()).sum::<f32>() / values.len().max(1) as f32;
+                biases.push((leaf.name.clone(), [leaf.range.clone(), learn(values, size.max(1e-3))]));
+            }
+        }
+        let count = learned.len();
+        Ok(Some(Tuner {
+            batch,
+            tape,
+            start: leaves.values.clone(),
+            gradients: vec![0.0; leaves.values.len()],
+            leaves,
+            layers: scaled,
+            biases,
+            activations,
+            learned,
+            optimizer: Optimizer::new(Rule::Adam(Moments::default()), groups, count),
+            config: config.clone(),
+        }))
+    }
+
+    /// Puts what is learned into the leaves.
+    fn lay(&mut self) {
+        for layer in &self.layers {
+            for (i, at) in layer.weight.clone().enumerate() {
+                self.leaves.values[at] = self.start[at] * self.learned[layer.factor(i)];
+            }
+        }
+        for (_, [leaf, own]) in &self.biases {
+            self.leaves.values[leaf.clone()].copy_from_slice(&self.learned[own.clone()]);
+        }
+        for (_, [leaf, own]) in &self.activations {
+            self.leaves.values[*leaf] = self.start[*leaf] * self.learned[*own];
+        }
+    }
+
+    /// A step on samples with what the float network makes of them.
+    fn step(&mut self, batch: &[(Vec<Tensor>, Vec<Tensor>)], weights: &[Weighting], step: usize, threads: &Threads) {
+        let joined = |tensors: &[&Tensor]| -> Vec<f32> {
+            tensors.iter().flat_map(|t| t.as_f32().unwrap_or_default().iter().copied()).collect()
+        };
+        let all = |k: usize| joined(&batch.iter().map(|(inputs, _)| &inputs[k]).collect::<Vec<_>>());
+        let wanted = |o: usize| joined(&batch.iter().map(|(_, targets)| &targets[o]).collect::<Vec<_>>());
+        self.lay();
+        let inputs: Vec<Vec<f32>> = (0..batch[0].0.len()).map(all).collect();
+        let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+        self.tape.forward(&mut self.leaves, &inputs, threads);
+        let gradient =
+            |(o, weighting): (usize, &Weighting)| weighting.gradient(self.tape.output(o), &wanted(o), batch.len());
+        let outputs: Vec<Vec<f32>> = weights.iter().enumerate().map(gradient).collect();
+        let outputs: Vec<&[f32]> = outputs.iter().map(Vec::as_slice).collect();
+        self.tape.backward(&self.leaves, &inputs, &outputs, &mut self.gradients, threads);
+        let mut gradients = vec![0.0; self.learned.len()];
+        for layer in &self.layers {
+            for (i, at) in layer.weight.clone().enumerate() {
+                gradients[layer.factor(i)] += self.start[at] * self.gradients[at];
+            }
+        }
+        for (_, [leaf, own]) in &self.biases {
+            gradients[own.clone()].copy_from_slice(&self.gradients[leaf.clone()]);
+        }
+        for (_, [leaf, own]) in &self.activations {
+            gradients[*own] = self.start[*leaf] * self.gradients[*leaf];
+        }
+        let progress = step as f32 / self.config.steps as f32;
+        let rate = 0.5 * self.config.rate * (1.0 + (std::f32::consts::PI * progress).cos());
+        self.optimizer.step(rate, &mut self.learned, &gradients);
+        let factors = self.layers.iter().flat_map(|l| l.factors.clone());
+        let all: Vec<usize> = factors.chain(self.activations.iter().map(|(_, [_, own])| *own)).collect();
+        all.into_iter().for_each(|i| self.learned[i] = self.learned[i].clamp(0.5, 2.0));
+    }
+
+    fn finish(mut self, draft: &mut Draft) {
+        self.lay();
+        for layer in &self.layers {
+            let Some(mut params) = draft.grids.params(&layer.layer.weight).cloned() else { continue };
+            params.scale.iter_mut().zip(&self.learned[layer.factors.clone()]).for_each(|(s, f)| *s *= f);
+            let Some(old) = draft.graph.constant(&layer.layer.weight).cloned() else { continue };
+            let before = draft.grids.params(&layer.layer.weight).map(|p| p.scale.clone()).unwrap_or_default();
+            let code = |i: usize| {
+                let c = layer.factor(i) - layer.factors.start;
+                (old.as_f32().map_or(0.0, |w| w[i]) / before[c]).round_ties_even() * params.scale[c]
+            };
+            draft.set_constant(&layer.layer.weight, Tensor::f32(&old.dims, (0..old.len()).map(code).collect()));
+            draft.set_params(&layer.layer.weight, params);
+        }
+        for (name, [leaf, _]) in &self.biases {
+            let Some(dims) = draft.graph.constant(name).map(|t| t.dims.clone()) else { continue };
+            draft.set_constant(name, Tensor::f32(&dims, self.leaves.values[leaf.clone()].to_vec()));
+        }
+        for (name, [leaf, _]) in &self.activations {
+            let Some(mut params) = draft.grids.params(name).cloned() else { continue };
+            params.scale[0] = self.leaves.values[*leaf];
+            draft.set_params(name, params);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+//! QDrop: block reconstruction in which activations are rounded at random.
+//!
+//! # What it does
+//! As [`crate::brecq`], but in every step each element of an activation is left unrounded with probability ½, and each element of the
+//! block's input is the float network's with probability ½. Weights then suit a neighbourhood of the activations that they were learned
+//! on, and do better on images that they were not.
+//!
+//! # When it helps
+//! With four-bit activations and fewer.
+//!
+//! # When it fails
+//! Where BRECQ does. With eight-bit activations there is nothing to drop.
+//!
+//! # Cost
+//! That of BRECQ.
+//!
+//! # Config
+//! [`Config`]: `drop` is the probability.
+//!
+//! # Source
+//! Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization" (ICLR 2022), §4.
+//!
+//! # Departures
+//! Those of BRECQ. What is dropped depends on the element's value and the step, not on its place.
+
+pub use crate::reconstruction::Config;
+use crate::{BlockMethod, Draft, MethodError, Walk, brecq::learn_block};
+
+/// The method.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QDrop {
+    /// How roundings are learned.
+    pub config: Config,
+}
+
+impl Default for QDrop {
+    fn default() -> Self {
+        QDrop { config: Config { scales: true, drop: 0.5, ..Config::default() } }
+    }
+}
+
+impl BlockMethod for QDrop {
+    fn name(&self) -> &'static str {
+        "qdrop"
+    }
+
+    fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
+        learn_block(walk, draft, &self.config)
+    }
+}

@@ -1,0 +1,48 @@
+use crate::{
+    BlockMethod, Draft, MethodError, Walk,
+    adaround::AdaRound,
+    brecq::Brecq,
+    progress::Silent,
+    qdrop::QDrop,
+    reconstruction::Config,
+    testing::{self, Network},
+    walk::walk_through,
+};
+use fewbits_kernels::Threads;
+
+fn learned(network: &Network, method: &dyn BlockMethod, threads: usize) -> Draft {
+    let samples = testing::images(48, &network.shape);
+    let threads = Threads::new(threads);
+    let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
+    let mut draft = network.draft.clone();
+    walk_through::<MethodError>(&mut walk, &mut draft, &[method], &Silent, |_, _| Ok(())).unwrap();
+    draft
+}
+
+/// Damage on fresh images with the nearest codes and with what a method learns.
+fn damages(network: &Network, draft: &Draft) -> [f64; 2] {
+    let fresh = &testing::images(60, &network.shape)[48..];
+    [&network.draft, draft].map(|draft| testing::damage(network, draft, fresh))
+}
+
+#[test]
+fn adaround_brings_four_bit_weights_closer() {
+    let network = testing::residual();
+    let method = AdaRound { config: Config { iterations: 60, batch: 8, ..Config::default() } };
+    let [before, after] = damages(&network, &learned(&network, &method, 2));
+    assert!(after < 0.6 * before, "{after} instead of {before}");
+}
+
+#[test]
+fn blocks_with_four_bit_activations_come_closer_whatever_the_number_of_threads() {
+    let network = testing::zoo("demo", 4, 4);
+    let config = Config { iterations: 60, batch: 8, scales: true, ..Config::default() };
+    let brecq = Brecq { config: config.clone() };
+    let draft = learned(&network, &brecq, 1);
+    assert_eq!(draft, learned(&network, &brecq, 3));
+    let [before, after] = damages(&network, &draft);
+    assert!(after < 0.8 * before, "{after} instead of {before}");
+    let qdrop = QDrop { config: Config { drop: 0.5, ..config } };
+    let [before, after] = damages(&network, &learned(&network, &qdrop, 2));
+    assert!(after < 0.9 * before, "{after} instead of {before}");
+}
