@@ -106,3 +106,30 @@ impl<'a> Partial<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo;
+    use fewbits_graph::{Grids, Tensor, passes};
+    use serde_json::json;
+
+    #[test]
+    fn what_is_written_is_read_under_the_same_settings_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out.onnx");
+        let (prepared, _) = passes::prepare(&demo::model().unwrap().graph).unwrap();
+        let start = Draft { graph: prepared.clone(), grids: Grids::default() };
+        let mut next = start.clone();
+        let (name, old) = prepared.constants.iter().find(|(_, t)| t.as_f32().is_some_and(|v| v.len() > 1)).unwrap();
+        next.set_constant(name, Tensor::f32(&old.dims, vec![0.5; old.len()]));
+        let mark = Mark { settings: json!({"seed": 1}), best_db: 3.5, blocks: 2, ..Mark::default() };
+        let mut partial = Partial::new(&output, &prepared);
+        assert_eq!(partial.read(&start, &mark.settings).unwrap(), None);
+        partial.write(&start, &next, &mark, true).unwrap();
+        assert_eq!(partial.read(&start, &mark.settings).unwrap(), Some((start.clone(), next, mark)));
+        assert_eq!(partial.read(&start, &json!({"seed": 2})).unwrap(), None);
+        partial.remove();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

@@ -23,7 +23,10 @@ fn help_is_quick_and_names_every_command() {
         let start = Instant::now();
         let help = fewbits(&["--help"]);
         times.push(start.elapsed());
-        for command in ["demo", "inspect", "quantize", "eval", "compare", "run", "export", "bench"] {
+        for command in [
+            "demo", "inspect", "quantize", "search", "train", "zoo", "repro", "eval", "compare", "run", "export",
+            "bench",
+        ] {
             assert!(help.contains(&format!("\n  {command} ")), "{command} is not in\n{help}");
         }
     }
@@ -38,6 +41,9 @@ fn flags_are_checked_before_anything_is_read() {
         (&["quantize", "m.onnx", "--calib", "d", "--granularity", "row"], "possible values: channel, tensor"),
         (&["quantize", "m.onnx", "--calib", "d", "--ranges", "best"], "unknown range rule `best`"),
         (&["eval", "m.onnx", "--data", "d", "--mode", "exact"], "possible values: float, fake, integer"),
+        (&["quantize", "m.onnx", "--calib", "d", "--method", "adarond"], "there are auto, none, zeroq-data"),
+        (&["quantize", "m.onnx", "--calib", "d", "--time-budget", "long"], "`long` is no time"),
+        (&["search", "m.onnx", "--calib", "d", "--budget", "tiny"], "size="),
         (&["quantise"], "similar subcommand"),
     ] {
         let output = program(args);

@@ -5,6 +5,7 @@ mod cli;
 mod desk;
 mod determinism;
 mod exactness;
+mod methods;
 mod node_conformance;
 mod node_gaps;
 mod operators;

@@ -1,0 +1,79 @@
+//! Post-training methods and the search for bits, as users call them.
+
+use crate::{desk::Desk, fewbits, program};
+use serde_json::Value;
+
+/// Top-1 of the demo network on drawn pictures, quantized from others with the flags.
+fn top1(desk: &Desk, flags: &[&str]) -> f64 {
+    let (model, out) = (desk.path("demo.onnx"), desk.path("low.onnx"));
+    let [calibration, _] = desk.draw("calibration", 2, 64, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let [test, labels] = desk.draw("test", 3, 300, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    fewbits(&[&["quantize", &model, "--calib", &calibration, "-o", &out], flags].concat());
+    let scores = fewbits(&["eval", &out, "--data", &test, "--labels", &labels, "--format", "json"]);
+    serde_json::from_str::<Value>(&scores).unwrap()["top1"].as_f64().unwrap()
+}
+
+#[test]
+fn comq_wins_back_most_of_what_three_bits_lose() {
+    let desk = Desk::new();
+    let [plain, repaired] =
+        ["none", "comq"].map(|method| top1(&desk, &["--weights", "3", "--method", method, "--ranges", "mse"]));
+    assert!(repaired > plain + 5.0, "{repaired} % instead of {plain} %");
+}
+
+#[test]
+fn a_step_gives_the_same_bytes_on_any_number_of_threads_and_says_what_it_did() {
+    let desk = Desk::new();
+    let model = desk.path("demo.onnx");
+    let [calibration, _] = desk.draw("calibration", 2, 32, &[0, 3, 7]);
+    let quantize = |threads: &str| {
+        let out = desk.path(&format!("{threads}.onnx"));
+        let flags = ["--weights", "4", "--method", "comq", "--ranges", "minmax", "--threads", threads, "-o", &out];
+        let said = fewbits(&[&["quantize", &model, "--calib", &calibration], &flags[..]].concat());
+        assert!(said.contains("step comq"), "{said}");
+        std::fs::read(&out).unwrap()
+    };
+    assert!(quantize("1") == quantize("3"));
+    assert!(!desk.names(".").iter().any(|name| name.contains("partial")), "nothing is left behind");
+}
+
+#[test]
+fn without_data_the_network_makes_its_own() {
+    let desk = Desk::new();
+    let model = desk.path("demo.onnx");
+    let refused = |flags: &[&str], expected: &str| {
+        let output = program(&[&["quantize", &model], flags].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(&[], "there is nothing to calibrate on");
+    refused(&["--calib", &desk.path("pictures"), "--method", "zeroq-data"], "makes its own calibration data");
+    let initial = desk.path("initial.onnx");
+    fewbits(&["zoo", "resnet20", "-o", &initial]);
+    let out = desk.path("blind.onnx");
+    fewbits(&["quantize", &initial, "--method", "zeroq-data", "--samples", "2", "--preprocess", "none", "-o", &out]);
+    assert!(std::fs::metadata(&out).unwrap().len() > 100_000);
+}
+
+#[test]
+fn a_search_keeps_its_budget_and_says_when_it_cannot() {
+    let desk = Desk::new();
+    let model = desk.path("demo.onnx");
+    let [calibration, _] = desk.draw("calibration", 2, 16, &[0, 1, 2, 3]);
+    let plan = desk.path("mixed.plan.json");
+    let search = |budget: &str| {
+        let flags =
+            ["--budget", budget, "--method", "none", "--patience", "1", "--damage-samples", "4", "--format", "json"];
+        program(&[&["search", &model, "--calib", &calibration, "-o", &plan], &flags[..]].concat())
+    };
+    let found = search("avg-bits=4");
+    assert_eq!(found.status.code(), Some(0), "{}", String::from_utf8_lossy(&found.stderr));
+    let out = desk.path("mixed.onnx");
+    fewbits(&["export", &model, "--plan", &plan, "-o", &out]);
+    let inspected: Value = serde_json::from_str(&fewbits(&["inspect", &out, "--format", "json"])).unwrap();
+    assert_eq!(inspected["quantized"], true);
+    let output = search("size=1KB");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && error.contains("with the fewest bits"), "{error}");
+}
