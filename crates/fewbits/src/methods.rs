@@ -12,6 +12,8 @@ pub enum Method {
     Equalize,
     /// Codes and scales of least output error, one coordinate after the other.
     Comq,
+    /// Zero points and scales of activations, by what the outputs say.
+    ZeroPoint,
     /// Up or down for each weight, learned layer by layer.
     AdaRound,
     /// Roundings learned block by block.
@@ -31,6 +33,7 @@ pub const METHODS: &[(Method, &str)] = &[
     (Method::ZeroqData, "zeroq-data"),
     (Method::Equalize, "equalize"),
     (Method::Comq, "comq"),
+    (Method::ZeroPoint, "zero-point"),
     (Method::AdaRound, "adaround"),
     (Method::Brecq, "brecq"),
     (Method::QDrop, "qdrop"),

@@ -1,19 +1,22 @@
-//! Methods that walk the network: learned rounding, scales, zero points and biases, measured on samples that they do not see.
+//! Methods that need samples: learned rounding, scales, zero points and biases, measured on samples that they do not see.
+
+mod stage;
 
 use crate::{
     Error, Model,
-    methods::{Method, Methods},
+    methods::Methods,
     partial::{Mark, Partial},
     plan,
-    progress::Progress,
+    progress::{Progress, Silent},
     quantize::{Patches, Quantized, Settings, laid_out, output_sqnr},
     stream::{Source, outputs},
 };
 use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
 use fewbits_kernels::Threads;
 use fewbits_methods::{
-    BlockMethod, Draft, Ground, Samples, Walk, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp,
-    layers, qdrop::QDrop, reconstruction, walk::walk_through,
+    BlockMethod, Draft, Ground, Samples, Walk, e2e_qp, layers,
+    walk::walk_through,
+    zero_point::{self, Half},
 };
 use fewbits_quant::weights::guard_bias;
 use serde::{Deserialize, Serialize};
@@ -23,6 +26,8 @@ use std::{
     fmt,
     time::{Duration, Instant},
 };
+
+use stage::{Stage, stages};
 
 /// Of how many samples one is held back for measuring.
 const HELD_BACK: usize = 8;
@@ -71,11 +76,7 @@ pub fn refine(
     }
     let begun = Instant::now();
     let (seen, held) = split(source, Model::fixed_batch(&quantized.float).unwrap_or(1));
-    let mut references = Vec::new();
-    outputs(&quantized.float, Mode::Float, &held, threads, progress, |seen| {
-        references.push(seen.outputs);
-        Ok(())
-    })?;
+    let references = float_outputs(&quantized.float, &held, threads, progress)?;
     let closeness =
         |draft: &Draft| output_sqnr(&draft.graph, Mode::Integer(&draft.grids), &held, &references, threads, progress);
     let Quantized { prepared, float, placement, stats, .. } = &quantized;
@@ -115,6 +116,24 @@ pub fn refine(
                     partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
                 })?;
             }
+            Stage::Grids(config) => {
+                // A quarter of the samples decides, an eighth more has to agree.
+                let [decide, agree] = [4, 8].map(|share| seen.indices.len().div_ceil(share));
+                let sides = [0..decide, decide..decide + agree].map(|part| -> Result<_, Error> {
+                    let indices = seen.indices.get(part).unwrap_or(&seen.indices).to_vec();
+                    let source = Source { indices, ..seen };
+                    Ok((float_outputs(float, &source, threads, progress)?, source))
+                });
+                let [fit, held] = sides;
+                let (fit, held) = (fit?, held?);
+                let loss = |draft: &Draft, half: Half| {
+                    let (references, source) = if half == Half::Fit { &fit } else { &held };
+                    let mode = Mode::Integer(&draft.grids);
+                    let db = output_sqnr(&draft.graph, mode, source, references, threads, &Silent)?;
+                    Ok::<f64, Error>(10f64.powf(-0.1 * db))
+                };
+                zero_point::adjust(ground, &mut next, config, &loss, progress)?;
+            }
             Stage::Whole(config) => {
                 e2e_qp::tune(ground, &mut next, &runs, config, &pool, progress)?;
             }
@@ -144,55 +163,19 @@ pub fn refine(
     Ok(Quantized { graph, grids: best.grids, patches, steps: mark.done, ..quantized })
 }
 
-/// What is done at once and measured.
-enum Stage {
-    /// Methods that share a walk.
-    Walk(Vec<Box<dyn BlockMethod>>),
-    /// The whole network.
-    Whole(e2e_qp::Config),
-}
-
-impl Stage {
-    fn of(method: Method, settings: &Settings) -> Option<Stage> {
-        let seed = settings.seed;
-        let learned = |config: reconstruction::Config| reconstruction::Config { seed, ..config };
-        let walked: Box<dyn BlockMethod> = match method {
-            Method::Comq => Box::new(Comq::default()),
-            Method::AdaRound => Box::new(AdaRound { config: learned(AdaRound::default().config) }),
-            Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
-            Method::QDrop => Box::new(QDrop { config: learned(QDrop::default().config) }),
-            Method::BnTune => Box::new(BnTune::default()),
-            Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, ..e2e_qp::Config::default() })),
-            Method::ZeroqData | Method::Equalize | Method::BiasCorrection => return None,
-        };
-        Some(Stage::Walk(vec![walked]))
-    }
-
-    fn name(&self) -> String {
-        match self {
-            Stage::Walk(methods) => methods.iter().map(|m| m.name()).collect::<Vec<_>>().join(", "),
-            Stage::Whole(_) => Method::E2eQp.to_string(),
-        }
-    }
-}
-
-/// The stages, one after the other. Neighbours that walk share a walk where they are asked for; by default each is measured.
-fn stages(settings: &Settings) -> Vec<Stage> {
-    let chosen: Vec<Method> = match &settings.methods {
-        Methods::Auto if settings.methods.explores(&settings.policy) => vec![Method::Comq, Method::E2eQp],
-        Methods::Auto => vec![],
-        Methods::List(list) => list.clone(),
-    };
-    let mut stages: Vec<Stage> = Vec::new();
-    for stage in chosen.into_iter().filter_map(|method| Stage::of(method, settings)) {
-        match (stages.last_mut(), stage) {
-            (Some(Stage::Walk(methods)), Stage::Walk(more)) if settings.methods != Methods::Auto => {
-                methods.extend(more)
-            }
-            (_, stage) => stages.push(stage),
-        }
-    }
-    stages
+/// What the float network makes of `source`, one list of outputs per run.
+fn float_outputs(
+    float: &Graph,
+    source: &Source<'_>,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<Vec<Tensor>>, Error> {
+    let mut found = Vec::new();
+    outputs(float, Mode::Float, source, threads, progress, |seen| {
+        found.push(seen.outputs);
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// The samples that methods see, and every eighth, which they do not; all are both if there are few.

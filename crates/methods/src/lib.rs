@@ -19,6 +19,7 @@ pub mod qdrop;
 pub mod reconstruction;
 pub mod samples;
 pub mod walk;
+pub mod zero_point;
 pub mod zeroq_data;
 
 pub use draft::{Draft, Ground, Layer, layers};

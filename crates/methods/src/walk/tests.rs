@@ -13,13 +13,13 @@ fn every_block_sees_what_the_whole_networks_compute() {
         assert!(walk.position().1 >= 3, "it has several blocks");
         while let Some(block) = walk.block().cloned() {
             let names: Vec<&str> = block.inputs.iter().chain(&block.outputs).map(String::as_str).collect();
-            for sample in 0..samples.len() {
-                let float = testing::tensors(&network.graph, Mode::Float, &samples[sample], &names);
+            for (sample, image) in samples.iter().enumerate() {
+                let float = testing::tensors(&network.graph, Mode::Float, image, &names);
                 let given = walk.inputs(Side::Float, sample).unwrap().into_iter().chain(walk.targets(sample).unwrap());
                 assert_eq!(float, given.collect::<Vec<_>>());
                 let inputs: Vec<&str> = block.inputs.iter().map(String::as_str).collect();
                 let mode = Mode::FakeQuant(&network.draft.grids);
-                let quantized = testing::tensors(&network.draft.graph, mode, &samples[sample], &inputs);
+                let quantized = testing::tensors(&network.draft.graph, mode, image, &inputs);
                 assert_eq!(quantized, walk.inputs(Side::Quantized, sample).unwrap());
             }
             walk.advance(&network.draft).unwrap();
