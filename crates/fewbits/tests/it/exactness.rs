@@ -38,7 +38,14 @@ fn check(
     let (outputs, plan) = (folder.join("outputs.npz"), folder.join("plan.json"));
     let path = |p: &Path| p.to_str().unwrap().to_string();
     let quantize = ["quantize", &path(model), "--calib", &path(calibration), "--samples", "16", "--ranges", "minmax"];
+    // Learning takes long, and what is learned is weights like any others.
+    let method = match (bits, stem.contains("cifar10") || stem.contains("demo")) {
+        (["8", "8"], _) => "auto",
+        (["4", _], true) => "equalize,comq",
+        _ => "none",
+    };
     let more = ["--weights", bits[0], "--activations", bits[1], "-o", &path(&quantized), "--plan", &path(&plan)];
+    let more = [&more[..], &["--method", method]].concat();
     fewbits(&[&quantize[..], &more, flags].concat());
     let run = |file: &Path, more: &[&str]| {
         fewbits(

@@ -57,7 +57,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { steps: 300, batch: 16, rate: 1e-3, seed: 0 }
+        Config { steps: 200, batch: 8, rate: 1e-3, seed: 0 }
     }
 }
 
