@@ -9,7 +9,7 @@ use std::{fmt, str::FromStr};
 
 /// A measure of damage between `a` (float) and `b` (quantized), per image, then averaged over images.
 ///
-/// Source: ALGORITHMS of PPQ (`measure/cosine.py`, `analyse/layerwise.py`: cosine, noise over signal) and ZeroQ (KL).
+/// Source: PPQ (`measure/cosine.py`, `analyse/layerwise.py`: cosine, noise over signal) and ZeroQ (KL).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Metric {

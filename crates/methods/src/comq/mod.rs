@@ -27,8 +27,8 @@
 //! error feedback of Frantar et al., "GPTQ" (ICLR 2023), without its matrix inverse.
 //!
 //! # Departures
-//! The target is the float network's output on its own inputs, so that a layer makes up for the errors before it (AdaRound's asymmetric
-//! form). Several scales are tried. The ridge, the centred moments with the bias, and the samples held back are ours.
+//! The target is the float network's output on its own inputs, so that a layer makes up for errors before it (AdaRound's asymmetric
+//! form), but for half of them only ([`Config::trust`]). Several scales are tried. The ridge, the centred moments with the bias, and the samples held back are ours.
 
 mod descent;
 
