@@ -13,7 +13,7 @@ use fewbits_graph::exec;
 use fewbits_kernels::Threads;
 use fewbits_methods::Ground;
 use fewbits_search::{
-    Budget, Level, Metric, Problem, Rounding, SearchError, Sensitivity, Whole,
+    Budget, Given, Level, Metric, Problem, Rounding, SearchError, Sensitivity, Whole,
     allocate::{self, Allocator},
     sensitivity,
 };
@@ -169,9 +169,9 @@ pub fn search(
 
     let mut rest = rest_bytes(&first, &table);
     loop {
-        let problem = Problem::new(&table, search.budget, edge_bits, rest)?;
-        let (choices, damage, uniform) = allocated(&problem, &table, &mut whole, search)?;
-        settings.policy.weight_bits_of = problem.bits(&choices, &table);
+        let problem = Problem::new(&table, &[search.budget], Given { edge_bits, rest, latency: None })?;
+        let (choices, damage, uniform) = allocated(&problem, &mut whole, search)?;
+        [settings.policy.weight_bits_of, _] = problem.bits(&choices);
         let quantized = quantize(model, source, settings, threads, progress)?;
         let mut found = describe(&quantized, &table, search, &settings.policy.weight_bits_of, edge_bits);
         (found.damage, found.uniform) = (damage, uniform);
@@ -187,13 +187,8 @@ pub fn search(
 /// Choices, their measured damage, and the best uniform bits with theirs.
 type Allocated = (Vec<usize>, f64, Option<(u8, f64)>);
 
-fn allocated(
-    problem: &Problem,
-    table: &Sensitivity,
-    whole: &mut Whole<'_>,
-    search: &Settings,
-) -> Result<Allocated, SearchError> {
-    let mut measure = |choices: &[usize]| whole.damage(&problem.bits(choices, table));
+fn allocated(problem: &Problem, whole: &mut Whole<'_>, search: &Settings) -> Result<Allocated, SearchError> {
+    let mut measure = |choices: &[usize]| whole.damage(&problem.bits(choices)[0]);
     let mut best = match search.allocator {
         Allocator::Greedy => {
             let choices = allocate::greedy(problem);
@@ -201,14 +196,13 @@ fn allocated(
             allocate::swap(problem, &choices, problem.damage(&choices), 1, additive)?.0
         }
         Allocator::GreedyRemeasured => allocate::greedy_remeasured(problem, search.every, &mut measure)?,
-        Allocator::Knapsack => allocate::knapsack(problem),
+        Allocator::Knapsack => allocate::knapsack(problem)?,
     };
     let mut damage = measure(&best)?;
     let mut uniform = None;
     for &bits in search.widths.iter().rev() {
-        let choices: Vec<usize> =
-            problem.items.iter().map(|item| item.widths.iter().position(|&width| width == bits).unwrap_or(0)).collect();
-        if problem.cost(&choices) <= problem.limit {
+        let choices = problem.uniform(bits);
+        if problem.fits(&choices) {
             let alike = measure(&choices)?;
             uniform = Some((bits, alike));
             if alike < damage {
@@ -261,6 +255,7 @@ fn describe(
         Budget::Size(limit) => bytes <= limit,
         Budget::AvgBits(limit) => average_bits <= limit + 1e-9,
         Budget::Bops(limit) => bops as f64 <= limit,
+        Budget::Latency(_) => true,
     };
     Found {
         strategy: search.strategy,

@@ -35,6 +35,18 @@ pub enum SearchError {
     /// No layer has a weight with a grid.
     #[error("the network has no layer with a quantized weight")]
     NoLayers,
+    /// A budget of time without times.
+    #[error("there are no times for {}", layer.as_ref().map_or("a latency budget".into(), |layer| format!("layer `{layer}`")))]
+    NoLatency {
+        /// The layer that the table lacks, if there is a table.
+        layer: Option<String>,
+    },
+    /// Costs that the allocator cannot spend.
+    #[error("{allocator} spends one budget of weights only")]
+    NotSeparable {
+        /// The allocator.
+        allocator: &'static str,
+    },
     /// The budget is less than the network takes with the fewest bits.
     #[error("the budget {budget} is less than the network needs with the fewest bits: {least}")]
     Infeasible {
@@ -57,7 +69,11 @@ impl SearchError {
         match self {
             SearchError::Method(source) => source.hint(),
             SearchError::Quant(source) => source.hint(),
-            SearchError::NotABudget { .. } => Some("write size=1.67MiB, avg-bits=4 or bops=34G".into()),
+            SearchError::NotABudget { .. } => Some("write size=1.67MiB, avg-bits=4, bops=34G or latency=12ms".into()),
+            SearchError::NoLatency { .. } => Some(
+                "`fewbits bench MODEL --latency-table FILE` measures them; give the file as --latency-table".into(),
+            ),
+            SearchError::NotSeparable { .. } => Some("use --allocator ilp or greedy".into()),
             SearchError::Unknown { known, .. } => Some(format!("there are: {known}")),
             SearchError::Infeasible { .. } => Some("raise the budget, or allow fewer bits with --bits".into()),
             SearchError::NoLayers => None,

@@ -102,6 +102,8 @@ pub struct LayerDamage {
     pub layer: String,
     /// Name of the weight.
     pub weight: String,
+    /// The tensor that it multiplies (in the first node).
+    pub input: String,
     /// Of the first or last layers.
     pub edge: bool,
     /// Elements of the weight.
@@ -132,6 +134,17 @@ impl LayerDamage {
     }
 }
 
+/// One tensor that layers multiply.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct InputDamage {
+    /// Its name.
+    pub tensor: String,
+    /// Read by first or last layers.
+    pub edge: bool,
+    /// Damage at each of [`Sensitivity::input_widths`].
+    pub damage: Vec<f64>,
+}
+
 /// Damage by layer and width.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sensitivity {
@@ -145,6 +158,10 @@ pub struct Sensitivity {
     pub widths: Vec<u8>,
     /// Every weight with a grid, in graph order.
     pub layers: Vec<LayerDamage>,
+    /// Widths of inputs of layers, ascending; empty if they are not searched.
+    pub input_widths: Vec<u8>,
+    /// Inputs of layers ([`crate::Whole::input_damages`]), in graph order.
+    pub inputs: Vec<InputDamage>,
 }
 
 /// Measures every layer of `ground`. With `activations`, the layer's input is rounded to its grid there as well.
@@ -194,6 +211,8 @@ pub fn measure(
         samples: walk.samples(),
         widths: config.widths.clone(),
         layers,
+        input_widths: vec![],
+        inputs: vec![],
     })
 }
 
@@ -269,6 +288,7 @@ impl<'a> Probe<'a> {
         Ok(LayerDamage {
             layer: node.name.clone(),
             weight: layer.weight.clone(),
+            input: layer.input.clone(),
             edge: layer.edge,
             elements: dims.iter().product::<usize>() as u64,
             rows: dims[layer.axis] as u64,
