@@ -171,7 +171,7 @@ pub fn search(
     loop {
         let problem = Problem::new(&table, &[search.budget], Given { edge_bits, rest, latency: None })?;
         let (choices, damage, uniform) = allocated(&problem, &mut whole, search)?;
-        [settings.policy.weight_bits_of, _] = problem.bits(&choices);
+        settings.policy.weight_bits_of = problem.bits(&choices).weights;
         let quantized = quantize(model, source, settings, threads, progress)?;
         let mut found = describe(&quantized, &table, search, &settings.policy.weight_bits_of, edge_bits);
         (found.damage, found.uniform) = (damage, uniform);
@@ -188,7 +188,7 @@ pub fn search(
 type Allocated = (Vec<usize>, f64, Option<(u8, f64)>);
 
 fn allocated(problem: &Problem, whole: &mut Whole<'_>, search: &Settings) -> Result<Allocated, SearchError> {
-    let mut measure = |choices: &[usize]| whole.damage(&problem.bits(choices)[0]);
+    let mut measure = |choices: &[usize]| whole.damage(&problem.bits(choices));
     let mut best = match search.allocator {
         Allocator::Greedy => {
             let choices = allocate::greedy(problem);

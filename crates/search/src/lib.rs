@@ -18,7 +18,7 @@ pub mod whole;
 pub use budget::Budget;
 pub use error::SearchError;
 pub use latency::LatencyTable;
-pub use problem::{Given, Item, Kind, Limit, Problem, Term};
+pub use problem::{Bits, Given, Item, Kind, Limit, Problem, Term};
 pub use rounding::Rounding;
 pub use sensitivity::{InputDamage, LayerDamage, Level, Sensitivity};
 pub use similarity::Metric;

@@ -14,6 +14,15 @@ pub enum Kind {
     Input,
 }
 
+/// Bits by name of the tensor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bits {
+    /// Of weights.
+    pub weights: BTreeMap<String, u8>,
+    /// Of inputs of layers.
+    pub inputs: BTreeMap<String, u8>,
+}
+
 /// A tensor whose width is chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
@@ -153,12 +162,13 @@ impl Problem {
         self.items.iter().map(choice).collect()
     }
 
-    /// `choices` as bits by name of the tensor: those of weights, those of inputs.
-    pub fn bits(&self, choices: &[usize]) -> [BTreeMap<String, u8>; 2] {
-        [Kind::Weight, Kind::Input].map(|kind| {
-            let of_kind = self.items.iter().zip(choices).filter(|(item, _)| item.kind == kind);
-            of_kind.map(|(item, &c)| (item.name.clone(), item.widths[c])).collect()
-        })
+    /// `choices` as bits by name of the tensor.
+    pub fn bits(&self, choices: &[usize]) -> Bits {
+        let of_kind = |kind: Kind| {
+            let named = self.items.iter().zip(choices).filter(|(item, _)| item.kind == kind);
+            named.map(|(item, &c)| (item.name.clone(), item.widths[c])).collect()
+        };
+        Bits { weights: of_kind(Kind::Weight), inputs: of_kind(Kind::Input) }
     }
 }
 
@@ -309,9 +319,8 @@ mod tests {
         assert_eq!((all.limits[0].most, all.cost(0, &[1, 1, 1])), (600, 600));
         let bops = problem(Budget::Bops(1e6), Some(8)).unwrap();
         assert_eq!(bops.cost(0, &[0, 0, 1]), 8 * (3000 * 8 + 8000 * 2 + 4000 * 4));
-        let [named, inputs] = bops.bits(&[0, 0, 1]);
-        assert_eq!(named, BTreeMap::from([("first.w".into(), 8), ("a.w".into(), 2), ("b.w".into(), 4)]));
-        assert!(inputs.is_empty());
+        let weights = BTreeMap::from([("first.w".into(), 8), ("a.w".into(), 2), ("b.w".into(), 4)]);
+        assert_eq!(bops.bits(&[0, 0, 1]), Bits { weights, inputs: BTreeMap::new() });
     }
 
     #[test]
@@ -323,7 +332,7 @@ mod tests {
         let kinds: Vec<Kind> = problem.items.iter().map(|item| item.kind).collect();
         assert_eq!(kinds, [Kind::Weight, Kind::Weight, Kind::Input, Kind::Weight]);
         assert_eq!(problem.cost(0, &[0, 1, 0, 2]), 3000 * 64 + 8000 * 4 * 4 + 4000 * 8 * 4);
-        assert_eq!(problem.bits(&[0, 1, 0, 2])[1], BTreeMap::from([("x".into(), 4)]));
+        assert_eq!(problem.bits(&[0, 1, 0, 2]).inputs, BTreeMap::from([("x".into(), 4)]));
         assert!(problem.separable().is_none());
         assert!(problem.fits(&[0, 1, 0, 0]) && !problem.fits(&[0, 2, 1, 2]));
         assert_eq!(problem.excess(&[0, 1, 0, 2]), 160.0 / 480.0);

@@ -102,7 +102,7 @@ pub struct LayerDamage {
     pub layer: String,
     /// Name of the weight.
     pub weight: String,
-    /// The tensor that it multiplies (in the first node).
+    /// The tensor that it multiplies (in the first node), or the one whose grid that has.
     pub input: String,
     /// Of the first or last layers.
     pub edge: bool,
@@ -288,7 +288,7 @@ impl<'a> Probe<'a> {
         Ok(LayerDamage {
             layer: node.name.clone(),
             weight: layer.weight.clone(),
-            input: layer.input.clone(),
+            input: self.ground.placement.owner(&layer.input).into(),
             edge: layer.edge,
             elements: dims.iter().product::<usize>() as u64,
             rows: dims[layer.axis] as u64,

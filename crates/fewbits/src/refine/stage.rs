@@ -51,7 +51,7 @@ pub fn stages(settings: &Settings) -> Vec<Stage> {
     let explores = settings.methods.explores(&settings.policy);
     let chosen: Vec<Method> = match &settings.methods {
         Methods::Auto if !explores => vec![],
-        Methods::Auto if settings.policy.activation_bits < 8 => vec![Method::Comq, Method::ZeroPoint, Method::E2eQp],
+        Methods::Auto if settings.policy.has_low_activations() => vec![Method::Comq, Method::ZeroPoint, Method::E2eQp],
         Methods::Auto => vec![Method::Comq, Method::E2eQp],
         Methods::List(list) => list.clone(),
     };
