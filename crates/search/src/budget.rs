@@ -17,6 +17,27 @@ pub enum Budget {
     Latency(f64),
 }
 
+impl Budget {
+    /// Bytes, bits, bit operations or seconds.
+    pub fn amount(self) -> f64 {
+        match self {
+            Budget::Size(bytes) => bytes as f64,
+            Budget::AvgBits(amount) | Budget::Bops(amount) | Budget::Latency(amount) => amount,
+        }
+    }
+
+    /// The same kind of budget with another amount.
+    #[must_use]
+    pub fn with_amount(self, amount: f64) -> Self {
+        match self {
+            Budget::Size(_) => Budget::Size(amount as u64),
+            Budget::AvgBits(_) => Budget::AvgBits(amount),
+            Budget::Bops(_) => Budget::Bops(amount),
+            Budget::Latency(_) => Budget::Latency(amount),
+        }
+    }
+}
+
 const BYTES: [(&str, f64); 7] = [
     ("KiB", 1024.0),
     ("MiB", 1_048_576.0),

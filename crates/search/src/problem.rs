@@ -54,8 +54,24 @@ pub struct Limit {
     pub budget: Budget,
     /// The most that the terms may add up to.
     pub most: u64,
+    /// Units of the terms in one unit of the budget.
+    pub unit: f64,
+    /// What is spent beside the terms.
+    pub rest: u64,
     /// What is spent.
     pub terms: Vec<Term>,
+}
+
+impl Limit {
+    fn new(budget: Budget, unit: f64, rest: u64, terms: Vec<Term>) -> Self {
+        let most = ((budget.amount() * unit) as u64).saturating_sub(rest);
+        Limit { budget, most, unit, rest, terms }
+    }
+
+    /// The budget that terms of this cost just keep.
+    pub fn stated(&self, cost: u64) -> Budget {
+        self.budget.with_amount((cost + self.rest) as f64 / self.unit)
+    }
 }
 
 /// Choose one width for each item so that every limit is kept and the damages add up to as little as possible.
@@ -82,7 +98,7 @@ impl Problem {
     /// The choice of widths of `sensitivity` under all of `budgets`.
     ///
     /// # Errors
-    /// [`SearchError::Infeasible`] if nothing fits a budget; [`SearchError::NoLatency`] if one is of time and there is no table, or
+    /// [`SearchError::NoLatency`] if a budget is of time and there is no table, or
     /// the table lacks a layer.
     pub fn new(sensitivity: &Sensitivity, budgets: &[Budget], given: Given<'_>) -> Result<Self, SearchError> {
         let mut items = vec![];
@@ -99,14 +115,22 @@ impl Problem {
         }
         let scene = Scene { sensitivity, items: &items, places: &places, input_places: &input_places, given };
         let limits: Vec<Limit> = budgets.iter().map(|&budget| scene.limit(budget)).collect::<Result<_, _>>()?;
-        for limit in &limits {
-            // Costs rise with widths, and every item's narrowest comes first.
-            let least = limit.terms.iter().map(|term| term.cost[0]).sum();
-            if least > limit.most {
-                return Err(SearchError::Infeasible { budget: limit.budget, least: scene.stated(limit.budget, least) });
+        Ok(Problem { items, limits })
+    }
+
+    /// Whether anything fits.
+    ///
+    /// # Errors
+    /// [`SearchError::Infeasible`] for the first budget that even the narrowest widths break.
+    pub fn check(&self) -> Result<(), SearchError> {
+        let least = vec![0; self.items.len()];
+        for (i, limit) in self.limits.iter().enumerate() {
+            let cost = self.cost(i, &least);
+            if cost > limit.most {
+                return Err(SearchError::Infeasible { budget: limit.budget, least: limit.stated(cost) });
             }
         }
-        Ok(Problem { items, limits })
+        Ok(())
     }
 
     /// What `choices` cost together, of the budget number `limit`.
@@ -209,20 +233,20 @@ impl Scene<'_> {
             };
             layers().map(term).collect()
         };
-        let (most, terms) = match budget {
-            Budget::Size(bytes) => (bytes.saturating_sub(self.given.rest), alone(&LayerDamage::bytes_at)),
-            Budget::AvgBits(bits) => {
+        Ok(match budget {
+            Budget::Size(_) => Limit::new(budget, 1.0, self.given.rest, alone(&LayerDamage::bytes_at)),
+            Budget::AvgBits(_) => {
                 let counted = |layer: &LayerDamage| if self.counts(layer) { layer.elements } else { 0 };
-                let most = (bits * self.elements() as f64) as u64;
-                (most, alone(&|layer, bits| counted(layer) * u64::from(bits)))
+                let terms = alone(&|layer, bits| counted(layer) * u64::from(bits));
+                Limit::new(budget, self.elements() as f64, 0, terms)
             }
-            Budget::Bops(bops) => {
+            Budget::Bops(_) => {
                 let term = |(layer, &item): (&LayerDamage, &usize)| {
                     self.term(layer, item, |weight, input| Ok(layer.macs * u64::from(weight) * u64::from(input)))
                 };
-                (bops as u64, layers().map(term).collect::<Result<_, _>>()?)
+                Limit::new(budget, 1.0, 0, layers().map(term).collect::<Result<_, _>>()?)
             }
-            Budget::Latency(seconds) => {
+            Budget::Latency(_) => {
                 let table = self.given.latency.ok_or(SearchError::NoLatency { layer: None })?;
                 let term = |(layer, &item): (&LayerDamage, &usize)| {
                     self.term(layer, item, |weight, input| {
@@ -230,11 +254,9 @@ impl Scene<'_> {
                         table.nanoseconds(&layer.layer, weight, input).ok_or_else(no_row)
                     })
                 };
-                let most = ((seconds * 1e9) as u64).saturating_sub(table.rest);
-                (most, layers().map(term).collect::<Result<_, _>>()?)
+                Limit::new(budget, 1e9, table.rest, layers().map(term).collect::<Result<_, _>>()?)
             }
-        };
-        Ok(Limit { budget, most, terms })
+        })
     }
 
     /// A cost that depends on the widths of a layer's weight and its input.
@@ -257,19 +279,13 @@ impl Scene<'_> {
     }
 
     fn elements(&self) -> u64 {
-        self.sensitivity.layers.iter().filter(|layer| self.counts(layer)).map(|layer| layer.elements).sum()
-    }
-
-    /// A budget like `budget` that terms of this cost just keep.
-    fn stated(&self, budget: Budget, cost: u64) -> Budget {
-        match budget {
-            Budget::Size(_) => Budget::Size(cost + self.given.rest),
-            Budget::AvgBits(_) => Budget::AvgBits(cost as f64 / self.elements().max(1) as f64),
-            Budget::Bops(_) => Budget::Bops(cost as f64),
-            Budget::Latency(_) => {
-                Budget::Latency((cost + self.given.latency.map_or(0, |table| table.rest)) as f64 * 1e-9)
-            }
-        }
+        self.sensitivity
+            .layers
+            .iter()
+            .filter(|layer| self.counts(layer))
+            .map(|layer| layer.elements)
+            .sum::<u64>()
+            .max(1)
     }
 }
 
@@ -347,7 +363,7 @@ mod tests {
         let given = Given { edge_bits: Some(8), rest: 0, latency: Some(&table) };
         let problem = Problem::new(&sensitivity(), &[Budget::Latency(1e-6)], given).unwrap();
         assert_eq!((problem.limits[0].most, problem.cost(0, &[0, 1, 2])), (900, 400 + 400 + 80));
-        let error = Problem::new(&sensitivity(), &[Budget::Latency(1e-9)], given).unwrap_err();
+        let error = Problem::new(&sensitivity(), &[Budget::Latency(1e-9)], given).unwrap().check().unwrap_err();
         assert!(error.to_string().contains("latency=720ns"), "{error}");
         let without = Problem::new(&sensitivity(), &[Budget::Latency(1.0)], Given::default()).unwrap_err();
         assert!(without.hint().unwrap().contains("--latency-table"));
@@ -355,11 +371,11 @@ mod tests {
 
     #[test]
     fn the_least_that_is_needed_is_told() {
-        let error = problem(Budget::Size(100), Some(8)).unwrap_err();
+        let error = problem(Budget::Size(100), Some(8)).unwrap().check().unwrap_err();
         assert!(error.to_string().ends_with("size=176B"), "{error}");
         for budget in [Budget::Size(10), Budget::AvgBits(1.9), Budget::Bops(1e3)] {
-            assert!(problem(budget, None).is_err());
+            assert!(problem(budget, None).unwrap().check().is_err());
         }
-        assert!(problem(Budget::Size(176), Some(8)).is_ok());
+        assert!(problem(Budget::Size(176), Some(8)).unwrap().check().is_ok());
     }
 }

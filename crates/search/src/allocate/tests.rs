@@ -13,7 +13,7 @@ fn priced(widths: &[u8], cost: Vec<u64>, damage: Vec<f64>) -> Priced {
 
 fn problem(items: Vec<Priced>, most: u64) -> Problem {
     let terms = items.iter().enumerate().map(|(item, (_, cost))| Term { item, other: None, cost: cost.clone() });
-    let limit = Limit { budget: Budget::Size(most), most, terms: terms.collect() };
+    let limit = Limit { budget: Budget::Size(most), most, unit: 1.0, rest: 0, terms: terms.collect() };
     Problem { limits: vec![limit], items: items.into_iter().map(|(item, _)| item).collect() }
 }
 
