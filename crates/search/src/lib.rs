@@ -13,6 +13,7 @@ pub mod problem;
 mod rounding;
 pub mod sensitivity;
 pub mod similarity;
+pub mod strategy;
 pub mod whole;
 
 pub use budget::Budget;
@@ -22,6 +23,7 @@ pub use problem::{Bits, Given, Item, Kind, Limit, Problem, Term};
 pub use rounding::Rounding;
 pub use sensitivity::{InputDamage, LayerDamage, Level, Sensitivity};
 pub use similarity::Metric;
+pub use strategy::{Measure, Settings, Trial};
 pub use whole::Whole;
 
 #[cfg(test)]
