@@ -11,6 +11,7 @@ pub mod error;
 pub mod evaluate;
 pub mod export;
 pub mod inspect;
+pub mod latency;
 pub mod methods;
 pub mod model;
 pub mod observe;

@@ -31,6 +31,8 @@ use stage::{Stage, stages};
 
 /// Of how many samples one is held back for measuring.
 const HELD_BACK: usize = 8;
+/// The most samples of a run where they are not looked at one by one.
+const BATCH: usize = 8;
 /// Bytes of samples' tensors that are kept in memory.
 pub(crate) const MEMORY: usize = 2 << 30;
 
@@ -217,6 +219,12 @@ pub(crate) struct Runs<'a> {
 impl<'a> Runs<'a> {
     pub(crate) fn of(source: &'a Source<'a>, graph: &Graph) -> Self {
         Runs { source, batch: Model::fixed_batch(graph).unwrap_or(1) }
+    }
+
+    /// Several samples a run, if the network takes them: as many as divide their number.
+    pub(crate) fn batched(source: &'a Source<'a>, graph: &Graph) -> Self {
+        let divides = |batch: &usize| source.indices.len().is_multiple_of(*batch);
+        Runs { source, batch: Model::fixed_batch(graph).unwrap_or((1..=BATCH).rev().find(divides).unwrap_or(1)) }
     }
 }
 

@@ -87,6 +87,17 @@ impl<'a> Whole<'a> {
         Ok(mean(&self.runs(bits, 0..self.inputs.len())?))
     }
 
+    /// As [`Whole::damage`], by another metric.
+    ///
+    /// # Errors
+    /// Those of the weights and the network.
+    pub fn damage_by(&mut self, metric: Metric, bits: &Bits) -> Result<f64, SearchError> {
+        let usual = std::mem::replace(&mut self.metric, metric);
+        let damage = self.damage(bits);
+        self.metric = usual;
+        damage
+    }
+
     /// As [`Whole::damage`], but an assignment that is hopeless beside the best one seen here is given up early: when on the runs so far
     /// it is worse by three standard errors of the difference, run by run. What is returned then is the best one's damage and that
     /// difference.
