@@ -10,6 +10,8 @@ pub enum Method {
     ZeroqData,
     /// Ranges of channels made alike by moving factors from layer to layer; outputs scaled.
     Equalize,
+    /// For each layer the clipping rule of least output error at its bits.
+    MixedClipping,
     /// Codes and scales of least output error, one coordinate after the other.
     Comq,
     /// Zero points and scales of activations, by what the outputs say.
@@ -32,6 +34,7 @@ pub enum Method {
 pub const METHODS: &[(Method, &str)] = &[
     (Method::ZeroqData, "zeroq-data"),
     (Method::Equalize, "equalize"),
+    (Method::MixedClipping, "mixed-clipping"),
     (Method::Comq, "comq"),
     (Method::ZeroPoint, "zero-point"),
     (Method::AdaRound, "adaround"),

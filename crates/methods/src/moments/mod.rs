@@ -53,13 +53,14 @@ pub struct Group {
 impl Group {
     /// `v G vᵀ + 2 v·t` of one output, per row: the error beyond what `x̂ ≠ x` alone brings.
     pub fn error(&self, output: usize, v: &[f32]) -> f64 {
-        let k = v.len();
-        let mut sum = 0.0;
-        for (i, &vi) in v.iter().enumerate().filter(|(_, v)| **v != 0.0) {
-            sum += f64::from(vi)
-                * (f64::from(dot(&self.gram[i * k..][..k], v)) + 2.0 * f64::from(self.cross[output * k + i]));
-        }
-        sum
+        let cross = self.cross[output * v.len()..].iter().zip(v);
+        self.energy(v) + 2.0 * cross.map(|(t, v)| f64::from(*v) * f64::from(*t)).sum::<f64>()
+    }
+
+    /// `v G vᵀ`, per row: the variance of `v·x̂`, the error if `x̂` were `x`.
+    pub fn energy(&self, v: &[f32]) -> f64 {
+        let rows = self.gram.chunks(v.len().max(1)).zip(v).filter(|(_, v)| **v != 0.0);
+        rows.map(|(row, vi)| f64::from(*vi) * f64::from(dot(row, v))).sum()
     }
 
     /// Mean of `ŵ x̂ − w x`.
@@ -80,6 +81,11 @@ pub struct Moments {
 }
 
 impl Moments {
+    /// Those to judge by: from samples that are held back, if there are any.
+    pub fn judge(&self) -> &[Group] {
+        if self.held.first().is_some_and(|group| group.rows > 0) { &self.held } else { &self.fit }
+    }
+
     /// Gathers the moments of `layer`, a layer of the walk's block, with everything before it as `draft` has it. `None` if the layer is no
     /// plain convolution or product.
     ///

@@ -1,0 +1,128 @@
+//! Mixed clipping: the clipping rule that is best for each layer at its own bits.
+//!
+//! # What it does
+//! Each layer's weights are rounded under every rule of [`CLIPS`], and the rule with the least error of the layer's *outputs* is kept:
+//! `Σ v G vᵀ` over its channels, `v = ŵ − w`, with the moments `G` of the inputs that the quantized network gives it, from samples that
+//! were held back. So a rule is judged by what the layer multiplies, and not by the weights alone. What clipping and rounding add to
+//! the mean goes off the bias.
+//!
+//! # When it helps
+//! Mixed precision: a rule that is right at eight bits (no clipping) is wrong at three, and layers differ in their distributions. It costs
+//! nothing at run time, and it is a good start for methods that change codes.
+//!
+//! # When it fails
+//! All codes are the nearest ones: at four bits and fewer most of what can be won is in other codes (`comq`, `adaround`).
+//!
+//! # Cost
+//! One pass over the samples for each layer, and `O(outputs · K²)` per rule.
+//!
+//! # Config
+//! [`Config`].
+//!
+//! # Source
+//! Huang et al., mixed clipping for mixed precision (2021): weights are clipped according to the bits that were searched, before they are
+//! quantized. The candidates and the objective are those of the clipping literature ([`crate::clipping`]) and of ours.
+//!
+//! # Departures
+//! The selection: the paper does not say how a rule is chosen; the least output error is our reading.
+
+use crate::{
+    BlockMethod, Draft, MethodError, Walk,
+    clipping::{CLIPS, Clip, Rounded, Weights, round_layers},
+    moments::Moments,
+};
+use fewbits_kernels::Threads;
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+};
+
+/// Which rules are tried.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The rules; of equals the first.
+    pub clips: Vec<Clip>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { clips: CLIPS.to_vec() }
+    }
+}
+
+/// Which rule a layer got.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// Its weight.
+    pub weight: String,
+    /// Bits of its grid.
+    pub bits: u8,
+    /// The rule.
+    pub clip: Clip,
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} at {} bits", self.weight, self.clip, self.bits)
+    }
+}
+
+/// The method.
+#[derive(Debug, Default)]
+pub struct MixedClipping {
+    /// Which rules are tried.
+    pub config: Config,
+    choices: Mutex<Vec<Choice>>,
+}
+
+impl MixedClipping {
+    /// The rules of the layers so far, in order.
+    pub fn choices(&self) -> Vec<Choice> {
+        self.choices.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The rule with the least output error, with the weights that it makes.
+    fn choose(&self, weights: &Weights<'_>, moments: &Moments, threads: &Threads) -> Option<(Clip, Rounded)> {
+        let mut best: Option<(f64, Clip, Rounded)> = None;
+        for &clip in &self.config.clips {
+            let clips = clip.magnitudes(&weights.rows, weights.width(), weights.bits());
+            if clips.iter().all(Option::is_none) {
+                continue;
+            }
+            let rounded = weights.rounded((0..).zip(&clips).map(|(group, clip)| weights.scale(group, *clip)).collect());
+            let of_group = |group: usize| {
+                let new = &rounded.rows[group * weights.width()..][..weights.width()];
+                weights.output_error(moments.judge(), group, new)
+            };
+            let error: f64 = weights.each_group(threads, of_group).iter().sum();
+            if best.as_ref().is_none_or(|(least, ..)| error < *least) {
+                best = Some((error, clip, rounded));
+            }
+        }
+        best.map(|(_, clip, rounded)| (clip, rounded))
+    }
+}
+
+impl BlockMethod for MixedClipping {
+    fn name(&self) -> &'static str {
+        "mixed-clipping"
+    }
+
+    fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
+        round_layers(walk, draft, |weights, moments, layer| {
+            let Some((clip, rounded)) = self.choose(weights, moments, walk.threads()) else {
+                return weights.rounded(weights.params.scale.clone());
+            };
+            let choice = Choice { weight: layer.weight.clone(), bits: weights.bits(), clip };
+            self.choices.lock().unwrap_or_else(PoisonError::into_inner).push(choice);
+            rounded
+        })
+    }
+
+    fn findings(&self) -> Vec<String> {
+        self.choices().iter().map(Choice::to_string).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;
