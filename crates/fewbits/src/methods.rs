@@ -12,6 +12,12 @@ pub enum Method {
     Equalize,
     /// For each layer the clipping rule of least output error at its bits.
     MixedClipping,
+    /// Weights clipped by their distribution, their deviations and the means of outputs brought back.
+    Aciq,
+    /// Scales of weights of least squared weight error.
+    Omse,
+    /// Scales of weights of least output error, from twenty for each channel.
+    SeqMse,
     /// Codes and scales of least output error, one coordinate after the other.
     Comq,
     /// Zero points and scales of activations, by what the outputs say.
@@ -35,6 +41,9 @@ pub const METHODS: &[(Method, &str)] = &[
     (Method::ZeroqData, "zeroq-data"),
     (Method::Equalize, "equalize"),
     (Method::MixedClipping, "mixed-clipping"),
+    (Method::Aciq, "aciq"),
+    (Method::Omse, "omse"),
+    (Method::SeqMse, "seq-mse"),
     (Method::Comq, "comq"),
     (Method::ZeroPoint, "zero-point"),
     (Method::AdaRound, "adaround"),

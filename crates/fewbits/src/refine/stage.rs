@@ -5,8 +5,8 @@ use crate::{
     quantize::Settings,
 };
 use fewbits_methods::{
-    BlockMethod, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp, mixed_clipping::MixedClipping,
-    qdrop::QDrop, reconstruction, zero_point,
+    BlockMethod, aciq::Aciq, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp,
+    mixed_clipping::MixedClipping, omse::Omse, qdrop::QDrop, reconstruction, seq_mse::SeqMse, zero_point,
 };
 
 /// What is done at once and measured.
@@ -25,6 +25,9 @@ impl Stage {
         let learned = |config: reconstruction::Config| reconstruction::Config { seed, ..config };
         let walked: Box<dyn BlockMethod> = match method {
             Method::MixedClipping => Box::new(MixedClipping::default()),
+            Method::Aciq => Box::new(Aciq::default()),
+            Method::Omse => Box::new(Omse),
+            Method::SeqMse => Box::new(SeqMse::default()),
             Method::Comq => Box::new(Comq::default()),
             Method::AdaRound => Box::new(AdaRound { config: learned(AdaRound::default().config) }),
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),

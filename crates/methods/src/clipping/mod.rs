@@ -29,9 +29,13 @@ pub mod aciq;
 mod weights;
 
 use fewbits_graph::Grid;
+use fewbits_kernels::Threads;
 use fewbits_quant::{Mapping, RangeRule, TensorStats, ranges::Prior, stats::SAMPLES_PER_IMAGE};
 use fewbits_train::quantizers::{Deployable, Sawb};
-use std::fmt;
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+};
 pub use weights::{Rounded, Weights, round_layers};
 
 /// Weights from which a row has statistics of its own.
@@ -108,17 +112,19 @@ impl Clip {
     }
 
     /// `α` for each row of `width` weights. Short rows are judged together by rules that suppose a distribution.
-    pub fn magnitudes(self, rows: &[f32], width: usize, bits: u8) -> Vec<Option<f32>> {
-        let rows = || rows.chunks(width.max(1));
+    pub fn magnitudes(self, rows: &[f32], width: usize, bits: u8, threads: &Threads) -> Vec<Option<f32>> {
+        let width = width.max(1);
+        let row = |i: usize| &rows[i * width..][..width];
+        let count = rows.len() / width;
         if width >= LEAST_WEIGHTS || matches!(self, Clip::Max | Clip::Lp(_)) {
-            return rows().map(|row| self.magnitude(row, bits)).collect();
+            return on_all(threads, count, |i| self.magnitude(row(i), bits));
         }
-        let sizes: Vec<f32> = rows().map(root_mean_square).collect();
-        let living = rows().zip(&sizes).filter(|(_, size)| size.is_normal());
-        let pooled: Vec<f32> = living.flat_map(|(row, size)| row.iter().map(move |w| w / size)).collect();
+        let sizes: Vec<f32> = (0..count).map(|i| root_mean_square(row(i))).collect();
+        let living = (0..count).filter(|i| sizes[*i].is_normal());
+        let pooled: Vec<f32> = living.flat_map(|i| row(i).iter().map(|w| w / sizes[i]).collect::<Vec<_>>()).collect();
         let clip = self.magnitude(&pooled, bits);
-        let of_row = |(row, size): (&[f32], &f32)| Some((clip? * size).min(largest(row))).filter(|c| c.is_normal());
-        rows().zip(&sizes).map(of_row).collect()
+        let of_row = |i: usize| Some((clip? * sizes[i]).min(largest(row(i)))).filter(|clip| clip.is_normal());
+        (0..count).map(of_row).collect()
     }
 }
 
@@ -126,6 +132,13 @@ impl Clip {
 pub fn rounded(row: &[f32], scale: f32, bits: u8) -> Vec<f32> {
     let top = Grid::weights(bits).qmax() as f32;
     row.iter().map(|w| (w / scale).round_ties_even().clamp(-top, top) * scale).collect()
+}
+
+/// `task(i)` for every `i` below `count`, on all threads, in order.
+pub(crate) fn on_all<T: Send>(threads: &Threads, count: usize, task: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+    let slots: Vec<Mutex<Option<T>>> = (0..count).map(|_| Mutex::new(None)).collect();
+    threads.run(count, |i| *slots[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(task(i)));
+    slots.into_iter().filter_map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
 }
 
 /// The largest magnitude.
@@ -157,17 +170,21 @@ fn quantile(values: &[f32], share: f64) -> f32 {
 const SHARES: usize = 80;
 /// Their distance.
 const SHARE_STEP: f32 = 0.01;
+/// Adding this to a number of magnitude below 2^22 and taking it off again rounds half to even.
+const ROUND_MAGIC: f32 = 12_582_912.0; // 1.5 · 2^23
 
 fn lp(values: &[f32], bits: u8, p: f32) -> f32 {
     let most = largest(values);
     let top = Grid::weights(bits).qmax() as f32;
     let error = |share: f32| -> f64 {
         let scale = share * most / top;
+        let inverse = 1.0 / scale;
         let power = |w: &f32| {
-            let rest = (w - (w / scale).round_ties_even().clamp(-top, top) * scale).abs();
-            f64::from(if p == 2.0 { rest * rest } else { rest.powf(p) })
+            let code = (w * inverse).clamp(-top, top);
+            let rest = (w - ((code + ROUND_MAGIC) - ROUND_MAGIC) * scale).abs();
+            if p == 2.0 { rest * rest } else { rest.powf(p) }
         };
-        values.iter().map(power).sum()
+        values.chunks(64).map(|part| f64::from(part.iter().map(power).sum::<f32>())).sum()
     };
     let mut best = (error(1.0), 1.0);
     let mut try_share = |share: f32| {

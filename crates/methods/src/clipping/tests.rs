@@ -70,7 +70,7 @@ fn short_rows_are_judged_together_each_in_its_own_size() {
     let mut rows: Vec<f32> = normal(9 * 10_000);
     rows.iter_mut().enumerate().for_each(|(i, w)| *w *= size(i / 9));
     rows[..9].fill(0.0);
-    let found = Clip::Aciq(Prior::Gauss).magnitudes(&rows, 9, 2);
+    let found = Clip::Aciq(Prior::Gauss).magnitudes(&rows, 9, 2, &Threads::new(2));
     assert_eq!(found[0], None);
     for (row, clip) in found.iter().enumerate().skip(1) {
         let weights = &rows[row * 9..][..9];
@@ -79,5 +79,5 @@ fn short_rows_are_judged_together_each_in_its_own_size() {
     }
     let wide = normal(4 * 100);
     let own: Vec<_> = wide.chunks(100).map(|row| Clip::Kl.magnitude(row, 4)).collect();
-    assert_eq!(Clip::Kl.magnitudes(&wide, 100, 4), own);
+    assert_eq!(Clip::Kl.magnitudes(&wide, 100, 4, &Threads::new(2)), own);
 }

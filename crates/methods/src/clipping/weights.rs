@@ -3,15 +3,13 @@
 //! What enters: a layer, its moments, and a method's choice of scales. What leaves: the draft with rounded weights, these scales, and a
 //! bias without the mean error. It does not know how scales are chosen.
 
+use super::{Clip, on_all, rounded};
 use crate::{
     Draft, Ground, Layer, MethodError, Walk,
-    moments::{Moments, Shape},
+    moments::{Group, Moments, Shape},
 };
 use fewbits_graph::{Granularity, QuantParams, Tensor};
 use fewbits_kernels::Threads;
-use std::sync::{Mutex, PoisonError};
-
-use super::rounded;
 
 /// The float weights of a layer, by the groups that share a scale: output channels, or all of them.
 #[derive(Debug)]
@@ -65,10 +63,12 @@ impl<'a> Weights<'a> {
 
     /// `solve` for each group, on all threads.
     pub fn each_group<T: Send>(&self, threads: &Threads, solve: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
-        let groups = self.params.scale.len();
-        let found: Vec<Mutex<Option<T>>> = (0..groups).map(|_| Mutex::new(None)).collect();
-        threads.run(groups, |g| *found[g].lock().unwrap_or_else(PoisonError::into_inner) = Some(solve(g)));
-        found.into_iter().filter_map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
+        on_all(threads, self.params.scale.len(), solve)
+    }
+
+    /// The clip of each group.
+    pub fn clips(&self, clip: Clip, threads: &Threads) -> Vec<Option<f32>> {
+        clip.magnitudes(&self.rows, self.width(), self.bits(), threads)
     }
 
     /// The nearest codes, times `scale`, of each group.
@@ -77,12 +77,18 @@ impl<'a> Weights<'a> {
         Rounded { rows, scale }
     }
 
-    /// What rounding `group` to `new` adds to the variance of the outputs, on the samples that are learned from or on those held back.
-    pub fn output_error(&self, moments: &[crate::moments::Group], group: usize, new: &[f32]) -> f64 {
+    /// What rounding `group` to each of `candidates` adds to the variance of the outputs, by these moments.
+    pub fn output_errors(&self, moments: &[Group], group: usize, candidates: &[impl AsRef<[f32]>]) -> Vec<f64> {
         let (k, outputs) = (self.shape.inputs, self.shape.outputs);
         let first = group * self.width() / k;
-        let rows = self.group(group).chunks(k).zip(new.chunks(k)).enumerate();
-        rows.map(|(i, (old, new))| moments[(first + i) / outputs].energy(&difference(old, new))).sum()
+        let mut errors = vec![0.0; candidates.len()];
+        for (row, old) in self.group(group).chunks(k).enumerate() {
+            let differences: Vec<Vec<f32>> =
+                candidates.iter().map(|new| difference(old, &new.as_ref()[row * k..][..k])).collect();
+            let energies = moments[(first + row) / outputs].energies(&differences);
+            errors.iter_mut().zip(energies).for_each(|(error, energy)| *error += energy);
+        }
+        errors
     }
 
     /// Puts `rounded` into the draft, and takes the mean error that `moments` see off the bias.

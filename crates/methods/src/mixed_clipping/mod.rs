@@ -83,23 +83,20 @@ impl MixedClipping {
 
     /// The rule with the least output error, with the weights that it makes.
     fn choose(&self, weights: &Weights<'_>, moments: &Moments, threads: &Threads) -> Option<(Clip, Rounded)> {
-        let mut best: Option<(f64, Clip, Rounded)> = None;
-        for &clip in &self.config.clips {
-            let clips = clip.magnitudes(&weights.rows, weights.width(), weights.bits());
-            if clips.iter().all(Option::is_none) {
-                continue;
-            }
-            let rounded = weights.rounded((0..).zip(&clips).map(|(group, clip)| weights.scale(group, *clip)).collect());
-            let of_group = |group: usize| {
-                let new = &rounded.rows[group * weights.width()..][..weights.width()];
-                weights.output_error(moments.judge(), group, new)
-            };
-            let error: f64 = weights.each_group(threads, of_group).iter().sum();
-            if best.as_ref().is_none_or(|(least, ..)| error < *least) {
-                best = Some((error, clip, rounded));
-            }
-        }
-        best.map(|(_, clip, rounded)| (clip, rounded))
+        let candidate = |clip: &Clip| {
+            let found = weights.clips(*clip, threads);
+            let scale = (0..).zip(&found).map(|(group, found)| weights.scale(group, *found)).collect();
+            found.iter().any(Option::is_some).then(|| (*clip, weights.rounded(scale)))
+        };
+        let candidates: Vec<(Clip, Rounded)> = self.config.clips.iter().filter_map(candidate).collect();
+        let by_group = weights.each_group(threads, |group| {
+            let rows =
+                |(_, rounded): &'_ (Clip, Rounded)| rounded.rows[group * weights.width()..][..weights.width()].to_vec();
+            weights.output_errors(moments.judge(), group, &candidates.iter().map(rows).collect::<Vec<_>>())
+        });
+        let error = |i: usize| by_group.iter().map(|errors| errors[i]).sum::<f64>();
+        let best = (0..candidates.len()).min_by(|&a, &b| error(a).total_cmp(&error(b)))?;
+        candidates.into_iter().nth(best)
     }
 }
 

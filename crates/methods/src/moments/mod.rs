@@ -59,8 +59,19 @@ impl Group {
 
     /// `v G vᵀ`, per row: the variance of `v·x̂`, the error if `x̂` were `x`.
     pub fn energy(&self, v: &[f32]) -> f64 {
-        let rows = self.gram.chunks(v.len().max(1)).zip(v).filter(|(_, v)| **v != 0.0);
-        rows.map(|(row, vi)| f64::from(*vi) * f64::from(dot(row, v))).sum()
+        self.energies(&[v])[0]
+    }
+
+    /// The same for several `v`, reading `G` once.
+    pub fn energies(&self, several: &[impl AsRef<[f32]>]) -> Vec<f64> {
+        let mut sums = vec![0.0; several.len()];
+        let k = self.mean.len();
+        for (i, row) in self.gram.chunks(k.max(1)).enumerate() {
+            for (sum, v) in sums.iter_mut().zip(several).filter(|(_, v)| v.as_ref()[i] != 0.0) {
+                *sum += f64::from(v.as_ref()[i]) * f64::from(dot(row, v.as_ref()));
+            }
+        }
+        sums
     }
 
     /// Mean of `ŵ x̂ − w x`.
