@@ -91,13 +91,14 @@ impl<'a> Weights<'a> {
         errors
     }
 
-    /// Puts `rounded` into the draft, and takes the mean error that `moments` see off the bias.
+    /// Puts `rounded` into the draft, and takes the mean that rounding adds to the outputs off the bias.
     fn write(&self, ground: Ground<'_>, draft: &mut Draft, moments: &Moments, rounded: Rounded) {
         let (k, outputs) = (self.shape.inputs, self.shape.outputs);
         let pairs = self.rows.chunks(k).zip(rounded.rows.chunks(k)).enumerate();
-        let shift = |(c, (old, new)): (usize, (&[f32], &[f32]))| {
-            moments.fit[c / outputs].shift(c % outputs, &difference(old, new))
-        };
+        // Only what this layer's rounding adds: means that errors before it bring belong to noise behind Relus in part, and taken off layer
+        // after layer they take the signal with them.
+        let shift =
+            |(c, (old, new)): (usize, (&[f32], &[f32]))| moments.fit[c / outputs].mean_of(&difference(old, new));
         let shifts: Vec<f64> = pairs.map(shift).collect();
         let float = |name: &String| ground.float.constant(name);
         if let Some(old) = float(&self.layer.weight) {

@@ -76,7 +76,12 @@ impl Group {
 
     /// Mean of `ŵ x̂ − w x`.
     pub fn shift(&self, output: usize, v: &[f32]) -> f64 {
-        self.mean_error[output] + v.iter().zip(&self.mean).map(|(v, m)| f64::from(*v) * m).sum::<f64>()
+        self.mean_error[output] + self.mean_of(v)
+    }
+
+    /// Mean of `v·x̂`.
+    pub fn mean_of(&self, v: &[f32]) -> f64 {
+        v.iter().zip(&self.mean).map(|(v, m)| f64::from(*v) * m).sum()
     }
 }
 
