@@ -144,6 +144,7 @@ pub fn refine(
         let (before_db, after_db) = (mark.best_db, closeness(&next)?);
         let kept = !exploring || after_db > before_db;
         let step = Step { methods: stage.name(), before_db, after_db, kept, time: stage_begun.elapsed() };
+        stage.findings().iter().for_each(|found| progress.line(found));
         progress.line(&format!("step {step}"));
         mark.done.push(step);
         if kept {

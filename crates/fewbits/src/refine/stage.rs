@@ -5,8 +5,8 @@ use crate::{
     quantize::Settings,
 };
 use fewbits_methods::{
-    BlockMethod, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp, qdrop::QDrop, reconstruction,
-    zero_point,
+    BlockMethod, aciq::Aciq, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp,
+    mixed_clipping::MixedClipping, omse::Omse, qdrop::QDrop, reconstruction, seq_mse::SeqMse, zero_point,
 };
 
 /// What is done at once and measured.
@@ -24,6 +24,10 @@ impl Stage {
         let seed = settings.seed;
         let learned = |config: reconstruction::Config| reconstruction::Config { seed, ..config };
         let walked: Box<dyn BlockMethod> = match method {
+            Method::MixedClipping => Box::new(MixedClipping::default()),
+            Method::Aciq => Box::new(Aciq::default()),
+            Method::Omse => Box::new(Omse),
+            Method::SeqMse => Box::new(SeqMse::default()),
             Method::Comq => Box::new(Comq::default()),
             Method::AdaRound => Box::new(AdaRound { config: learned(AdaRound::default().config) }),
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
@@ -34,6 +38,14 @@ impl Stage {
             Method::ZeroqData | Method::Equalize | Method::BiasCorrection => return None,
         };
         Some(Stage::Walk(vec![walked]))
+    }
+
+    /// What its methods decided, a line each.
+    pub fn findings(&self) -> Vec<String> {
+        match self {
+            Stage::Walk(methods) => methods.iter().flat_map(|m| m.findings()).collect(),
+            Stage::Grids(_) | Stage::Whole(_) => vec![],
+        }
     }
 
     /// The methods, in order.
