@@ -197,6 +197,7 @@ fn allocated(problem: &Problem, whole: &mut Whole<'_>, search: &Settings) -> Res
         }
         Allocator::GreedyRemeasured => allocate::greedy_remeasured(problem, search.every, &mut measure)?,
         Allocator::Knapsack => allocate::knapsack(problem)?,
+        Allocator::Ilp => allocate::ilp(problem)?,
     };
     let mut damage = measure(&best)?;
     let mut uniform = None;
@@ -300,14 +301,14 @@ mod tests {
     fn every_allocator_keeps_the_bytes_and_does_less_damage_than_uniform_bits() {
         let (alike, _) = searched(Budget::AvgBits(4.0), |asked| asked.widths = vec![4, 8]).unwrap();
         assert!(alike.layers.iter().all(|row| row.bits == if row.edge { 8 } else { 4 }), "nothing else fits");
-        for allocator in [Allocator::Knapsack, Allocator::Greedy, Allocator::GreedyRemeasured] {
+        for allocator in [Allocator::Knapsack, Allocator::Ilp, Allocator::Greedy, Allocator::GreedyRemeasured] {
             let (found, quantized) =
                 searched(Budget::Size(alike.bytes), |asked| (asked.allocator, asked.patience) = (allocator, 2))
                     .unwrap();
             let Quantized { graph, grids, placement, .. } = &quantized;
             assert_eq!(found.bytes, packed(graph, grids, placement));
             assert!(found.kept && found.bytes <= alike.bytes, "{allocator}: {}", found.bytes);
-            let unused = if allocator == Allocator::Knapsack { 200 } else { 2000 };
+            let unused = if matches!(allocator, Allocator::Knapsack | Allocator::Ilp) { 200 } else { 2000 };
             assert!(alike.bytes - found.bytes < unused, "{allocator}: {} of {}", found.bytes, alike.bytes);
             let bits = |row: &Row| grids.params(&row.weight).map(|params| params.grid.bits);
             assert!(found.layers.iter().all(|row| bits(row) == Some(row.bits) && (!row.edge || row.bits == 8)));

@@ -47,7 +47,7 @@ pub struct Args {
     /// Where the damage of a layer is looked at: local, block, network, or weighted, which is local scaled to the network
     #[arg(long, default_value = "weighted", value_parser = level, value_name = "NAME")]
     level: Level,
-    /// How the budget is spent: knapsack, greedy or greedy-remeasure
+    /// How the budget is spent: knapsack, ilp, greedy or greedy-remeasure
     #[arg(long, default_value = "knapsack", value_parser = allocator, value_name = "NAME")]
     allocator: Allocator,
     /// Samples that damage is measured on
