@@ -239,13 +239,14 @@ fn explore(trials: &mut Trials<'_, '_>, ground: Ground<'_>, search: &Settings, s
 
 /// The exact minimum of added damages.
 fn exact(problem: &Problem) -> Result<Vec<usize>, SearchError> {
-    if problem.separable().is_some() { allocate::knapsack(problem) } else { Ok(allocate::greedy(problem)) }
+    if problem.separable().is_some() { allocate::knapsack(problem) } else { allocate::ilp(problem) }
 }
 
 fn allocated(allocator: Allocator, trials: &mut Trials<'_, '_>) -> Result<Vec<usize>, Error> {
     let problem = trials.problem;
     Ok(match allocator {
         Allocator::Knapsack => allocate::knapsack(problem)?,
+        Allocator::Ilp => allocate::ilp(problem)?,
         Allocator::Greedy => {
             let additive = |choices: &[usize]| Ok::<_, SearchError>(problem.damage(choices));
             let choices = allocate::greedy(problem);

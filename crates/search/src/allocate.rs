@@ -2,6 +2,10 @@
 //!
 //! All of them are deterministic: of equals the first is taken.
 
+mod ilp;
+
+pub use ilp::ilp;
+
 use crate::{Problem, SearchError};
 use std::{fmt, str::FromStr};
 
@@ -15,6 +19,8 @@ pub enum Allocator {
     /// [`knapsack`].
     #[default]
     Knapsack,
+    /// [`ilp`].
+    Ilp,
 }
 
 impl fmt::Display for Allocator {
@@ -23,6 +29,7 @@ impl fmt::Display for Allocator {
             Allocator::Greedy => "greedy",
             Allocator::GreedyRemeasured => "greedy-remeasure",
             Allocator::Knapsack => "knapsack",
+            Allocator::Ilp => "ilp",
         })
     }
 }
@@ -35,10 +42,11 @@ impl FromStr for Allocator {
             "greedy" => Ok(Allocator::Greedy),
             "greedy-remeasure" => Ok(Allocator::GreedyRemeasured),
             "knapsack" => Ok(Allocator::Knapsack),
+            "ilp" => Ok(Allocator::Ilp),
             _ => Err(SearchError::Unknown {
                 what: "allocator",
                 text: text.into(),
-                known: "greedy, greedy-remeasure, knapsack",
+                known: "greedy, greedy-remeasure, knapsack, ilp",
             }),
         }
     }

@@ -47,6 +47,9 @@ pub enum SearchError {
         /// The allocator.
         allocator: &'static str,
     },
+    /// An integer program without a solution.
+    #[error("no widths could be found that keep all budgets together")]
+    Solver(#[from] microlp::Error),
     /// The budget is less than the network takes with the fewest bits.
     #[error("the budget {budget} is less than the network needs with the fewest bits: {least}")]
     Infeasible {
@@ -76,7 +79,7 @@ impl SearchError {
             SearchError::NotSeparable { .. } => Some("use --allocator ilp or greedy".into()),
             SearchError::Unknown { known, .. } => Some(format!("there are: {known}")),
             SearchError::Infeasible { .. } => Some("raise the budget, or allow fewer bits with --bits".into()),
-            SearchError::NoLayers => None,
+            SearchError::NoLayers | SearchError::Solver(_) => None,
         }
     }
 }

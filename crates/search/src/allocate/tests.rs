@@ -5,13 +5,13 @@ use crate::{Budget, Item, Kind, Limit, Term, testing::Random};
 use std::convert::Infallible;
 
 /// An item with what each of its widths costs.
-type Priced = (Item, Vec<u64>);
+pub(super) type Priced = (Item, Vec<u64>);
 
-fn priced(widths: &[u8], cost: Vec<u64>, damage: Vec<f64>) -> Priced {
+pub(super) fn priced(widths: &[u8], cost: Vec<u64>, damage: Vec<f64>) -> Priced {
     (Item { name: String::new(), kind: Kind::Weight, widths: widths.to_vec(), damage }, cost)
 }
 
-fn problem(items: Vec<Priced>, most: u64) -> Problem {
+pub(super) fn problem(items: Vec<Priced>, most: u64) -> Problem {
     let terms = items.iter().enumerate().map(|(item, (_, cost))| Term { item, other: None, cost: cost.clone() });
     let limit = Limit { budget: Budget::Size(most), most, unit: 1.0, rest: 0, terms: terms.collect() };
     Problem { limits: vec![limit], items: items.into_iter().map(|(item, _)| item).collect() }
@@ -24,7 +24,7 @@ fn limited(mut problem: Problem, most: u64) -> Problem {
 }
 
 /// Damages that fall with the width most of the time, costs that rise.
-fn random_problem(seed: u64, items: usize, largest: u64) -> Problem {
+pub(super) fn random_problem(seed: u64, items: usize, largest: u64) -> Problem {
     let mut random = Random::new(seed);
     let widths = [2u8, 3, 4, 6, 8];
     let item = |_| {
@@ -47,7 +47,7 @@ fn all(problem: &Problem) -> Vec<Vec<usize>> {
     })
 }
 
-fn least_damage(problem: &Problem) -> f64 {
+pub(super) fn least_damage(problem: &Problem) -> f64 {
     let fitting = all(problem).into_iter().filter(|choices| problem.fits(choices));
     fitting.map(|choices| problem.damage(&choices)).fold(f64::INFINITY, f64::min)
 }
