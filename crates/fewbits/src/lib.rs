@@ -21,6 +21,7 @@ pub mod refine;
 pub mod report;
 pub mod repro;
 pub mod search;
+pub mod search_report;
 pub mod sqnr;
 pub mod stream;
 pub mod summary;
