@@ -11,6 +11,7 @@ use crate::{
     plan,
     progress::Progress,
     quantize::{CANDIDATES, Quantized, Settings},
+    refine,
     stream::Source,
     summary::{self, Summary, parameters},
     train::{self, Trained},
@@ -22,7 +23,7 @@ use fewbits_quant::{
     placement::{Site, place},
 };
 use fewbits_report::{
-    Accuracy, Curve, Layer, Mode, Model as Facts, Report, Runtime, Size, TensorRange, Training, Trial,
+    Accuracy, Curve, Layer, Mode, Model as Facts, Report, Runtime, Size, Step, TensorRange, Training, Trial,
 };
 use serde_json::Value;
 use std::{
@@ -83,7 +84,7 @@ pub fn of(subject: Subject<'_>, threads: usize, progress: &dyn Progress) -> Resu
         model: facts(model, &quantized.prepared, quantized.graph.nodes.len(), &seen),
         preparation: preparation(quantized),
         trials: trials(quantized),
-        training: None,
+        steps: quantized.steps.iter().map(step).collect(),
         accuracy: subject.scores.iter().flat_map(|(mode, scores)| accuracies(*mode, scores)).collect(),
         sizes: sizes(subject),
         layers: layers(summary, &seen, quantized, &sqnr),
@@ -91,6 +92,7 @@ pub fn of(subject: Subject<'_>, threads: usize, progress: &dyn Progress) -> Resu
         warnings: warnings(&seen, quantized),
         seconds: Some(summary.seconds),
         images: Some(summary.samples as u64),
+        ..Report::default()
     })
 }
 
@@ -251,6 +253,16 @@ fn trials(quantized: &Quantized) -> Vec<Trial> {
     quantized.trials.iter().map(trial).collect()
 }
 
+fn step(step: &refine::Step) -> Step {
+    Step {
+        methods: step.methods.clone(),
+        before_db: step.before_db,
+        after_db: step.after_db,
+        kept: step.kept,
+        seconds: step.time.as_secs_f64(),
+    }
+}
+
 fn accuracies(mode: Mode, scores: &Scores) -> Vec<Accuracy> {
     let (metrics, samples) = match *scores {
         Scores::Classification { top1, top5, samples } => ([("top-1", top1), ("top-5", top5)], samples),
@@ -271,12 +283,15 @@ fn sizes(subject: Subject<'_>) -> Vec<Size> {
     let size = |convention: &str, float_bytes, bytes| Size { convention: convention.into(), float_bytes, bytes };
     let folded = 4 * parameters(&subject.quantized.graph);
     let file = std::fs::metadata(&subject.model.path).map_or(sizes.float, |m| m.len());
-    vec![
-        size("the ONNX file, whose integers take a byte each", file, sizes.file),
+    // A search writes a plan alone.
+    let written = Some(sizes.file).filter(|bytes| *bytes > 0);
+    let written = written.map(|bytes| size("the ONNX file, whose integers take a byte each", file, bytes));
+    let counted = [
         size("every parameter at its bits (as ZeroQ and HAWQ count)", sizes.float, sizes.all_parameters),
         size("weights at their bits, the rest at 32 (as HAQ counts)", sizes.float, sizes.weights_only),
         size(PACKED, folded, sizes.packed),
-    ]
+    ];
+    written.into_iter().chain(counted).collect()
 }
 
 /// Warnings of each kind, worst first, at most [`NAMED`] of a kind.

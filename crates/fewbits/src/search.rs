@@ -3,6 +3,7 @@
 
 mod drop;
 mod journal;
+pub mod report;
 mod result;
 mod strategy;
 mod trials;

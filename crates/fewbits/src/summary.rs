@@ -29,7 +29,7 @@ pub struct Layer {
 /// Sizes in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Sizes {
-    /// The written file.
+    /// The written file; 0 if there is none.
     pub file: u64,
     /// What must be deployed: weights bit-packed at their true widths, each output channel from a whole byte on, 32-bit biases,
     /// scales (4 bytes), zero points of activations (1 byte); normalization folded.
@@ -60,7 +60,7 @@ pub struct Summary {
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// Summarizes `quantized`, whose file has `file` bytes.
+/// Summarizes `quantized`, whose file has `file` bytes, 0 if there is none.
 pub fn summarize(
     model: &Model,
     quantized: &Quantized,

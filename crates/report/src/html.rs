@@ -1,10 +1,20 @@
-//! The report as one HTML page: a summary, warnings, layers, ranges, what runs in integers, and the details.
+//! The report as one HTML page: a summary, warnings, what was measured and found, layers, ranges, what runs in integers, and the
+//! details.
 
+mod axis;
+mod bars;
 mod curves;
+mod frame;
+mod front;
+mod heat;
+mod names;
 mod plot;
+mod rewards;
+mod search;
+mod steps;
 
 use crate::{
-    numbers::{bits, bytes, count, percent, ratio},
+    numbers::{bits, bytes, count, exact, percent, ratio},
     report::{Accuracy, Curve, Layer, Mode, Report, Runtime},
 };
 use std::{
@@ -73,7 +83,14 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
     accuracy(out, report)?;
     training(out, report)?;
     sizes(out, report)?;
+    if let Some(found) = &report.search {
+        search::section(out, found)?;
+    }
+    if let Some(sensitivity) = &report.sensitivity {
+        heat::section(out, sensitivity)?;
+    }
     done(out, report)?;
+    steps::section(out, report)?;
     layers(out, report)?;
     ranges(out, report)?;
     runtimes(out, report)?;
@@ -110,6 +127,11 @@ fn tiles(out: &mut String, report: &Report) -> fmt::Result {
     if let Some(a) = of(Mode::Integer).or(of(Mode::Fake)) {
         let change = change(report, a).map_or(String::new(), |points| format!(", {points} points against float"));
         tile(percent(a.value), format!("{}{change}", escape(&a.metric)))?;
+    }
+    if let Some(found) = &report.search {
+        let verdict = if found.kept { "within" } else { "more than" };
+        let text = format!("bits on average, {} bytes: {verdict} {}", exact(found.bytes), escape(&found.budget));
+        tile(format!("{:.2}", found.average_bits), text)?;
     }
     if let Some(size) = report.sizes.last() {
         let text = format!("{} smaller than {}", ratio(size.float_bytes, size.bytes), bytes(size.float_bytes));

@@ -7,10 +7,12 @@ mod html;
 mod markdown;
 mod numbers;
 mod report;
+mod search;
 
 pub use report::{
-    Accuracy, Bins, Curve, Layer, Mode, Model, Report, RuleRange, Runtime, Size, TensorRange, Training, Trial,
+    Accuracy, Bins, Curve, Layer, Mode, Model, Report, RuleRange, Runtime, Size, Step, TensorRange, Training, Trial,
 };
+pub use search::{Candidate, CandidateKind, LayerBits, LayerDamage, Quality, Search, Sensitivity};
 
 impl Report {
     /// The report as one JSON object.

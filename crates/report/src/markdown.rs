@@ -1,6 +1,7 @@
 //! The report as Markdown.
 
 use crate::{
+    CandidateKind, Quality, Search, Sensitivity,
     numbers::{bits, bytes, count, decibels, digits, percent, ratio},
     report::{Mode, Report, Runtime},
 };
@@ -46,6 +47,19 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
         for t in &report.trials {
             writeln!(out, "| {} | {:.2} | {} |", plain(&t.rule), t.sqnr_db, if t.chosen { "yes" } else { "" })?;
         }
+    }
+    if !report.steps.is_empty() {
+        table(out, "Steps", "| methods | before, dB | behind, dB | time | kept |\n|---|--:|--:|--:|---|")?;
+        for s in &report.steps {
+            let (methods, kept) = (plain(&s.methods), if s.kept { "yes" } else { "" });
+            writeln!(out, "| {methods} | {:.2} | {:.2} | {:.1} s | {kept} |", s.before_db, s.after_db, s.seconds)?;
+        }
+    }
+    if let Some(found) = &report.search {
+        search(out, found)?;
+    }
+    if let Some(sensitivity) = &report.sensitivity {
+        damage(out, sensitivity)?;
     }
     if !report.accuracy.is_empty() {
         table(out, "Accuracy", "| mode | metric | value | images |\n|---|---|--:|--:|")?;
@@ -105,6 +119,43 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
         for (name, value) in &report.settings {
             writeln!(out, "| {} | {} |", plain(name), plain(value))?;
         }
+    }
+    Ok(())
+}
+
+fn search(out: &mut String, found: &Search) -> fmt::Result {
+    let (quality, show): (_, fn(f64) -> String) = match &found.quality {
+        Quality::Accuracy(name) => (name, percent),
+        Quality::Damage(name) => (name, digits),
+    };
+    writeln!(out, "\n## Search\n")?;
+    let verdict = if found.kept { "kept" } else { "missed" };
+    write!(out, "By {}; budget {}: {verdict}. ", plain(&found.strategy), plain(&found.budget))?;
+    writeln!(out, "{} bytes, {:.3} bits on average, {} bit operations.", found.bytes, found.average_bits, found.bops)?;
+    writeln!(out, "\n| network | bytes | {} |\n|---|--:|--:|", plain(quality))?;
+    for candidate in &found.candidates {
+        let name = match candidate.kind {
+            CandidateKind::Tried => continue,
+            CandidateKind::Uniform(bits) => format!("{bits} bits everywhere"),
+            CandidateKind::Found => "found".into(),
+        };
+        writeln!(out, "| {name} | {} | {} |", candidate.bytes, show(candidate.value))?;
+    }
+    writeln!(out, "\n| layer | weight bits | activation bits | bytes |\n|---|--:|--:|--:|")?;
+    for layer in &found.layers {
+        let (weights, activations) = (bits(layer.weights), bits(layer.activations));
+        writeln!(out, "| {} | {weights} | {activations} | {} |", plain(&layer.name), layer.bytes)?;
+    }
+    Ok(())
+}
+
+fn damage(out: &mut String, sensitivity: &Sensitivity) -> fmt::Result {
+    writeln!(out, "\n## Sensitivity\n\nOf each layer alone: {}.\n", plain(&sensitivity.damage))?;
+    let widths: String = sensitivity.widths.iter().map(|width| format!(" {width} bits |")).collect();
+    writeln!(out, "| layer |{widths} chosen |\n|---|{}---|", "--:|".repeat(sensitivity.widths.len()))?;
+    for layer in &sensitivity.layers {
+        let damage: String = layer.damage.iter().map(|damage| format!(" {} |", digits(*damage))).collect();
+        writeln!(out, "| {} |{damage} {} |", plain(&layer.name), bits(layer.bits))?;
     }
     Ok(())
 }

@@ -10,6 +10,13 @@ pub(crate) fn bytes(n: u64) -> String {
     }
 }
 
+/// `1,715,000`: every digit.
+pub(crate) fn exact(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
+    groups.iter().map(|group| String::from_utf8_lossy(group)).collect::<Vec<_>>().join(",")
+}
+
 /// `300.8 M`; decimal units.
 pub(crate) fn count(n: u64) -> String {
     let n = n as f64;
@@ -68,6 +75,7 @@ mod tests {
             digits(0.00042),
         ];
         assert_eq!(found, ["999 B", "13.4 MiB", "2.00 KiB", "300.8 M", "3.50 M", "17", "4.2e-4"]);
+        assert_eq!([0, 999, 1000, 1_715_000].map(exact), ["0", "999", "1,000", "1,715,000"]);
         assert_eq!([percent(0.71876), ratio(400, 100), ratio(1, 0)], ["71.88 %", "4.00×", "1.00×"]);
     }
 }

@@ -1,5 +1,6 @@
 //! The contents of a report.
 
+use crate::{Search, Sensitivity};
 use fewbits_graph::QuantParams;
 use fewbits_quant::{Range, RangeRule, TensorStats};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,12 @@ pub struct Report {
     pub preparation: Vec<String>,
     /// The range rules that were tried.
     pub trials: Vec<Trial>,
+    /// The steps that methods took.
+    pub steps: Vec<Step>,
+    /// How much rounding harms each layer.
+    pub sensitivity: Option<Sensitivity>,
+    /// How bits were searched for.
+    pub search: Option<Search>,
     /// How the training went.
     pub training: Option<Training>,
     /// Accuracies measured.
@@ -66,6 +73,21 @@ pub struct Trial {
     pub sqnr_db: f64,
     /// Whether it was taken.
     pub chosen: bool,
+}
+
+/// A step that methods took, judged on samples that they had not seen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// The methods, in order.
+    pub methods: String,
+    /// Signal-to-noise ratio of the outputs against the float model's before it, in dB.
+    pub before_db: f64,
+    /// The same behind it.
+    pub after_db: f64,
+    /// Whether its result was kept.
+    pub kept: bool,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 /// What a training saw, epoch by epoch.

@@ -29,6 +29,19 @@ fn hostile() -> Report {
         model: Model { name: text(), sha256: text(), inputs: vec![text()], outputs: vec![text()], ..Model::default() },
         preparation: vec![text()],
         trials: vec![Trial { rule: text(), sqnr_db: 21.75, chosen: true }],
+        steps: vec![
+            Step { methods: text(), before_db: 10.0, after_db: 14.5, kept: true, seconds: 12.0 },
+            Step { methods: text(), before_db: 14.5, after_db: 13.25, kept: false, seconds: 3.0 },
+        ],
+        sensitivity: Some(Sensitivity {
+            damage: text(),
+            widths: vec![2, 4, 8],
+            layers: vec![
+                LayerDamage { name: text(), damage: vec![1.0, 0.01, 0.0001], bits: Some(4) },
+                LayerDamage { name: text(), damage: vec![0.5, 0.0, 0.0], bits: None },
+            ],
+        }),
+        search: Some(search()),
         training: Some(Training {
             loss: vec![Curve { name: text(), points: vec![(1, 2.5), (2, 0.5), (3, 1.5)] }],
             accuracy: vec![Curve { name: text(), points: vec![(1, 0.25)] }],
@@ -50,6 +63,29 @@ fn hostile() -> Report {
     }
 }
 
+/// Sizes and qualities from 100 to 400 bytes; the second candidate is beaten by the third.
+fn search() -> Search {
+    let candidate = |kind, bytes, value| Candidate { kind, bytes, value };
+    let layer = |weights, activations| LayerBits { name: HOSTILE.into(), weights, activations, bytes: 96 };
+    Search {
+        strategy: HOSTILE.into(),
+        budget: HOSTILE.into(),
+        kept: true,
+        bytes: 200,
+        average_bits: 3.875,
+        bops: 5_000_000,
+        layers: vec![layer(Some(4), Some(8)), layer(Some(2), None)],
+        quality: Quality::Accuracy(HOSTILE.into()),
+        candidates: vec![
+            candidate(CandidateKind::Tried, 100, 0.25),
+            candidate(CandidateKind::Uniform(3), 300, 0.5),
+            candidate(CandidateKind::Found, 200, 0.5),
+            candidate(CandidateKind::Tried, 400, 0.75),
+        ],
+        rewards: vec![1.0, 0.0, 2.0, 1.5],
+    }
+}
+
 #[test]
 fn a_page_says_what_the_report_holds() {
     let page = hostile().to_html();
@@ -64,11 +100,25 @@ fn a_page_says_what_the_report_holds() {
         "minmax",
         "20 % zeros",
         "21.75",
+        "from 10.0 to 14.5 dB in 15.0 s",
+        "+4.50",
+        "−1.25",
+        "dropped",
+        "which is kept: 200 bytes, 3.875 bits on average, 5.00 M bit operations",
+        "<td>3 bits everywhere<td class=\"n\">300",
+        "50.00 %",
     ] {
         assert!(page.contains(text), "no `{text}` in {page}");
     }
     let text = hostile().to_markdown();
-    for row in ["| 4 | – | integer | 31.2 |", "| 4.00 KiB | 1.00 KiB | 4.00× |", "| 73.75 % | 100 |"] {
+    for row in [
+        "| 4 | – | integer | 31.2 |",
+        "| 4.00 KiB | 1.00 KiB | 4.00× |",
+        "| 73.75 % | 100 |",
+        "| 10.00 | 14.50 | 12.0 s | yes |",
+        "| 1.00 | 0.01 | 1.0e-4 | 4 |",
+        "| found | 200 | 50.00 % |",
+    ] {
         assert!(text.contains(row), "no `{row}` in {text}");
     }
 }
@@ -84,7 +134,7 @@ fn nothing_from_a_file_becomes_markup() {
     let cells = |line: &str| line.replace("\\|", "").matches('|').count();
     let rows: Vec<&str> = text.lines().filter(|l| l.starts_with('|')).collect();
     let heads = text.lines().filter(|l| l.starts_with("|--")).count();
-    assert_eq!(heads, 7);
+    assert_eq!(heads, 11);
     for pair in rows.windows(2).filter(|pair| !text.contains(&format!("{}\n\n", pair[0]))) {
         assert_eq!(cells(pair[0]), cells(pair[1]), "{pair:?}");
     }
@@ -133,6 +183,51 @@ fn curves_are_drawn_to_their_axes() {
     // Pictures leave out what has no place.
     assert!(!["NaN", "Minf", "M0.0 inf"].iter().any(|text| page.contains(text)), "{page}");
     assert!(page.contains("d=\"M130.0 40.0\""), "a point that is left stands in the middle: {page}");
+}
+
+#[test]
+fn damage_is_coloured_by_its_logarithm_and_chosen_bits_are_framed() {
+    let page = hostile().to_html();
+    // From 1 to 1e-4 in four decades: 0.01 is half of the way.
+    for (damage, opacity) in [("1.00", "0.94"), ("0.01", "0.49"), ("1.0e−4", "0.04"), ("0.50", "0.87"), ("0", "0.04")]
+    {
+        let cell = page.split("<rect class=\"heat\" fill-opacity=\"").skip(1).find(|cell| {
+            let text = cell.split("text-anchor=\"middle\">").nth(1).unwrap();
+            text.starts_with(&format!("{damage}<"))
+        });
+        assert!(cell.unwrap().starts_with(opacity), "{damage}: {cell:?}");
+    }
+    assert_eq!(page.matches("class=\"chosen\"").count(), 1);
+    let mut even = hostile();
+    even.sensitivity.as_mut().unwrap().layers.iter_mut().for_each(|layer| layer.damage = vec![0.0, f64::NAN, 0.0]);
+    assert!(!even.to_html().contains("NaN"));
+}
+
+#[test]
+fn the_front_joins_what_is_not_beaten_and_the_best_reward_only_rises() {
+    let page = hostile().to_html();
+    // 100, 200 and 400 bytes over an axis of 458 units from 54, with a twentieth of the span free at each end; qualities likewise.
+    let x = |bytes: f64| 54.0 + 472.0 * (bytes - 85.0) / 330.0;
+    let y = |value: f64| 264.0 - 242.0 * (value - 0.225) / 0.55;
+    let line = [(100.0, 0.25), (200.0, 0.5), (400.0, 0.75)].map(|(a, b)| format!("{:.1} {:.1}", x(a), y(b))).join("L");
+    assert!(page.contains(&format!("d=\"M{line}\"")), "no {line} in {page}");
+    assert_eq!((page.matches("class=\"found\"").count(), page.matches("class=\"mark0\"").count()), (1, 1));
+    let best = |reward: f64| 264.0 - 242.0 * (reward + 0.1) / 2.2;
+    let [first, third, last] = [1.0, 3.0, 4.0].map(|episode: f64| 54.0 + 472.0 * (episode - 0.85) / 3.3);
+    let (low, high) = (best(1.0), best(2.0));
+    let line = format!("M{first:.1} {low:.1}H{third:.1}V{high:.1}H{last:.1}");
+    assert!(page.contains(&format!("d=\"{line}\"")), "no {line} in {page}");
+}
+
+#[test]
+fn bits_are_as_high_as_they_are_many() {
+    let page = hostile().to_html();
+    for (class, heights) in [("data", vec!["52.0", "26.0"]), ("second", vec!["104.0"])] {
+        let begin = format!("<rect class=\"{class}\"");
+        let bars = page.split(&begin).skip(1);
+        let height = |bar: &str| bar.split("height=\"").nth(1).unwrap().split('"').next().unwrap().to_string();
+        assert_eq!(bars.map(height).collect::<Vec<_>>(), heights, "{class}");
+    }
 }
 
 #[test]

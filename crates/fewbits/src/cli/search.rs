@@ -1,14 +1,15 @@
 //! `fewbits search`: a float model, images and a budget in, a plan with bits for every weight out.
 
-use super::{Verdict, data::PreprocessArgs, output::Output};
+use super::{Verdict, data::PreprocessArgs, output::Output, quantize::command_line};
 use fewbits::{
     Error, Model,
     evaluate::{Scores, evaluate},
     latency,
     methods::Methods,
-    plan, quantize,
-    search::{Found, Row, Settings, Strategy, search},
+    plan, quantize, report,
+    search::{self, Found, Row, Settings, Strategy, search},
     stream::Source,
+    summary::summarize,
 };
 use fewbits_data::atomic::write_atomically;
 use fewbits_graph::exec::Mode;
@@ -97,6 +98,9 @@ pub struct Args {
     /// Where the plan goes [default: MODEL.plan.json beside the model]
     #[arg(short, long, value_name = "OUT.plan.json")]
     output: Option<PathBuf>,
+    /// Also write a report, one self-contained file
+    #[arg(long, value_name = "OUT.html")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     preprocess: PreprocessArgs,
 }
@@ -174,6 +178,18 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
             Some(evaluate(&quantized.graph, Mode::Integer(&quantized.grids), &source, threads, &*out.progress())?)
         }
     };
+    if let Some(path) = &args.report {
+        let subject = report::Subject {
+            command: &command_line(),
+            model: &model,
+            quantized: &quantized,
+            settings: &settings,
+            source: &source,
+            summary: &summarize(&model, &quantized, &settings, source.indices.len(), 0, start.elapsed()),
+            scores: &scores.iter().map(|scores| (fewbits_report::Mode::Integer, scores)).collect::<Vec<_>>(),
+        };
+        report::write(path, &search::report::of(&found, subject, threads, &*out.progress())?)?;
+    }
     let report = Report { seconds: start.elapsed().as_secs_f64(), plan: path, pareto: front, found, scores };
     out.result(&report, &text(&report, args));
     Ok(if report.found.kept { Verdict::Done } else { Verdict::Missed })

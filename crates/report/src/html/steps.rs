@@ -1,0 +1,28 @@
+//! The steps that methods took, as a table: what each of them bought.
+
+use super::{FULL_SQNR, escape, minus, sqnr};
+use crate::report::Report;
+use std::fmt::{self, Write};
+
+pub(super) fn section(out: &mut String, report: &Report) -> fmt::Result {
+    let Some(first) = report.steps.first() else { return Ok(()) };
+    out.write_str(
+        "<h2>What each step bought</h2><p class=\"soft\">SQNR of the outputs, on samples that the methods do not see",
+    )?;
+    if let Some(last) = report.steps.iter().rfind(|step| step.kept) {
+        let seconds: f64 = report.steps.iter().map(|step| step.seconds).sum();
+        let bought = minus(format!("{:.1} to {:.1} dB", first.before_db, last.after_db));
+        write!(out, ": from {bought} in {seconds:.1} s")?;
+    }
+    out.write_str(".</p><div class=\"scroll\"><table><tr><th>methods<th class=\"n\">before<th>behind, dB<th class=\"n\">gain<th class=\"n\">time<th></tr>")?;
+    let most = report.steps.iter().map(|s| s.after_db).filter(|db| db.is_finite()).fold(1.0, f64::max).min(FULL_SQNR);
+    for step in &report.steps {
+        write!(out, "<tr><td><code>{}</code>", escape(&step.methods))?;
+        write!(out, "<td class=\"n\">{}", minus(format!("{:.2}", step.before_db)))?;
+        sqnr(out, step.after_db, most, 2)?;
+        write!(out, "<td class=\"n\">{}", minus(format!("{:+.2}", step.after_db - step.before_db)))?;
+        let verdict = if step.kept { "<b>kept</b>" } else { "<span class=\"soft\">dropped</span>" };
+        write!(out, "<td class=\"n\">{:.1} s<td>{verdict}</tr>", step.seconds)?;
+    }
+    out.write_str("</table></div>")
+}
