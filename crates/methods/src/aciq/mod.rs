@@ -28,7 +28,7 @@
 
 use crate::{
     BlockMethod, Draft, MethodError, Walk,
-    clipping::{Clip, Rounded, Weights, aciq::mean_and_width, round_layers, rounded},
+    clipping::{Clip, Rounded, Weights, round_layers, rounded},
 };
 use fewbits_kernels::Threads;
 use fewbits_quant::ranges::Prior;

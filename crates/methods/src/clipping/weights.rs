@@ -53,7 +53,12 @@ impl<'a> Weights<'a> {
 
     /// Weights that share a scale.
     pub fn group(&self, group: usize) -> &[f32] {
-        &self.rows[group * self.width()..][..self.width()]
+        self.part(&self.rows, group)
+    }
+
+    /// The same of other rows.
+    pub fn part<'r>(&self, rows: &'r [f32], group: usize) -> &'r [f32] {
+        &rows[group * self.width()..][..self.width()]
     }
 
     /// The scale of a grid that reaches to `clip`; what it is so far if there is none.
