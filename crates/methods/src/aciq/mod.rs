@@ -28,7 +28,7 @@
 
 use crate::{
     BlockMethod, Draft, MethodError, Walk,
-    clipping::{Clip, Rounded, Weights, aciq::mean_and_width, round_layers, rounded},
+    clipping::{Clip, Rounded, Weights, round_layers, rounded},
 };
 use fewbits_kernels::Threads;
 use fewbits_quant::ranges::Prior;
@@ -65,34 +65,20 @@ impl BlockMethod for Aciq {
 
 impl Aciq {
     fn round(&self, weights: &Weights<'_>, threads: &Threads) -> Rounded {
-        let [laplace, gauss] = [Prior::Laplace, Prior::Gauss].map(|prior| weights.clips(Clip::Aciq(prior), threads));
-        let (mut rows, mut scale) = (vec![], vec![]);
-        for (group, clips) in laplace.into_iter().zip(gauss).enumerate() {
-            let old = weights.group(group);
-            let on_grid = |clip| {
-                let scale = weights.scale(group, clip);
-                (scale, rounded(old, scale, weights.bits()))
-            };
-            let [laplace, gauss] = <[_; 2]>::from(clips).map(on_grid);
-            let (step, new) = if distance(old, &gauss.1) < distance(old, &laplace.1) { gauss } else { laplace };
-            let factor = if self.config.deviation { deviation_factor(old, &new) } else { 1.0 };
-            rows.extend(new.iter().map(|w| (w / step).round_ties_even() * (step * factor)));
-            scale.push(step * factor);
-        }
-        Rounded { rows, scale }
+        let clips = [Prior::Laplace, Prior::Gauss].map(|prior| weights.clips(Clip::Aciq(prior), threads));
+        let scale = weights.each_group(threads, |group| {
+            let [laplace, gauss] = [0, 1].map(|prior: usize| weights.scale(group, clips[prior][group]));
+            let error = |scale| distance(weights.group(group), &rounded(weights.group(group), scale, weights.bits()));
+            if error(gauss) < error(laplace) { gauss } else { laplace }
+        });
+        let rounded = weights.rounded(scale);
+        if self.config.deviation { weights.with_deviation(rounded) } else { rounded }
     }
 }
 
 /// `Σ (w − ŵ)²`
 fn distance(old: &[f32], new: &[f32]) -> f64 {
     old.iter().zip(new).map(|(a, b)| f64::from(a - b).powi(2)).sum()
-}
-
-/// `ξ`; 1 where a deviation is zero.
-fn deviation_factor(old: &[f32], new: &[f32]) -> f32 {
-    let deviation = |values| mean_and_width(values, Prior::Gauss).1;
-    let factor = (deviation(old) / deviation(new)) as f32;
-    if factor.is_normal() { factor } else { 1.0 }
 }
 
 #[cfg(test)]

@@ -50,7 +50,8 @@ fn the_chosen_rule_has_the_least_output_error_of_all() {
         assert!(moments.held[0].rows > 0);
         for other in CLIPS {
             let clips = weights.clips(other, &threads);
-            let rounded = weights.rounded((0..).zip(&clips).map(|(g, c)| weights.scale(g, *c)).collect());
+            let scale = (0..).zip(&clips).map(|(g, c)| weights.scale(g, *c)).collect();
+            let rounded = weights.with_deviation(weights.rounded(scale));
             assert!(error(&best) <= error(&rounded) * (1.0 + 1e-4), "{clip} and not {other}");
         }
         best
