@@ -27,7 +27,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stage::{Stage, stages};
+pub(crate) use stage::Stage;
+use stage::stages;
 
 /// Of how many samples one is held back for measuring.
 const HELD_BACK: usize = 8;

@@ -24,7 +24,7 @@ pub use rounding::Rounding;
 pub use sensitivity::{InputDamage, LayerDamage, Level, Sensitivity};
 pub use similarity::Metric;
 pub use strategy::{Measure, Settings, Trial};
-pub use whole::Whole;
+pub use whole::{Prepared, Whole};
 
 #[cfg(test)]
 mod testing;

@@ -20,7 +20,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    fn of(method: Method, settings: &Settings) -> Option<Stage> {
+    /// The stage of `method`; `None` if it is none of its own.
+    pub fn of(method: Method, settings: &Settings) -> Option<Stage> {
         let seed = settings.seed;
         let learned = |config: reconstruction::Config| reconstruction::Config { seed, ..config };
         let walked: Box<dyn BlockMethod> = match method {
