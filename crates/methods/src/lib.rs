@@ -19,6 +19,7 @@ pub mod qdrop;
 pub mod reconstruction;
 pub mod samples;
 pub mod walk;
+pub mod weighting;
 pub mod zero_point;
 pub mod zeroq_data;
 
@@ -27,6 +28,7 @@ pub use error::MethodError;
 pub use progress::Progress;
 pub use samples::Samples;
 pub use walk::{BlockMethod, Walk};
+pub use weighting::Weighting;
 
 #[cfg(test)]
 mod testing;
