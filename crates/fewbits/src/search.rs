@@ -25,7 +25,7 @@ use fewbits_quant::calibrate;
 use fewbits_search::{
     Bits, Budget, Given, LatencyTable, Level, Metric, Problem, Rounding, SearchError, Sensitivity, Whole,
     allocate::{self, Allocator},
-    sensitivity,
+    hessian, sensitivity,
     strategy::{self as sampling, Trial, evolution, random, rl},
 };
 use std::{
@@ -145,6 +145,11 @@ pub fn search(
     let edge_bits = Some(settings.policy.edge_bits).filter(|edge| search.widths.iter().any(|width| width < edge));
 
     let mut table = match search.strategy {
+        Strategy::Hessian => {
+            let config = hessian::Config { seed: settings.seed, ..hessian::Config::default() };
+            let traces = hessian::traces(ground, &runs, &config, &pool, progress)?;
+            traces.sensitivity(ground, activations, &search.widths, rounding, &pool)?
+        }
         strategy => {
             let level = search.level.unwrap_or(strategy.level());
             let config = sensitivity::Config { metric, level, widths: search.widths.clone(), rounding, memory: MEMORY };

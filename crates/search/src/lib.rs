@@ -8,6 +8,7 @@ pub mod allocate;
 pub mod budget;
 pub mod cost;
 pub mod error;
+pub mod hessian;
 pub mod latency;
 pub mod problem;
 mod rounding;

@@ -231,12 +231,12 @@ pub(crate) fn outputs(
 }
 
 /// `task(0..count)` on all threads; the error of the lowest number, if any.
-fn in_order<T: Send + Sync>(
+pub(crate) fn in_order<T: Send + Sync, E: Send + Sync>(
     count: usize,
     threads: &Threads,
-    task: impl Fn(usize) -> Result<T, MethodError> + Sync + Send,
-) -> Result<Vec<T>, MethodError> {
-    let slots: Vec<OnceLock<Result<T, MethodError>>> = (0..count).map(|_| OnceLock::new()).collect();
+    task: impl Fn(usize) -> Result<T, E> + Sync + Send,
+) -> Result<Vec<T>, E> {
+    let slots: Vec<OnceLock<Result<T, E>>> = (0..count).map(|_| OnceLock::new()).collect();
     threads.run(count, |i| {
         slots[i].get_or_init(|| task(i));
     });
