@@ -14,7 +14,7 @@ use crate::{
 use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
 use fewbits_kernels::Threads;
 use fewbits_methods::{
-    BlockMethod, Draft, Ground, Samples, Walk, e2e_qp, layers,
+    BlockMethod, Draft, Ground, Samples, Walk, e2e_qp, lapq, layers,
     walk::walk_through,
     zero_point::{self, Half},
 };
@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stage::{Stage, stages};
+use stage::{ByOutputs, Stage, stages};
 
 /// Of how many samples one is held back for measuring.
 const HELD_BACK: usize = 8;
@@ -116,7 +116,7 @@ pub fn refine(
                     partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
                 })?;
             }
-            Stage::Grids(config) => {
+            Stage::Outputs(method) => {
                 // A quarter of the samples decides, an eighth more has to agree.
                 let [decide, agree] = [4, 8].map(|share| seen.indices.len().div_ceil(share));
                 let sides = [0..decide, decide..decide + agree].map(|part| -> Result<_, Error> {
@@ -132,7 +132,14 @@ pub fn refine(
                     let db = output_sqnr(&draft.graph, mode, source, references, threads, &Silent)?;
                     Ok::<f64, Error>(10f64.powf(-0.1 * db))
                 };
-                zero_point::adjust(ground, &mut next, config, &loss, progress)?;
+                match method {
+                    ByOutputs::Lapq(config) => {
+                        lapq::tune(ground, &mut next, config, &pool, &loss, progress)?;
+                    }
+                    ByOutputs::ZeroPoint(config) => {
+                        zero_point::adjust(ground, &mut next, config, &loss, progress)?;
+                    }
+                }
             }
             Stage::Whole(config) => {
                 e2e_qp::tune(ground, &mut next, &runs, config, &pool, progress)?;
