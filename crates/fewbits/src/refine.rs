@@ -45,6 +45,9 @@ pub struct Step {
     pub after_db: f64,
     /// Whether its result was taken.
     pub kept: bool,
+    /// What its methods decided, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<String>,
     /// How long it took.
     #[serde(skip)]
     pub time: Duration,
@@ -148,8 +151,14 @@ pub fn refine(
         guard_biases(&ground, &mut next);
         let (before_db, after_db) = (mark.best_db, closeness(&next)?);
         let kept = !exploring || after_db > before_db;
-        let step = Step { methods: stage.name(), before_db, after_db, kept, time: stage_begun.elapsed() };
-        stage.findings().iter().for_each(|found| progress.line(found));
+        let step = Step {
+            methods: stage.name(),
+            before_db,
+            after_db,
+            kept,
+            findings: stage.findings(),
+            time: stage_begun.elapsed(),
+        };
         progress.line(&format!("step {step}"));
         mark.done.push(step);
         if kept {
