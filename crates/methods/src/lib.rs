@@ -14,7 +14,7 @@ pub mod draft;
 pub mod e2e_qp;
 pub mod equalization;
 pub mod error;
-
+pub mod lapq;
 pub mod mixed_clipping;
 pub mod moments;
 pub mod omse;

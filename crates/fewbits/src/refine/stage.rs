@@ -5,7 +5,7 @@ use crate::{
     quantize::Settings,
 };
 use fewbits_methods::{
-    BlockMethod, aciq::Aciq, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp,
+    BlockMethod, aciq::Aciq, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp, lapq,
     mixed_clipping::MixedClipping, omse::Omse, qdrop::QDrop, reconstruction, seq_mse::SeqMse, zero_point,
 };
 
@@ -13,10 +13,18 @@ use fewbits_methods::{
 pub enum Stage {
     /// Methods that share a walk.
     Walk(Vec<Box<dyn BlockMethod>>),
-    /// Grids of activations.
-    Grids(zero_point::Config),
+    /// What is judged by the outputs of the whole network.
+    Outputs(ByOutputs),
     /// The whole network.
     Whole(e2e_qp::Config),
+}
+
+/// A method that tries grids and measures the outputs.
+pub enum ByOutputs {
+    /// Scales of weights.
+    Lapq(lapq::Config),
+    /// Grids of activations.
+    ZeroPoint(zero_point::Config),
 }
 
 impl Stage {
@@ -34,7 +42,8 @@ impl Stage {
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
             Method::QDrop => Box::new(QDrop { config: learned(QDrop::default().config) }),
             Method::BnTune => Box::new(BnTune::default()),
-            Method::ZeroPoint => return Some(Stage::Grids(zero_point::Config::default())),
+            Method::Lapq => return Some(Stage::Outputs(ByOutputs::Lapq(lapq::Config::default()))),
+            Method::ZeroPoint => return Some(Stage::Outputs(ByOutputs::ZeroPoint(zero_point::Config::default()))),
             Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, ..e2e_qp::Config::default() })),
             Method::ZeroqData | Method::Equalize | Method::BiasCorrection => return None,
         };
@@ -45,7 +54,7 @@ impl Stage {
     pub fn findings(&self) -> Vec<String> {
         match self {
             Stage::Walk(methods) => methods.iter().flat_map(|m| m.findings()).collect(),
-            Stage::Grids(_) | Stage::Whole(_) => vec![],
+            Stage::Outputs(_) | Stage::Whole(_) => vec![],
         }
     }
 
@@ -53,7 +62,8 @@ impl Stage {
     pub fn name(&self) -> String {
         match self {
             Stage::Walk(methods) => methods.iter().map(|m| m.name()).collect::<Vec<_>>().join(", "),
-            Stage::Grids(_) => Method::ZeroPoint.to_string(),
+            Stage::Outputs(ByOutputs::Lapq(_)) => Method::Lapq.to_string(),
+            Stage::Outputs(ByOutputs::ZeroPoint(_)) => Method::ZeroPoint.to_string(),
             Stage::Whole(_) => Method::E2eQp.to_string(),
         }
     }

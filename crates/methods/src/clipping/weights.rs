@@ -15,13 +15,14 @@ use fewbits_quant::ranges::Prior;
 /// The float weights of a layer, by the groups that share a scale: output channels, or all of them.
 #[derive(Debug)]
 pub struct Weights<'a> {
+    /// The layer.
+    pub layer: &'a Layer,
     /// The layer as a matrix product.
     pub shape: &'a Shape,
     /// A row of `K` numbers for each output channel.
     pub rows: Vec<f32>,
     /// The grid, with the scales that it has so far.
     pub params: QuantParams,
-    layer: &'a Layer,
 }
 
 /// Weights on their grid: codes times scales.
@@ -34,7 +35,8 @@ pub struct Rounded {
 }
 
 impl<'a> Weights<'a> {
-    fn of(ground: Ground<'_>, draft: &Draft, layer: &'a Layer, shape: &'a Shape) -> Option<Self> {
+    /// The weights of `layer`, whose shape is `shape`; `None` if they have no grid by channels or as a whole.
+    pub fn of(ground: Ground<'_>, draft: &Draft, layer: &'a Layer, shape: &'a Shape) -> Option<Self> {
         let params = draft.grids.params(&layer.weight)?.clone();
         let rows = shape.rows(ground.float.constant(&layer.weight)?.as_f32()?);
         let scales = if params.granularity == Granularity::Tensor { 1 } else { shape.channels() };
