@@ -1,6 +1,6 @@
 //! From a float graph and grids to the ONNX file of a target.
 
-use crate::Error;
+use crate::{Error, Model};
 use fewbits_data::{Preprocess, preprocess::METADATA_KEY};
 use fewbits_graph::{Graph, Grids};
 use fewbits_onnx::EmitOptions;
@@ -41,4 +41,12 @@ pub fn qdq(
 pub fn write(path: &Path, qdq: &Graph) -> Result<u64, Error> {
     fewbits_onnx::write(path, qdq, qdq.opset.max(QDQ_OPSET))?;
     Ok(std::fs::metadata(path).map_err(Error::io("read back", path))?.len())
+}
+
+/// The model that the file of `qdq` would hold.
+///
+/// # Errors
+/// [`Error::Onnx`] if it cannot be written or read.
+pub fn read_back(qdq: &Graph) -> Result<Model, Error> {
+    Model::from_bytes(&qdq.name, &fewbits_onnx::export(qdq, qdq.opset.max(QDQ_OPSET))?)
 }

@@ -10,6 +10,14 @@ pub enum Method {
     ZeroqData,
     /// Ranges of channels made alike by moving factors from layer to layer; outputs scaled.
     Equalize,
+    /// For each layer the clipping rule of least output error at its bits.
+    MixedClipping,
+    /// Weights clipped by their distribution, their deviations and the means of outputs brought back.
+    Aciq,
+    /// Scales of weights of least squared weight error.
+    Omse,
+    /// Scales of weights of least output error, from twenty for each channel.
+    SeqMse,
     /// Codes and scales of least output error, one coordinate after the other.
     Comq,
     /// Zero points and scales of activations, by what the outputs say.
@@ -32,6 +40,10 @@ pub enum Method {
 pub const METHODS: &[(Method, &str)] = &[
     (Method::ZeroqData, "zeroq-data"),
     (Method::Equalize, "equalize"),
+    (Method::MixedClipping, "mixed-clipping"),
+    (Method::Aciq, "aciq"),
+    (Method::Omse, "omse"),
+    (Method::SeqMse, "seq-mse"),
     (Method::Comq, "comq"),
     (Method::ZeroPoint, "zero-point"),
     (Method::AdaRound, "adaround"),

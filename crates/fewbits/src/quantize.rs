@@ -365,7 +365,7 @@ fn placed(prepared: &Graph, patches: &Patches, settings: &Settings) -> (Graph, P
     let graph = passes::drop_neutral_slots(&patched(prepared, patches));
     let place = |graph: &Graph| place(graph, &settings.target, &settings.keep_float);
     let sites = place(&graph).sites;
-    let bits = |slot: &str| sites.get(slot).map_or(8, |site| settings.policy.activation_bits(site));
+    let bits = |slot: &str| sites.get(slot).map_or(8, |site| settings.policy.activation_bits(slot, site));
     let graph = passes::drop_layer_input_slots(&graph, |slot| bits(slot) == 8);
     let placement = place(&graph);
     (graph, placement)

@@ -27,10 +27,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stage::{Stage, stages};
+pub(crate) use stage::Stage;
+use stage::stages;
 
 /// Of how many samples one is held back for measuring.
 const HELD_BACK: usize = 8;
+/// The most samples of a run where they are not looked at one by one.
+const BATCH: usize = 8;
 /// Bytes of samples' tensors that are kept in memory.
 pub(crate) const MEMORY: usize = 2 << 30;
 
@@ -142,6 +145,7 @@ pub fn refine(
         let (before_db, after_db) = (mark.best_db, closeness(&next)?);
         let kept = !exploring || after_db > before_db;
         let step = Step { methods: stage.name(), before_db, after_db, kept, time: stage_begun.elapsed() };
+        stage.findings().iter().for_each(|found| progress.line(found));
         progress.line(&format!("step {step}"));
         mark.done.push(step);
         if kept {
@@ -217,6 +221,12 @@ pub(crate) struct Runs<'a> {
 impl<'a> Runs<'a> {
     pub(crate) fn of(source: &'a Source<'a>, graph: &Graph) -> Self {
         Runs { source, batch: Model::fixed_batch(graph).unwrap_or(1) }
+    }
+
+    /// Several samples a run, if the network takes them: as many as divide their number.
+    pub(crate) fn batched(source: &'a Source<'a>, graph: &Graph) -> Self {
+        let divides = |batch: &usize| source.indices.len().is_multiple_of(*batch);
+        Runs { source, batch: Model::fixed_batch(graph).unwrap_or((1..=BATCH).rev().find(divides).unwrap_or(1)) }
     }
 }
 

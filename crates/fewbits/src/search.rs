@@ -1,144 +1,120 @@
-//! Mixed precision from calibration images: how damaging each width is for each layer, a budget spent accordingly, and the network
-//! quantized with what was found.
+//! Mixed precision from calibration images: how many bits each weight, and if asked each input of a layer, gets under budgets, and the
+//! network quantized with what was found.
+
+mod drop;
+mod inside;
+mod journal;
+pub mod report;
+mod result;
+mod strategy;
+mod trials;
 
 use crate::{
     Error, Model,
+    methods::Method,
     progress::Progress,
     quantize::{self, Quantized, quantize},
     refine::{MEMORY, Runs},
     stream::Source,
     summary::packed,
 };
-use fewbits_graph::exec;
+use fewbits_graph::{Grids, exec};
 use fewbits_kernels::Threads;
 use fewbits_methods::Ground;
+use fewbits_quant::calibrate;
 use fewbits_search::{
-    Budget, Level, Metric, Problem, Rounding, SearchError, Sensitivity, Whole,
+    Bits, Budget, Given, LatencyTable, Level, Metric, Problem, Rounding, SearchError, Sensitivity, Whole,
     allocate::{self, Allocator},
-    sensitivity,
+    hessian, sensitivity,
+    strategy::{self as sampling, Trial, evolution, random, rl},
 };
-use serde::Serialize;
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-/// How bits are searched for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Strategy {
-    /// By the similarity of output feature maps, layer by layer.
-    #[default]
-    Ofm,
-}
-
-impl fmt::Display for Strategy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ofm")
-    }
-}
-
-impl FromStr for Strategy {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "ofm" { Ok(Strategy::Ofm) } else { Err(format!("`{text}` is no strategy; there is ofm")) }
-    }
-}
+use journal::Journal;
+use result::Told;
+pub use result::{Figure, Found, Point, Row, Sort};
+pub use strategy::Strategy;
+use trials::Trials;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// How.
     pub strategy: Strategy,
-    /// What the network may cost.
-    pub budget: Budget,
-    /// Widths to choose from, ascending.
+    /// What the network may cost, all at once.
+    pub budgets: Vec<Budget>,
+    /// The most samples, in percent, whose class may change; the smallest network within that is searched.
+    pub max_drop: Option<f64>,
+    /// Widths of weights to choose from, ascending.
     pub widths: Vec<u8>,
-    /// What damage is.
-    pub metric: Metric,
-    /// Where it is looked at.
-    pub level: Level,
-    /// How the budget is spent.
-    pub allocator: Allocator,
-    /// Steps between two measurements of [`Allocator::GreedyRemeasured`].
-    pub every: usize,
+    /// Widths of inputs of layers to choose from, ascending; empty leaves all at those of the quantization.
+    pub input_widths: Vec<u8>,
+    /// What damage is, if not the strategy's own.
+    pub metric: Option<Metric>,
+    /// Where that of single layers is looked at, if not where the strategy does.
+    pub level: Option<Level>,
+    /// How budgets are spent, if not exactly.
+    pub allocator: Option<Allocator>,
     /// Exchanges in a row that may fail before the last search, on the measured damage of the whole network, is over; 0 leaves it out.
     pub patience: usize,
     /// The most calibration samples that damage is measured on, spread evenly over them.
     pub samples: usize,
+    /// The most assignments that are tried on the whole network.
+    pub evaluations: usize,
+    /// Whether the agent and evolution begin with random assignments, not with what sensitivities say.
+    pub cold_start: bool,
+    /// A method that rounds the weights of the assignments that are tried; without one they go to the nearest codes.
+    pub inside: Option<Method>,
+    /// Time after which none is tried any more.
+    pub time_budget: Duration,
+    /// Times of layers, for latency budgets.
+    pub latency: Option<LatencyTable>,
+    /// Where measured assignments are kept.
+    pub journal: Option<PathBuf>,
+    /// Go on from there.
+    pub resume: bool,
 }
 
 impl Settings {
-    /// Everything by default but the budget.
-    pub fn new(budget: Budget) -> Self {
+    /// Everything by default but the strategy and the budgets.
+    pub fn new(strategy: Strategy, budgets: Vec<Budget>) -> Self {
         Settings {
-            strategy: Strategy::Ofm,
-            budget,
+            strategy,
+            budgets,
+            max_drop: None,
             widths: vec![2, 3, 4, 5, 6, 8],
-            metric: Metric::default(),
-            level: Level::default(),
-            allocator: Allocator::default(),
-            every: 5,
-            patience: 8,
+            input_widths: vec![],
+            metric: None,
+            level: None,
+            allocator: None,
+            patience: if strategy.is_sampling() { 0 } else { 8 },
             samples: 64,
+            evaluations: 600,
+            cold_start: false,
+            inside: None,
+            time_budget: Duration::from_secs(1800),
+            latency: None,
+            journal: None,
+            resume: false,
         }
     }
 }
 
-/// Bits of one weight and how they came about.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
-    /// Name of the node.
-    pub layer: String,
-    /// Name of the weight.
-    pub weight: String,
-    /// The bits it got.
-    pub bits: u8,
-    /// Of the first or last layers.
-    pub edge: bool,
-    /// Elements of the weight.
-    pub elements: u64,
-    /// Bytes with these bits.
-    pub bytes: u64,
-    /// Damage at each of [`Found::widths`], this layer alone.
-    pub damage: Vec<f64>,
-}
+/// Steps of [`Strategy::Greedy`] between two measurements of the whole network.
+const BETWEEN_MEASUREMENTS: usize = 5;
+/// The most samples on which the damage of single layers is measured.
+const TABLE_SAMPLES: usize = 64;
+/// Sizes at which the front is looked for.
+const FRONT_POINTS: u64 = 10;
 
-/// What a search found.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Found {
-    /// The strategy.
-    pub strategy: Strategy,
-    /// The budget.
-    pub budget: String,
-    /// Whether the quantized network keeps it.
-    pub kept: bool,
-    /// Bytes to deploy the quantized network ([`crate::summary::Sizes::packed`]).
-    pub bytes: u64,
-    /// Mean bits of the weights whose bits were chosen.
-    pub average_bits: f64,
-    /// Bit operations for one image.
-    pub bops: u64,
-    /// What damage is.
-    pub metric: Metric,
-    /// Where the damage of single layers was looked at.
-    pub level: Level,
-    /// The allocator.
-    pub allocator: String,
-    /// Samples that damage was measured on.
-    pub samples: usize,
-    /// Damage at the outputs, of all weights together, rounded to the nearest codes.
-    pub damage: f64,
-    /// The most bits that all weights could have alike within the budget, and their damage at the outputs.
-    pub uniform: Option<(u8, f64)>,
-    /// Widths that there were to choose from.
-    pub widths: Vec<u8>,
-    /// Every weight.
-    pub layers: Vec<Row>,
-}
-
-/// Searches bits for the weights of `model` and quantizes it with them by `settings`, which are completed with the bits.
+/// Searches bits for `model` and quantizes it with them by `settings`, which are completed with the bits.
 ///
 /// # Errors
-/// [`SearchError::Infeasible`] if even the fewest bits are too many; errors of the data, the network and the methods.
+/// Errors of the data, the network, the methods and the search.
 pub fn search(
     model: &Model,
     source: &Source<'_>,
@@ -147,78 +123,212 @@ pub fn search(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<(Found, Quantized), Error> {
-    // The network that is measured is scaled as the final one, but its weights are not rounded.
-    let plain = quantize::Settings { time_budget: Duration::ZERO, partial: None, ..settings.clone() };
+    let begun = Instant::now();
+    // The network that is measured is scaled as the final one, but its weights are not rounded. Any width below 8 gives every input
+    // that others read too a grid of its own.
+    let mut plain = quantize::Settings { time_budget: Duration::ZERO, partial: None, ..settings.clone() };
+    if let Some(&least) = search.input_widths.first() {
+        plain.policy.activation_bits = least.min(7);
+    }
     let first = quantize(model, source, &plain, threads, progress)?;
-    let stride = source.indices.len().div_ceil(search.samples.max(1)).max(1);
-    let seen = Source { indices: source.indices.iter().copied().step_by(stride).collect(), ..*source };
     let facts = exec::infer(&first.float, &quantize::data_shapes(model, source)?).map_err(Error::graph(&model.path))?;
     let ground = Ground { float: &first.float, placement: &first.placement, facts: &facts, stats: &first.stats };
-    let (pool, runs) = (Threads::new(threads), Runs::of(&seen, &first.float));
-    let activations = (settings.policy.activation_bits < 8).then_some(&first.grids);
-    let config = sensitivity::Config {
-        metric: search.metric,
-        level: search.level,
-        widths: search.widths.clone(),
-        rounding: Rounding::from(&settings.policy),
-        memory: MEMORY,
-    };
-    let table = sensitivity::measure(ground, &runs, activations, &config, &pool, progress)?;
-    let mut whole = Whole::new(ground, &runs, activations, search.metric, config.rounding, &pool)?;
+    let stride = source.indices.len().div_ceil(search.samples.max(1)).max(1);
+    let seen = Source { indices: source.indices.iter().copied().step_by(stride).collect(), ..*source };
+    let stride = seen.indices.len().div_ceil(TABLE_SAMPLES).max(1);
+    let few = Source { indices: seen.indices.iter().copied().step_by(stride).collect(), ..*source };
+    let (pool, runs) = (Threads::new(threads), Runs::of(&few, &first.float));
+    let fixed = search.input_widths.is_empty() && settings.policy.activation_bits < 8;
+    let activations = fixed.then_some(&first.grids);
+    let metric = search.metric.unwrap_or_else(|| search.strategy.metric(classifies(&ground)));
+    let rounding = Rounding::from(&settings.policy);
     let edge_bits = Some(settings.policy.edge_bits).filter(|edge| search.widths.iter().any(|width| width < edge));
 
-    let mut rest = rest_bytes(&first, &table);
+    let mut table = match search.strategy {
+        Strategy::Hessian => {
+            let config = hessian::Config { seed: settings.seed, ..hessian::Config::default() };
+            let traces = hessian::traces(ground, &runs, &config, &pool, progress)?;
+            traces.sensitivity(ground, activations, &search.widths, rounding, &pool)?
+        }
+        strategy => {
+            let level = search.level.unwrap_or(strategy.level());
+            let config = sensitivity::Config { metric, level, widths: search.widths.clone(), rounding, memory: MEMORY };
+            sensitivity::measure(ground, &runs, activations, &config, &pool, progress)?
+        }
+    };
+    let mut whole = Whole::new(ground, &Runs::batched(&seen, &first.float), activations, metric, rounding, &pool)?;
+    if let Some(method) = search.inside {
+        let widths: BTreeSet<u8> = search.widths.iter().copied().chain(edge_bits).collect();
+        let widths: Vec<u8> = widths.into_iter().collect();
+        let samples = Runs::of(&seen, &first.float);
+        whole =
+            whole.with_rounded(inside::rounded(method, ground, &first, settings, &widths, &samples, &pool, progress)?);
+    }
+    if !search.input_widths.is_empty() {
+        whole = whole.with_inputs_at(input_grids(&first, settings, &search.input_widths)?);
+        table.inputs = whole.input_damages(&search.input_widths, progress)?;
+        table.input_widths.clone_from(&search.input_widths);
+    }
+    let asked = serde_json::json!({
+        "model": fewbits_quant::plan::model_sha256(&first.prepared),
+        "samples": seen.indices,
+        "settings": format!("{:?}", Settings { journal: None, resume: false, time_budget: Duration::ZERO, evaluations: 0, ..search.clone() }),
+        "policy": settings.policy,
+        "methods": settings.methods.to_string(),
+        "seed": settings.seed,
+    });
+    let mut journal = Journal::open(search.journal.as_deref(), &asked, search.resume)?;
+
+    let given = Given { edge_bits, rest: rest_bytes(&first, &table), latency: search.latency.as_ref() };
+    let mut budgets = search.budgets.clone();
+    if let Some(drop) = search.max_drop {
+        budgets.push(drop::smallest(&table, &mut whole, &budgets, given, drop, progress)?);
+    }
+    let mut problem = Problem::new(&table, &budgets, given)?;
     loop {
-        let problem = Problem::new(&table, search.budget, edge_bits, rest)?;
-        let (choices, damage, uniform) = allocated(&problem, &table, &mut whole, search)?;
-        settings.policy.weight_bits_of = problem.bits(&choices, &table);
+        let mut trials = Trials::new(&problem, &mut whole, &mut journal, search, begun, progress);
+        explore(&mut trials, ground, search, settings.seed)?;
+        let (trials, best) = trials.done()?;
+        let bits = problem.bits(&best.choices);
+        (settings.policy.weight_bits_of, settings.policy.activation_bits_of) = (bits.weights, bits.inputs);
         let quantized = quantize(model, source, settings, threads, progress)?;
-        let mut found = describe(&quantized, &table, search, &settings.policy.weight_bits_of, edge_bits);
-        (found.damage, found.uniform) = (damage, uniform);
+        let told = Told {
+            quantized: &quantized,
+            target: &settings.target,
+            table: &table,
+            problem: &problem,
+            search,
+            trials: &trials,
+            best: &best,
+            metric,
+            edge_bits,
+        };
+        let mut found = result::describe(&told)?;
         // Where the final network has more grids than the first one had, less is left for weights.
-        let actual = rest_bytes(&quantized, &table);
-        if found.kept || actual <= rest {
+        let more = rest_bytes(&quantized, &table).saturating_sub(given.rest);
+        if found.kept || more == 0 || problem.check().is_err() {
+            found.points = points(&problem, &table, given, search, &trials, &mut whole)?;
             return Ok((found, quantized));
         }
-        rest = actual;
+        problem = Problem::new(&table, &budgets, Given { rest: given.rest + more, ..given })?;
     }
 }
 
-/// Choices, their measured damage, and the best uniform bits with theirs.
-type Allocated = (Vec<usize>, f64, Option<(u8, f64)>);
-
-fn allocated(
-    problem: &Problem,
-    table: &Sensitivity,
-    whole: &mut Whole<'_>,
-    search: &Settings,
-) -> Result<Allocated, SearchError> {
-    let mut measure = |choices: &[usize]| whole.damage(&problem.bits(choices, table));
-    let mut best = match search.allocator {
-        Allocator::Greedy => {
-            let choices = allocate::greedy(problem);
-            let additive = |choices: &[usize]| Ok::<_, SearchError>(problem.damage(choices));
-            allocate::swap(problem, &choices, problem.damage(&choices), 1, additive)?.0
+/// Tries assignments as the strategy says; the one with the least measured damage is chosen.
+fn explore(trials: &mut Trials<'_, '_>, ground: Ground<'_>, search: &Settings, seed: u64) -> Result<(), Error> {
+    let problem = trials.problem;
+    if let Err(least) = problem.check() {
+        trials.progress.line(&format!("{least}: everything gets the fewest bits"));
+        trials.keep(&vec![0; problem.items.len()])?;
+        return Ok(());
+    }
+    let alike = search.widths.iter().rev().map(|&bits| problem.uniform(bits)).find(|choices| problem.fits(choices));
+    let alike = alike.map(|choices| trials.keep(&choices)).transpose()?;
+    // Rewards of about 1.
+    let scale = alike.map_or(1.0, |damage| 1.0 / damage.max(1e-6));
+    let start = if search.cold_start { vec![] } else { vec![exact(problem)?] };
+    let settings = sampling::Settings { evaluations: search.evaluations, seed, start };
+    match search.strategy {
+        Strategy::Rl => {
+            let features = rl::features(&ground, &problem.items);
+            trials.sample(|measure| rl::search(problem, &features, scale, &settings, measure))?;
         }
-        Allocator::GreedyRemeasured => allocate::greedy_remeasured(problem, search.every, &mut measure)?,
-        Allocator::Knapsack => allocate::knapsack(problem),
-    };
-    let mut damage = measure(&best)?;
-    let mut uniform = None;
-    for &bits in search.widths.iter().rev() {
-        let choices: Vec<usize> =
-            problem.items.iter().map(|item| item.widths.iter().position(|&width| width == bits).unwrap_or(0)).collect();
-        if problem.cost(&choices) <= problem.limit {
-            let alike = measure(&choices)?;
-            uniform = Some((bits, alike));
-            if alike < damage {
-                (best, damage) = (choices, alike);
-            }
-            break;
+        Strategy::Evolution => trials.sample(|measure| evolution::search(problem, &settings, measure))?,
+        Strategy::Random => {
+            let settings = sampling::Settings { start: vec![], ..settings };
+            trials.sample(|measure| random::search(problem, &settings, measure))?;
+        }
+        Strategy::Greedy => {
+            allocate::greedy_remeasured(problem, BETWEEN_MEASUREMENTS, |choices| trials.measure(choices)).ok();
+        }
+        Strategy::Ofm | Strategy::Kl | Strategy::Hessian => {
+            let choices = match search.allocator {
+                None => exact(problem)?,
+                Some(allocator) => allocated(allocator, trials)?,
+            };
+            trials.keep(&choices)?;
         }
     }
-    let (best, damage) = allocate::swap(problem, &best, damage, search.patience, measure)?;
-    Ok((best, damage, uniform))
+    if let (Some(best), true) = (trials.best().cloned(), search.patience > 0) {
+        allocate::swap(problem, &best.choices, best.damage, search.patience, |choices| trials.measure(choices)).ok();
+    }
+    Ok(())
+}
+
+/// The exact minimum of added damages.
+fn exact(problem: &Problem) -> Result<Vec<usize>, SearchError> {
+    if problem.separable().is_some() { allocate::knapsack(problem) } else { allocate::ilp(problem) }
+}
+
+fn allocated(allocator: Allocator, trials: &mut Trials<'_, '_>) -> Result<Vec<usize>, Error> {
+    let problem = trials.problem;
+    Ok(match allocator {
+        Allocator::Knapsack => allocate::knapsack(problem)?,
+        Allocator::Ilp => allocate::ilp(problem)?,
+        Allocator::Greedy => {
+            let additive = |choices: &[usize]| Ok::<_, SearchError>(problem.damage(choices));
+            let choices = allocate::greedy(problem);
+            allocate::swap(problem, &choices, problem.damage(&choices), 1, additive)?.0
+        }
+        Allocator::GreedyRemeasured => {
+            let measured =
+                allocate::greedy_remeasured(problem, BETWEEN_MEASUREMENTS, |choices| trials.measure(choices));
+            measured.unwrap_or_else(|_| allocate::greedy(problem))
+        }
+    })
+}
+
+/// What was tried, the same bits everywhere, and, without trials by the hundred, what is best at sizes between the least and the most.
+fn points(
+    problem: &Problem,
+    table: &Sensitivity,
+    given: Given<'_>,
+    search: &Settings,
+    trials: &[Trial],
+    whole: &mut Whole<'_>,
+) -> Result<Vec<Point>, Error> {
+    let sizes = Problem::new(table, &[Budget::Size(u64::MAX)], given)?;
+    let point = |sort: Sort, choices: &[usize], damage: f64| {
+        let Bits { weights, inputs } = problem.bits(choices);
+        Point { sort, bytes: sizes.cost(0, choices) + given.rest, damage, weights, inputs }
+    };
+    let mut points: Vec<Point> = trials.iter().map(|trial| point(Sort::Tried, &trial.choices, trial.damage)).collect();
+    for &bits in &search.widths {
+        let choices = problem.uniform(bits);
+        points.push(point(Sort::Uniform(bits), &choices, whole.damage(&problem.bits(&choices))?));
+    }
+    if !search.strategy.is_sampling() {
+        let [least, most] = [vec![0; problem.items.len()], problem.widest()].map(|choices| sizes.cost(0, &choices));
+        for part in 0..=FRONT_POINTS {
+            let bytes = given.rest + least + (most - least) * part / FRONT_POINTS;
+            let choices = allocate::knapsack(&Problem::new(table, &[Budget::Size(bytes)], given)?)?;
+            points.push(point(Sort::Front, &choices, whole.damage(&problem.bits(&choices))?));
+        }
+    }
+    Ok(points)
+}
+
+/// Grids of inputs of layers at each of `widths`, by the rule that was chosen for the network.
+fn input_grids(
+    quantized: &Quantized,
+    settings: &quantize::Settings,
+    widths: &[u8],
+) -> Result<BTreeMap<u8, Grids>, Error> {
+    let Quantized { float, placement, stats, rule, .. } = quantized;
+    let at = |&bits: &u8| {
+        let policy = calibrate::Policy { activation_bits: bits, edge_bits: bits, ..settings.policy.clone() };
+        let none = BTreeMap::new();
+        let grids = calibrate::activations(float, placement, stats, &policy, &settings.target, *rule, &none)?;
+        Ok((bits, grids))
+    };
+    widths.iter().map(at).collect()
+}
+
+/// Whether the outputs are scores of classes: one row of several for each image.
+fn classifies(ground: &Ground<'_>) -> bool {
+    let rows =
+        |name: &String| ground.facts.get(name).is_some_and(|fact| matches!(fact.dims[..], [_, classes] if classes > 1));
+    ground.float.outputs.iter().all(|info| rows(&info.name))
 }
 
 /// Bytes of everything but the weights of `table`.
@@ -229,106 +339,5 @@ fn rest_bytes(quantized: &Quantized, table: &Sensitivity) -> u64 {
     packed(graph, grids, placement) - weights
 }
 
-fn describe(
-    quantized: &Quantized,
-    table: &Sensitivity,
-    search: &Settings,
-    bits: &BTreeMap<String, u8>,
-    edge_bits: Option<u8>,
-) -> Found {
-    let Quantized { graph, grids, placement, .. } = quantized;
-    let layers: Vec<Row> = table
-        .layers
-        .iter()
-        .map(|layer| Row {
-            layer: layer.layer.clone(),
-            weight: layer.weight.clone(),
-            bits: bits[&layer.weight],
-            edge: layer.edge,
-            elements: layer.elements,
-            bytes: layer.bytes_at(bits[&layer.weight]),
-            damage: layer.damage.clone(),
-        })
-        .collect();
-    let bytes = packed(graph, grids, placement);
-    let chosen = layers.iter().filter(|row| edge_bits.is_none() || !row.edge);
-    let (sum, elements) =
-        chosen.fold((0, 0), |(sum, n), row| (sum + row.elements * u64::from(row.bits), n + row.elements));
-    let operations = table.layers.iter().zip(&layers);
-    let bops = operations.map(|(l, row)| l.macs * u64::from(row.bits) * u64::from(l.input_bits)).sum::<u64>();
-    let average_bits = sum as f64 / elements.max(1) as f64;
-    let kept = match search.budget {
-        Budget::Size(limit) => bytes <= limit,
-        Budget::AvgBits(limit) => average_bits <= limit + 1e-9,
-        Budget::Bops(limit) => bops as f64 <= limit,
-    };
-    Found {
-        strategy: search.strategy,
-        budget: search.budget.to_string(),
-        kept,
-        bytes,
-        average_bits,
-        bops,
-        metric: table.metric,
-        level: table.level,
-        allocator: search.allocator.to_string(),
-        samples: table.samples,
-        damage: 0.0,
-        uniform: None,
-        widths: table.widths.clone(),
-        layers,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{demo, methods::Methods, progress::Silent, quantize::Ranges};
-    use fewbits_quant::{RangeRule, calibrate::Policy};
-
-    fn searched(budget: Budget, asked: impl Fn(&mut Settings)) -> Result<(Found, Quantized), Error> {
-        let model = demo::model().unwrap();
-        let preprocess = model.preprocess().unwrap().unwrap();
-        let dataset = demo::calibration_set();
-        let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.spread(16) };
-        let mut settings = quantize::Settings {
-            ranges: Ranges::Rule(RangeRule::MinMax),
-            methods: Methods::List(vec![]),
-            ..quantize::Settings::new("ort".parse().unwrap(), Policy::new(8, 8, 8))
-        };
-        let mut search = Settings { samples: 8, ..Settings::new(budget) };
-        asked(&mut search);
-        super::search(&model, &source, &mut settings, &search, 2, &Silent)
-    }
-
-    #[test]
-    fn every_allocator_keeps_the_bytes_and_does_less_damage_than_uniform_bits() {
-        let (alike, _) = searched(Budget::AvgBits(4.0), |asked| asked.widths = vec![4, 8]).unwrap();
-        assert!(alike.layers.iter().all(|row| row.bits == if row.edge { 8 } else { 4 }), "nothing else fits");
-        for allocator in [Allocator::Knapsack, Allocator::Greedy, Allocator::GreedyRemeasured] {
-            let (found, quantized) =
-                searched(Budget::Size(alike.bytes), |asked| (asked.allocator, asked.patience) = (allocator, 2))
-                    .unwrap();
-            let Quantized { graph, grids, placement, .. } = &quantized;
-            assert_eq!(found.bytes, packed(graph, grids, placement));
-            assert!(found.kept && found.bytes <= alike.bytes, "{allocator}: {}", found.bytes);
-            let unused = if allocator == Allocator::Knapsack { 200 } else { 2000 };
-            assert!(alike.bytes - found.bytes < unused, "{allocator}: {} of {}", found.bytes, alike.bytes);
-            let bits = |row: &Row| grids.params(&row.weight).map(|params| params.grid.bits);
-            assert!(found.layers.iter().all(|row| bits(row) == Some(row.bits) && (!row.edge || row.bits == 8)));
-            let (uniform, damage) = found.uniform.unwrap();
-            assert_eq!(uniform, 4);
-            assert!(found.damage < 0.8 * damage, "{allocator}: {} against {damage}", found.damage);
-        }
-    }
-
-    #[test]
-    fn other_budgets_are_kept_and_impossible_ones_told() {
-        let (found, _) = searched(Budget::AvgBits(3.0), |_| ()).unwrap();
-        assert!(found.kept && found.average_bits <= 3.0 && found.average_bits > 2.9);
-        let (less, _) = searched(Budget::Bops(0.8 * found.bops as f64), |asked| asked.level = Level::Local).unwrap();
-        assert!(less.kept && less.bops < found.bops);
-        let error = searched(Budget::Size(1000), |_| ()).unwrap_err();
-        assert!(error.to_string().contains("size=1000B") && error.hint().is_some());
-    }
-}
+mod tests;

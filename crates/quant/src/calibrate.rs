@@ -26,6 +26,9 @@ pub struct Policy {
     /// Bits of single weights, by name, in place of the above.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weight_bits_of: BTreeMap<String, u8>,
+    /// Bits of single activations that layers multiply, by name, likewise.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub activation_bits_of: BTreeMap<String, u8>,
 }
 
 impl Policy {
@@ -38,12 +41,19 @@ impl Policy {
             weight_rule: WeightRule::Mse,
             per_channel: true,
             weight_bits_of: BTreeMap::new(),
+            activation_bits_of: BTreeMap::new(),
         }
     }
 
     /// Whether anything but first and last layers has fewer than eight bits.
     pub fn is_low(&self) -> bool {
-        self.weight_bits < 8 || self.activation_bits < 8 || self.weight_bits_of.values().any(|bits| *bits < 8)
+        let single = self.weight_bits_of.values().chain(self.activation_bits_of.values());
+        [self.weight_bits, self.activation_bits].iter().chain(single).any(|&bits| bits < 8)
+    }
+
+    /// Whether any activation but the inputs of first and last layers has fewer than eight bits.
+    pub fn has_low_activations(&self) -> bool {
+        self.activation_bits < 8 || self.activation_bits_of.values().any(|bits| *bits < 8)
     }
 
     /// Bits of the weight `name`, of a first or last layer if `edge`.
@@ -52,13 +62,14 @@ impl Policy {
         self.weight_bits_of.get(name).copied().unwrap_or(usual)
     }
 
-    /// Bits of the activation at `site`.
-    pub fn activation_bits(&self, site: &Site) -> u8 {
-        match site {
+    /// Bits of the activation `name` at `site`.
+    pub fn activation_bits(&self, name: &str, site: &Site) -> u8 {
+        let usual = match site {
             Site::Activation { feeds_layer: true, edge: false, .. } => self.activation_bits,
             Site::Activation { feeds_layer: true, edge: true, .. } => self.edge_bits.max(self.activation_bits),
-            _ => 8,
-        }
+            _ => return 8,
+        };
+        self.activation_bits_of.get(name).copied().unwrap_or(usual)
     }
 }
 
@@ -80,7 +91,7 @@ pub fn activations(
     for (name, site) in &placement.sites {
         let quant = match site {
             Site::Activation { bounds, reader, .. } => {
-                let grid = target.activation_grid(policy.activation_bits(site));
+                let grid = target.activation_grid(policy.activation_bits(name, site));
                 let constant = graph.constant(name).and_then(|t| t.as_f32());
                 let params = match (constant, stats.0.get(name)) {
                     _ if given.contains_key(name) => given[name].params(grid, mapping),

@@ -83,6 +83,21 @@ pub struct Placement {
     pub nodes: Vec<Runtime>,
 }
 
+impl Placement {
+    /// The tensor whose grid `name` has.
+    pub fn owner<'a>(&'a self, name: &'a str) -> &'a str {
+        owner(&self.sites, name)
+    }
+}
+
+/// See [`Placement::owner`].
+fn owner<'a>(sites: &'a BTreeMap<String, Site>, mut name: &'a str) -> &'a str {
+    while let Some(Site::SameAs(other)) = sites.get(name) {
+        name = other;
+    }
+    name
+}
+
 /// Places grids on the prepared `graph` for `target`; nodes named in `keep_float` take no part.
 pub fn place(graph: &Graph, target: &Target, keep_float: &BTreeSet<String>) -> Placement {
     let mut placer = Placer::new(graph, target, keep_float);
@@ -365,13 +380,8 @@ impl<'a> Placer<'a> {
         }
     }
 
-    /// The tensor whose grid `name` has.
     fn owner(&self, name: &str) -> String {
-        let mut name = name;
-        while let Some(Site::SameAs(other)) = self.sites.get(name) {
-            name = other;
-        }
-        name.to_string()
+        owner(&self.sites, name).to_string()
     }
 
     fn finish(mut self) -> Placement {

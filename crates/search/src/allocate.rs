@@ -2,6 +2,10 @@
 //!
 //! All of them are deterministic: of equals the first is taken.
 
+mod ilp;
+
+pub use ilp::ilp;
+
 use crate::{Problem, SearchError};
 use std::{fmt, str::FromStr};
 
@@ -15,6 +19,8 @@ pub enum Allocator {
     /// [`knapsack`].
     #[default]
     Knapsack,
+    /// [`ilp`].
+    Ilp,
 }
 
 impl fmt::Display for Allocator {
@@ -23,6 +29,7 @@ impl fmt::Display for Allocator {
             Allocator::Greedy => "greedy",
             Allocator::GreedyRemeasured => "greedy-remeasure",
             Allocator::Knapsack => "knapsack",
+            Allocator::Ilp => "ilp",
         })
     }
 }
@@ -35,10 +42,11 @@ impl FromStr for Allocator {
             "greedy" => Ok(Allocator::Greedy),
             "greedy-remeasure" => Ok(Allocator::GreedyRemeasured),
             "knapsack" => Ok(Allocator::Knapsack),
+            "ilp" => Ok(Allocator::Ilp),
             _ => Err(SearchError::Unknown {
                 what: "allocator",
                 text: text.into(),
-                known: "greedy, greedy-remeasure, knapsack",
+                known: "greedy, greedy-remeasure, knapsack, ilp",
             }),
         }
     }
@@ -49,8 +57,7 @@ impl FromStr for Allocator {
 pub fn greedy(problem: &Problem) -> Vec<usize> {
     let mut choices = problem.widest();
     let trust = vec![1.0; choices.len()];
-    while problem.cost(&choices) > problem.limit {
-        let Some(i) = cheapest_step(problem, &choices, &trust) else { break };
+    while let Some(i) = cheapest_step(problem, &choices, &trust) {
         choices[i] -= 1;
     }
     choices
@@ -72,13 +79,10 @@ pub fn greedy_remeasured<E>(
     let mut trust = vec![1.0; choices.len()];
     let start = measure(&choices)?;
     let (mut measured, mut predicted_total, mut rate) = (start, 0.0, 1.0);
-    while problem.cost(&choices) > problem.limit {
+    loop {
         let (before, mut predicted) = (choices.clone(), 0.0);
         for _ in 0..every.max(1) {
-            let Some(i) = cheapest_step(problem, &choices, &trust).filter(|_| problem.cost(&choices) > problem.limit)
-            else {
-                break;
-            };
+            let Some(i) = cheapest_step(problem, &choices, &trust) else { break };
             predicted += added(problem, &choices, i).max(0.0);
             choices[i] -= 1;
         }
@@ -98,15 +102,25 @@ pub fn greedy_remeasured<E>(
     Ok(choices)
 }
 
-/// The item whose next narrower width adds the least damage for what it saves; `trust` multiplies damages.
+/// The item whose next narrower width adds the least damage for the share of the excess that it takes away; `trust` multiplies damages.
+/// `None` if the limits are kept, or nothing helps.
 fn cheapest_step(problem: &Problem, choices: &[usize], trust: &[f64]) -> Option<usize> {
-    let price = |i: usize| {
-        let saved = problem.items[i].cost[choices[i]].saturating_sub(problem.items[i].cost[choices[i] - 1]);
-        added(problem, choices, i) * trust[i] / saved as f64
-    };
-    let saves =
-        |&i: &usize| choices[i] > 0 && problem.items[i].cost[choices[i] - 1] < problem.items[i].cost[choices[i]];
-    (0..choices.len()).filter(saves).min_by(|&i, &j| price(i).total_cmp(&price(j)))
+    let excess = problem.excess(choices);
+    if excess == 0.0 {
+        return None;
+    }
+    let mut tried = choices.to_vec();
+    let mut best = None;
+    for i in (0..choices.len()).filter(|&i| choices[i] > 0) {
+        tried[i] -= 1;
+        let saved = excess - problem.excess(&tried);
+        tried[i] += 1;
+        let price = added(problem, choices, i) * trust[i] / saved;
+        if saved > 0.0 && best.is_none_or(|(_, least)| price < least) {
+            best = Some((i, price));
+        }
+    }
+    best.map(|(i, _)| i)
 }
 
 /// Damage that the next narrower width of item `i` adds.
@@ -122,14 +136,17 @@ const CELLS: u64 = 1 << 19;
 ///
 /// Exact where the limit is at most 2^19 times the greatest common divisor of all costs above each item's least. Beyond that, costs are
 /// counted in units of `limit / 2^19`, rounded up: never over the limit, and at most one unit per item is left unused.
-/// Items × widths × cells steps, items × cells bytes. The least costs together must keep the limit.
-pub fn knapsack(problem: &Problem) -> Vec<usize> {
-    let least: Vec<u64> = problem.items.iter().map(|item| item.cost.iter().copied().min().unwrap_or(0)).collect();
-    let above = |i: usize, c: usize| problem.items[i].cost[c] - least[i];
-    let most: u64 =
-        problem.items.iter().zip(&least).map(|(item, least)| item.cost.iter().max().unwrap_or(least) - least).sum();
-    let room = problem.limit.saturating_sub(least.iter().sum()).min(most);
-    let all = (0..problem.items.len()).flat_map(|i| (0..problem.items[i].cost.len()).map(move |c| (i, c)));
+/// Items × widths × cells steps, items × cells bytes.
+///
+/// # Errors
+/// [`SearchError::NotSeparable`] if there are several limits, or costs of two items together.
+pub fn knapsack(problem: &Problem) -> Result<Vec<usize>, SearchError> {
+    let (costs, limit) = problem.separable().ok_or(SearchError::NotSeparable { allocator: "knapsack" })?;
+    let least: Vec<u64> = costs.iter().map(|cost| cost.iter().copied().min().unwrap_or(0)).collect();
+    let above = |i: usize, c: usize| costs[i][c] - least[i];
+    let most: u64 = costs.iter().zip(&least).map(|(cost, least)| cost.iter().max().unwrap_or(least) - least).sum();
+    let room = limit.saturating_sub(least.iter().sum()).min(most);
+    let all = (0..costs.len()).flat_map(|i| (0..costs[i].len()).map(move |c| (i, c)));
     let divisor = all.fold(0, |d, (i, c)| gcd(d, above(i, c))).max(1);
     let unit = divisor * room.div_ceil(divisor).div_ceil(CELLS).max(1);
     let cells = (room / unit) as usize + 1;
@@ -157,7 +174,7 @@ pub fn knapsack(problem: &Problem) -> Vec<usize> {
         choices[i] = usize::from(taken[i][left]);
         left -= above(i, choices[i]).div_ceil(unit) as usize;
     }
-    choices
+    Ok(choices)
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
@@ -190,31 +207,26 @@ pub fn swap<E>(
     }
 }
 
-/// Every assignment within the limit that differs from `choices` in one item or two, the most promising first.
+/// Every assignment within the limits that differs from `choices` in one item or two, the most promising first.
 fn neighbours(problem: &Problem, choices: &[usize]) -> Vec<Vec<usize>> {
-    let spare = i128::from(problem.limit) - i128::from(problem.cost(choices));
-    let mut single: Vec<(f64, i128, usize, usize)> = vec![];
-    for (i, item) in problem.items.iter().enumerate() {
-        for c in (0..item.widths.len()).filter(|&c| c != choices[i]) {
-            let cost = i128::from(item.cost[c]) - i128::from(item.cost[choices[i]]);
-            single.push((item.damage[c] - item.damage[choices[i]], cost, i, c));
+    let single: Vec<(usize, usize)> = (0..choices.len())
+        .flat_map(|i| (0..problem.items[i].widths.len()).map(move |c| (i, c)))
+        .filter(|&(i, c)| c != choices[i])
+        .collect();
+    let gain = |&(i, c): &(usize, usize)| problem.items[i].damage[c] - problem.items[i].damage[choices[i]];
+    let mut moves: Vec<(f64, Vec<usize>)> = vec![];
+    for (n, one) in single.iter().enumerate() {
+        for other in std::iter::once(one).chain(single[n + 1..].iter().filter(|other| other.0 != one.0)) {
+            let mut changed = choices.to_vec();
+            changed[one.0] = one.1;
+            changed[other.0] = other.1;
+            if problem.fits(&changed) {
+                moves.push((if one == other { gain(one) } else { gain(one) + gain(other) }, changed));
+            }
         }
-    }
-    let mut moves: Vec<(f64, [(usize, usize); 2])> = vec![];
-    for (n, &(damage, cost, i, c)) in single.iter().enumerate() {
-        if cost <= spare {
-            moves.push((damage, [(i, c); 2]));
-        }
-        let others = single[n + 1..].iter().filter(|(_, other, j, _)| *j != i && cost + other <= spare);
-        moves.extend(others.map(|&(other, _, j, d)| (damage + other, [(i, c), (j, d)])));
     }
     moves.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-    let changed = |changes: [(usize, usize); 2]| {
-        let mut changed = choices.to_vec();
-        changes.into_iter().for_each(|(i, c)| changed[i] = c);
-        changed
-    };
-    moves.into_iter().map(|(_, changes)| changed(changes)).collect()
+    moves.into_iter().map(|(_, changed)| changed).collect()
 }
 
 #[cfg(test)]

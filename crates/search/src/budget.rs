@@ -13,6 +13,29 @@ pub enum Budget {
     AvgBits(f64),
     /// `bops=34G`: `Σ MACs · weight bits · activation bits` of all layers for one image, first and last ones included.
     Bops(f64),
+    /// `latency=12ms`: seconds for one image, by a [`crate::LatencyTable`].
+    Latency(f64),
+}
+
+impl Budget {
+    /// Bytes, bits, bit operations or seconds.
+    pub fn amount(self) -> f64 {
+        match self {
+            Budget::Size(bytes) => bytes as f64,
+            Budget::AvgBits(amount) | Budget::Bops(amount) | Budget::Latency(amount) => amount,
+        }
+    }
+
+    /// The same kind of budget with another amount.
+    #[must_use]
+    pub fn with_amount(self, amount: f64) -> Self {
+        match self {
+            Budget::Size(_) => Budget::Size(amount as u64),
+            Budget::AvgBits(_) => Budget::AvgBits(amount),
+            Budget::Bops(_) => Budget::Bops(amount),
+            Budget::Latency(_) => Budget::Latency(amount),
+        }
+    }
 }
 
 const BYTES: [(&str, f64); 7] = [
@@ -24,6 +47,7 @@ const BYTES: [(&str, f64); 7] = [
     ("GB", 1e9),
     ("B", 1.0),
 ];
+const TIMES: [(&str, f64); 4] = [("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
 const COUNTS: [(&str, f64); 4] = [("K", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)];
 
 impl FromStr for Budget {
@@ -34,6 +58,7 @@ impl FromStr for Budget {
             ("size", amount) => Some(Budget::Size(number(amount, &BYTES)? as u64)),
             ("avg-bits", amount) => Some(Budget::AvgBits(number(amount, &[])?)),
             ("bops", amount) => Some(Budget::Bops(number(amount, &COUNTS)?)),
+            ("latency", amount) => Some(Budget::Latency(number(amount, &TIMES)?)),
             _ => None,
         };
         budget().ok_or_else(|| SearchError::NotABudget { text: text.into() })
@@ -59,6 +84,7 @@ impl fmt::Display for Budget {
             Budget::Size(bytes) => ("size", scaled(bytes as f64, &BYTES[..3])),
             Budget::AvgBits(bits) => ("avg-bits", (bits, "")),
             Budget::Bops(bops) => ("bops", scaled(bops, &COUNTS)),
+            Budget::Latency(seconds) => ("latency", scaled(seconds, &TIMES)),
         };
         // Four significant decimals at most, and no zeros behind them.
         write!(f, "{name}={}{unit}", (value * 1e4).round() / 1e4)
@@ -81,6 +107,9 @@ mod tests {
             ("avg-bits=3.5", Budget::AvgBits(3.5), "avg-bits=3.5"),
             ("bops=34G", Budget::Bops(34e9), "bops=34G"),
             ("bops=1e6", Budget::Bops(1e6), "bops=1M"),
+            ("latency=12ms", Budget::Latency(0.012), "latency=12ms"),
+            ("latency=800us", Budget::Latency(800.0 * 1e-6), "latency=800us"),
+            ("latency=1.5", Budget::Latency(1.5), "latency=1.5s"),
         ] {
             assert_eq!(text.parse::<Budget>().unwrap(), budget, "{text}");
             assert_eq!(budget.to_string(), written);

@@ -35,6 +35,21 @@ pub enum SearchError {
     /// No layer has a weight with a grid.
     #[error("the network has no layer with a quantized weight")]
     NoLayers,
+    /// A budget of time without times.
+    #[error("there are no times for {}", layer.as_ref().map_or("a latency budget".into(), |layer| format!("layer `{layer}`")))]
+    NoLatency {
+        /// The layer that the table lacks, if there is a table.
+        layer: Option<String>,
+    },
+    /// Costs that the allocator cannot spend.
+    #[error("{allocator} spends one budget of weights only")]
+    NotSeparable {
+        /// The allocator.
+        allocator: &'static str,
+    },
+    /// An integer program without a solution.
+    #[error("no widths could be found that keep all budgets together")]
+    Solver(#[from] microlp::Error),
     /// The budget is less than the network takes with the fewest bits.
     #[error("the budget {budget} is less than the network needs with the fewest bits: {least}")]
     Infeasible {
@@ -57,10 +72,14 @@ impl SearchError {
         match self {
             SearchError::Method(source) => source.hint(),
             SearchError::Quant(source) => source.hint(),
-            SearchError::NotABudget { .. } => Some("write size=1.67MiB, avg-bits=4 or bops=34G".into()),
+            SearchError::NotABudget { .. } => Some("write size=1.67MiB, avg-bits=4, bops=34G or latency=12ms".into()),
+            SearchError::NoLatency { .. } => Some(
+                "`fewbits bench MODEL --latency-table FILE` measures them; give the file as --latency-table".into(),
+            ),
+            SearchError::NotSeparable { .. } => Some("use --allocator ilp or greedy".into()),
             SearchError::Unknown { known, .. } => Some(format!("there are: {known}")),
             SearchError::Infeasible { .. } => Some("raise the budget, or allow fewer bits with --bits".into()),
-            SearchError::NoLayers => None,
+            SearchError::NoLayers | SearchError::Solver(_) => None,
         }
     }
 }

@@ -1,30 +1,45 @@
-//! The damage of a whole assignment: every weight at its width at once.
+//! The damage of a whole assignment: every weight and every input of a layer at its width at once.
 
-use crate::{Metric, Rounding, SearchError};
+use crate::{Bits, InputDamage, Metric, Rounding, SearchError};
 use fewbits_graph::{
-    Graph, Grids, Tensor,
+    Graph, Grids, Tensor, TensorQuant,
     exec::{Executor, Mode},
 };
 use fewbits_kernels::Threads;
-use fewbits_methods::{Ground, MethodError, Samples, layers};
+use fewbits_methods::{Ground, MethodError, Progress, Samples, layers};
 use fewbits_quant::placement::Site;
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::{Arc, OnceLock},
 };
 
-/// A network whose weights can be given widths. Weights once rounded are kept.
+/// By name of a weight and bits: the constants that a layer has with these bits, its weight on the grid among them.
+pub type Prepared = BTreeMap<(String, u8), Vec<(String, Arc<Tensor>)>>;
+
+/// A network whose weights and inputs of layers can be given widths. Weights once rounded are kept.
 #[derive(Debug)]
 pub struct Whole<'a> {
     ground: Ground<'a>,
     activations: Option<Grids>,
+    /// Grids of inputs of layers by width.
+    inputs_at: BTreeMap<u8, Grids>,
     metric: Metric,
     rounding: Rounding,
     threads: &'a Threads,
     inputs: Vec<Vec<Tensor>>,
     references: Vec<Vec<Tensor>>,
-    rounded: BTreeMap<(String, u8), Arc<Tensor>>,
+    rounded: Prepared,
+    /// Damage by run of the best assignment that [`Whole::compared`] has seen.
+    best: Option<Vec<f64>>,
 }
+
+/// Shares of the runs after which [`Whole::compared`] looks whether there is hope.
+const STAGES: [f64; 3] = [0.125, 0.375, 1.0];
+/// Fewest runs that a test is made on.
+const LEAST_RUNS: usize = 4;
+/// Standard errors by which a hopeless assignment is worse.
+const HOPELESS: f64 = 3.0;
 
 impl<'a> Whole<'a> {
     /// Computes what the float network makes of `samples`. With `activations`, activations are on their grids wherever damage is measured.
@@ -47,34 +62,138 @@ impl<'a> Whole<'a> {
             };
             Grids(grids.0.iter().filter(|(name, _)| !of_weights(name)).map(|(n, q)| (n.clone(), q.clone())).collect())
         });
-        Ok(Whole { ground, activations, metric, rounding, threads, inputs, references, rounded: BTreeMap::new() })
+        Ok(Whole {
+            ground,
+            activations,
+            inputs_at: BTreeMap::new(),
+            metric,
+            rounding,
+            threads,
+            inputs,
+            references,
+            rounded: Prepared::new(),
+            best: None,
+        })
     }
 
-    /// Damage at the outputs of the network with these bits by weight name; weights that are not named stay float.
+    /// The same with grids for inputs of layers by width, from which assignments choose.
+    #[must_use]
+    pub fn with_inputs_at(self, inputs_at: BTreeMap<u8, Grids>) -> Self {
+        Whole { inputs_at, ..self }
+    }
+
+    /// The same with weights that a method has rounded. What is not among them is rounded to the nearest codes.
+    #[must_use]
+    pub fn with_rounded(self, rounded: Prepared) -> Self {
+        Whole { rounded, ..self }
+    }
+
+    /// Damage at the outputs of the network with these bits; weights and inputs that are not named stay as they are.
     ///
     /// # Errors
     /// Those of the weights and the network.
-    pub fn damage(&mut self, bits: &BTreeMap<String, u8>) -> Result<f64, SearchError> {
+    pub fn damage(&mut self, bits: &Bits) -> Result<f64, SearchError> {
+        Ok(mean(&self.runs(bits, 0..self.inputs.len())?))
+    }
+
+    /// As [`Whole::damage`], by another metric.
+    ///
+    /// # Errors
+    /// Those of the weights and the network.
+    pub fn damage_by(&mut self, metric: Metric, bits: &Bits) -> Result<f64, SearchError> {
+        let usual = std::mem::replace(&mut self.metric, metric);
+        let damage = self.damage(bits);
+        self.metric = usual;
+        damage
+    }
+
+    /// As [`Whole::damage`], but an assignment that is hopeless beside the best one seen here is given up early: when on the runs so far
+    /// it is worse by three standard errors of the difference, run by run. What is returned then is the best one's damage and that
+    /// difference.
+    ///
+    /// # Errors
+    /// Those of the weights and the network.
+    pub fn compared(&mut self, bits: &Bits) -> Result<f64, SearchError> {
+        let mut seen: Vec<f64> = vec![];
+        for share in STAGES {
+            let end = (share * self.inputs.len() as f64).ceil() as usize;
+            seen.extend(self.runs(bits, seen.len()..end)?);
+            let Some(best) = self.best.as_ref().filter(|_| seen.len() >= LEAST_RUNS && end < self.inputs.len()) else {
+                continue;
+            };
+            let worse: Vec<f64> = seen.iter().zip(best).map(|(now, best)| now - best).collect();
+            let by = mean(&worse);
+            let variance = worse.iter().map(|d| (d - by).powi(2)).sum::<f64>() / (worse.len() - 1) as f64;
+            if by > HOPELESS * (variance / worse.len() as f64).sqrt() {
+                return Ok(mean(best) + by);
+            }
+        }
+        let damage = mean(&seen);
+        if self.best.as_ref().is_none_or(|best| damage < mean(best)) {
+            self.best = Some(seen);
+        }
+        Ok(damage)
+    }
+
+    /// Damage of every input of layers at each of `widths`, nothing else rounded.
+    ///
+    /// # Errors
+    /// Those of the network.
+    pub fn input_damages(&mut self, widths: &[u8], progress: &dyn Progress) -> Result<Vec<InputDamage>, SearchError> {
+        let mut edges: Vec<(String, bool)> = vec![];
+        for layer in layers(self.ground.float, self.ground.placement) {
+            let tensor = self.ground.placement.owner(&layer.input);
+            match edges.iter_mut().find(|(known, _)| known == tensor) {
+                Some((_, edge)) => *edge |= layer.edge,
+                None => edges.push((tensor.into(), layer.edge)),
+            }
+        }
+        progress.begin("sensitivity of inputs", edges.len());
+        let mut found = vec![];
+        for (tensor, edge) in edges {
+            let mut damage = vec![];
+            for &width in widths {
+                let inputs = BTreeMap::from([(tensor.clone(), width)]);
+                damage.push(self.damage(&Bits { inputs, ..Bits::default() })?);
+            }
+            found.push(InputDamage { tensor, edge, damage });
+            progress.step();
+        }
+        progress.end();
+        Ok(found)
+    }
+
+    /// Damage with these bits, run by run.
+    fn runs(&mut self, bits: &Bits, runs: Range<usize>) -> Result<Vec<f64>, SearchError> {
         let mut graph = self.ground.float.clone();
         for layer in layers(self.ground.float, self.ground.placement) {
-            let Some(&bits) = bits.get(&layer.weight) else { continue };
+            let Some(&bits) = bits.weights.get(&layer.weight) else { continue };
             let weight = self.ground.float.constant(&layer.weight).expect("a layer's weight is a constant");
             let key = (layer.weight.clone(), bits);
             if !self.rounded.contains_key(&key) {
-                self.rounded.insert(key.clone(), self.rounding.apply(&layer.weight, weight, layer.axis, bits)?);
+                let rounded = self.rounding.apply(&layer.weight, weight, layer.axis, bits)?;
+                self.rounded.insert(key.clone(), vec![(layer.weight, rounded)]);
             }
-            graph.constants.insert(layer.weight, self.rounded[&key].clone());
+            graph.constants.extend(self.rounded[&key].iter().cloned());
         }
-        let mode = self.activations.as_ref().map_or(Mode::Float, Mode::FakeQuant);
-        let found = outputs(&graph, mode, &self.inputs, self.threads)?;
+        let mut grids = self.activations.clone().unwrap_or_default();
+        for (name, bits) in &bits.inputs {
+            let params = self.inputs_at.get(bits).and_then(|grids| grids.params(name)).cloned();
+            grids.0.extend(params.map(|params| (name.clone(), TensorQuant::Quantized(params))));
+        }
+        let mode = if grids.0.is_empty() { Mode::Float } else { Mode::FakeQuant(&grids) };
+        let found = outputs(&graph, mode, &self.inputs[runs.clone()], self.threads)?;
         let names: Vec<&str> = graph.outputs.iter().map(|info| info.name.as_str()).collect();
-        let of_sample = |(wanted, found): (&Vec<Tensor>, Vec<Tensor>)| {
+        let of_run = |(wanted, found): (&Vec<Tensor>, Vec<Tensor>)| {
             let wanted: Vec<(&str, Tensor)> = names.iter().copied().zip(wanted.iter().cloned()).collect();
             damage(self.metric, &wanted, &names.iter().copied().zip(found).collect())
         };
-        let sum: f64 = self.references.iter().zip(found).map(of_sample).sum();
-        Ok(sum / self.inputs.len().max(1) as f64)
+        Ok(self.references[runs].iter().zip(found).map(of_run).collect())
     }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 /// The mean damage over the float tensors of `wanted`; those that are not among `changed` are as they were.
@@ -112,14 +231,71 @@ pub(crate) fn outputs(
 }
 
 /// `task(0..count)` on all threads; the error of the lowest number, if any.
-fn in_order<T: Send + Sync>(
+pub(crate) fn in_order<T: Send + Sync, E: Send + Sync>(
     count: usize,
     threads: &Threads,
-    task: impl Fn(usize) -> Result<T, MethodError> + Sync + Send,
-) -> Result<Vec<T>, MethodError> {
-    let slots: Vec<OnceLock<Result<T, MethodError>>> = (0..count).map(|_| OnceLock::new()).collect();
+    task: impl Fn(usize) -> Result<T, E> + Sync + Send,
+) -> Result<Vec<T>, E> {
+    let slots: Vec<OnceLock<Result<T, E>>> = (0..count).map(|_| OnceLock::new()).collect();
     threads.run(count, |i| {
         slots[i].get_or_init(|| task(i));
     });
     slots.into_iter().map(|slot| slot.into_inner().expect("every slot was filled")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use fewbits_graph::{Grid, QuantParams};
+    use fewbits_methods::progress::Silent;
+
+    fn all_at(network: &testing::Network, bits: u8) -> Bits {
+        let weights = network.layers().into_iter().map(|layer| (layer.weight, bits)).collect();
+        Bits { weights, ..Bits::default() }
+    }
+
+    #[test]
+    fn the_hopeless_is_given_up_and_the_better_is_computed_to_the_end() {
+        let (network, images, threads) = (testing::network(), testing::images(40), Threads::new(2));
+        let new = || Whole::new(network.ground(), &images, None, Metric::Snr, Rounding::default(), &threads).unwrap();
+        let (mut whole, mut plain) = (new(), new());
+        let [two, four, eight] = [2, 4, 8].map(|bits| all_at(&network, bits));
+        // Nothing to compare with, then better, then worse.
+        assert_eq!(whole.compared(&four).unwrap(), plain.damage(&four).unwrap());
+        assert_eq!(whole.compared(&eight).unwrap(), plain.damage(&eight).unwrap());
+        let given_up = whole.compared(&two).unwrap();
+        let first = |bits: &Bits| mean(&new().runs(bits, 0..5).unwrap());
+        let expected = plain.damage(&eight).unwrap() + first(&two) - first(&eight);
+        assert!((given_up - expected).abs() < 1e-12, "{given_up}, expected {expected}");
+        assert_ne!(given_up, plain.damage(&two).unwrap());
+    }
+
+    #[test]
+    fn inputs_are_rounded_one_by_one_to_the_grids_given() {
+        let (network, images, threads) = (testing::network(), testing::images(3), Threads::new(2));
+        let at = |bits: u8| {
+            let grid = Grid::activations(bits);
+            let params = QuantParams::per_tensor(grid, 8.0 / f32::from((1u16 << bits) - 1), 1 << (bits - 1));
+            let owners = network.placement.sites.iter().filter(|(_, site)| matches!(site, Site::Activation { .. }));
+            Grids(owners.map(|(name, _)| (name.clone(), TensorQuant::Quantized(params.clone()))).collect())
+        };
+        let mut whole = Whole::new(network.ground(), &images, None, Metric::Snr, Rounding::default(), &threads)
+            .unwrap()
+            .with_inputs_at([2, 8].map(|bits| (bits, at(bits))).into());
+        let found = whole.input_damages(&[2, 8], &Silent).unwrap();
+        let mut owners: Vec<String> =
+            network.layers().iter().map(|layer| network.placement.owner(&layer.input).to_string()).collect();
+        owners.dedup();
+        assert_eq!(found.iter().map(|input| input.tensor.clone()).collect::<Vec<_>>(), owners);
+        for input in &found {
+            // The definition: one grid, the network in fake quantization.
+            let grids = Grids([(input.tensor.clone(), at(2).0[&input.tensor].clone())].into());
+            let rounded = outputs(&network.graph, Mode::FakeQuant(&grids), &images, &threads).unwrap();
+            let float = outputs(&network.graph, Mode::Float, &images, &threads).unwrap();
+            let damages = float.iter().zip(&rounded).map(|(a, b)| Metric::Snr.damage(&a[0], &b[0]).unwrap());
+            assert!((damages.sum::<f64>() / 3.0 - input.damage[0]).abs() < 1e-12, "{}", input.tensor);
+            assert!(input.damage[1] < input.damage[0], "{}", input.tensor);
+        }
+    }
 }

@@ -54,28 +54,45 @@ impl PreprocessArgs {
 
     /// What these flags, or else the model's metadata, say; prints it.
     pub fn resolve(&self, model: &Model, dataset: &Dataset, out: &Output) -> Result<Preprocess, Error> {
+        let chosen = match self.stated(model)? {
+            Some(chosen) => chosen,
+            None if dataset.is_prepared() => Preprocess::default(),
+            None => return Err(unknown(model)),
+        };
+        if dataset.is_prepared() {
+            out.detail("preprocessing: none, the data are prepared arrays");
+        } else {
+            if self.is_guessed(model)? {
+                out.note(
+                    "the output has the shape of YOLOX's: preprocessing as for YOLOX (--preprocess says otherwise)",
+                );
+            }
+            out.note(&format!("preprocessing: {chosen}"));
+        }
+        Ok(chosen)
+    }
+
+    /// The same, if anything is said, without printing.
+    pub fn stated(&self, model: &Model) -> Result<Option<Preprocess>, Error> {
         let mut chosen = match (&self.preprocess, model.preprocess()?) {
             (Some(name), _) => Preprocess::preset(name, model.input_size()).ok_or_else(|| Error::Usage {
                 what: format!("no preset `{name}`"),
                 hint: format!("presets are {}", Preprocess::PRESETS.join(", ")),
             })?,
             (None, Some(stated)) => stated,
-            (None, None) if self.says_nothing() && is_yolox(model) => {
-                out.note(
-                    "the output has the shape of YOLOX's: preprocessing as for YOLOX (--preprocess says otherwise)",
-                );
+            (None, None) if self.is_guessed(model)? => {
                 Preprocess::preset("yolox", model.input_size()).unwrap_or_default()
             }
-            (None, None) if self.says_nothing() && !dataset.is_prepared() => return Err(unknown(model)),
+            (None, None) if self.says_nothing() => return Ok(None),
             (None, None) => Preprocess::default(),
         };
         self.refine(&mut chosen, model)?;
-        if dataset.is_prepared() {
-            out.detail("preprocessing: none, the data are prepared arrays");
-        } else {
-            out.note(&format!("preprocessing: {chosen}"));
-        }
-        Ok(chosen)
+        Ok(Some(chosen))
+    }
+
+    /// Whether the only thing to go by is the shape of the output.
+    fn is_guessed(&self, model: &Model) -> Result<bool, Error> {
+        Ok(self.preprocess.is_none() && self.says_nothing() && model.preprocess()?.is_none() && is_yolox(model))
     }
 
     fn says_nothing(&self) -> bool {

@@ -150,7 +150,8 @@ fn dataset(model: &Model, args: &Args, out: &Output) -> Result<Dataset, Error> {
                 seed: out.global.seed,
                 ..zeroq_data::Config::default()
             };
-            distill::dataset(model, &config, out.global.threads, &*out.progress())
+            let preprocess = args.preprocess.stated(model)?;
+            distill::dataset(model, preprocess.as_ref(), &config, out.global.threads, &*out.progress())
         }
         (Some(_), true) => Err(Error::Usage {
             what: "--method zeroq-data makes its own calibration data".into(),

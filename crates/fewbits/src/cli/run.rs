@@ -8,7 +8,8 @@ use super::{
 };
 use fewbits::{
     Error,
-    bench::{Timing, time},
+    bench::{Timing, latency_table, time},
+    latency,
     stream::{Source, outputs},
 };
 use fewbits_data::{npy, npz};
@@ -89,11 +90,17 @@ pub struct BenchArgs {
     /// Runs that are timed
     #[arg(long, default_value_t = 20, value_parser = super::count(), value_name = "N")]
     runs: usize,
+    /// Also write the times of the layers of a quantized model, for `fewbits search --budget latency=…`
+    #[arg(long, value_name = "FILE.json")]
+    latency_table: Option<PathBuf>,
 }
 
 pub fn bench(args: &BenchArgs, out: &Output) -> Result<Verdict, Error> {
     let model = args.subject.load()?;
     let mode = args.subject.mode(&model)?;
+    if let Some(path) = &args.latency_table {
+        latency::save(&latency_table(&model, args.runs, out.global.threads)?, path)?;
+    }
     let timing: Timing = time(&model, mode, args.batch, args.runs, out.global.threads)?;
     let text = format!(
         "{}, {}, batch {}, {} threads: {:.2} ms per run (fastest {:.2}), {:.1} images/s, {:.1} MB of buffers",

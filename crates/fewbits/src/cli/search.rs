@@ -4,18 +4,21 @@ use super::{Verdict, data::PreprocessArgs, output::Output, quantize::command_lin
 use fewbits::{
     Error, Model,
     evaluate::{Scores, evaluate},
-    methods::Methods,
+    latency,
+    methods::{Method, Methods},
     plan, quantize, report,
-    search::{Found, Row, Settings, Strategy, search},
-    search_report,
+    search::{self, Found, Row, Settings, Strategy, search},
     stream::Source,
     summary::summarize,
 };
+use fewbits_data::atomic::write_atomically;
 use fewbits_graph::exec::Mode;
 use fewbits_quant::{calibrate::Policy, target::Target};
 use fewbits_search::{Budget, Level, Metric, allocate::Allocator};
 use serde::Serialize;
 use std::{
+    collections::BTreeSet,
+    io::Write,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -34,30 +37,55 @@ pub struct Args {
     /// Labelled data on which the result is evaluated
     #[arg(long, value_name = "DATA")]
     val: Option<PathBuf>,
-    /// The most that the network may cost: size=1.67MiB, avg-bits=4 (first and last layers not counted) or bops=34G
-    #[arg(long, value_parser = budget)]
-    budget: Budget,
-    /// How bits are searched for: ofm
+    /// What the network may cost, all of it: size=1.67MiB, avg-bits=4 (first and last layers not counted), bops=34G, latency=12ms
+    #[arg(long, value_parser = budget, value_delimiter = ',', required_unless_present = "max_drop", value_name = "KIND=AMOUNT,…")]
+    budget: Vec<Budget>,
+    /// Look for the smallest network in which at most this many percent of the samples change their class
+    #[arg(long, value_name = "PERCENT")]
+    max_drop: Option<f64>,
+    /// Times of layers for a latency budget, as `fewbits bench --latency-table` writes them
+    #[arg(long, value_name = "FILE.json")]
+    latency_table: Option<PathBuf>,
+    /// How bits are searched for: ofm, kl, hessian, greedy, rl, evolution or random
     #[arg(long, default_value = "ofm", value_name = "NAME")]
     strategy: Strategy,
     /// Bits that a weight may have
     #[arg(long, default_value = "2,3,4,5,6,8", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(2..=8), value_name = "BITS,…")]
     bits: Vec<u8>,
-    /// What damage is: cosine, snr, mse, kl, pearson or top1
-    #[arg(long, default_value = "snr", value_parser = metric, value_name = "NAME")]
-    metric: Metric,
-    /// Where the damage of a layer is looked at: local, block, network, or weighted, which is local scaled to the network
-    #[arg(long, default_value = "weighted", value_parser = level, value_name = "NAME")]
-    level: Level,
-    /// How the budget is spent: knapsack, greedy or greedy-remeasure
-    #[arg(long, default_value = "knapsack", value_parser = allocator, value_name = "NAME")]
-    allocator: Allocator,
+    /// Bits that the input of a layer may have [default: --activations for all]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(2..=8), value_name = "BITS,…")]
+    activation_bits: Vec<u8>,
+    /// What damage is: cosine, snr, mse, kl, pearson or top1 [default: by strategy]
+    #[arg(long, value_parser = metric, value_name = "NAME")]
+    metric: Option<Metric>,
+    /// Where the damage of a layer is looked at: local, block, network, or weighted, which is local scaled to the network [default: by strategy]
+    #[arg(long, value_parser = level, value_name = "NAME")]
+    level: Option<Level>,
+    /// How ofm, kl and hessian spend the budget: dp (one budget of weights), ilp, greedy or greedy-remeasure [default: dp or ilp]
+    #[arg(long, value_parser = allocator, value_name = "NAME")]
+    allocator: Option<Allocator>,
     /// Samples that damage is measured on
     #[arg(long, default_value_t = 64, value_parser = super::count(), value_name = "N")]
     damage_samples: usize,
-    /// Exchanges of bits in a row that may fail before the last search on the whole network is over; 0 leaves it out
-    #[arg(long, default_value_t = 8, value_name = "N")]
-    patience: usize,
+    /// The most assignments of bits that are tried on the whole network
+    #[arg(long, alias = "episodes", default_value_t = 600, value_parser = super::count(), value_name = "N")]
+    evaluations: usize,
+    /// Judge assignments with weights rounded by this method, e.g. mixed-clipping or comq, not to the nearest codes
+    #[arg(long, value_name = "NAME")]
+    inside: Option<Method>,
+    /// Let rl and evolution begin with random assignments, not with what the sensitivities of single layers say
+    #[arg(long)]
+    cold_start: bool,
+    /// Exchanges of bits in a row that may fail before the last search on the whole network is over; 0 leaves it out [default: 8; 0 for rl,
+    /// evolution and random]
+    #[arg(long, value_name = "N")]
+    patience: Option<usize>,
+    /// When no further assignment is tried, e.g. 90s or 10m
+    #[arg(long, default_value = "30m", value_parser = super::duration, value_name = "TIME")]
+    time_budget: Duration,
+    /// Go on from the assignments in OUT.search.jsonl
+    #[arg(long)]
+    resume: bool,
     /// Bits of the activations that layers multiply
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "BITS")]
     activations: u8,
@@ -67,9 +95,6 @@ pub struct Args {
     /// What is done against the damage of rounding: auto, none, or a list of methods
     #[arg(long, default_value = "auto", value_name = "NAME[,NAME…]")]
     method: Methods,
-    /// When `--method auto` begins no further step, e.g. 90s or 10m
-    #[arg(long, default_value = "10m", value_parser = super::duration, value_name = "TIME")]
-    time_budget: Duration,
     /// The runtime that the result is for: ort, tensorrt or generic
     #[arg(long, default_value = "ort", value_name = "TARGET")]
     target: String,
@@ -103,6 +128,7 @@ parsed!(allocator, Allocator);
 struct Report {
     seconds: f64,
     plan: PathBuf,
+    pareto: PathBuf,
     #[serde(flatten)]
     found: Found,
     scores: Option<Scores>,
@@ -115,30 +141,39 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let dataset = args.preprocess.open(&args.calib)?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.spread(args.samples), dataset: &dataset, preprocess: &preprocess };
-    let mut widths = args.bits.clone();
-    widths.sort_unstable();
-    widths.dedup();
+    let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("plan.json"));
+    let beside = |what: &str| path.with_extension("").with_extension(what);
+    let default = Settings::new(args.strategy, args.budget.clone());
     let asked = Settings {
-        strategy: args.strategy,
-        widths,
+        max_drop: args.max_drop,
+        widths: ascending(&args.bits),
+        input_widths: ascending(&args.activation_bits),
         metric: args.metric,
         level: args.level,
         allocator: args.allocator,
-        patience: args.patience,
+        patience: args.patience.unwrap_or(default.patience),
         samples: args.damage_samples,
-        ..Settings::new(args.budget)
+        evaluations: args.evaluations,
+        cold_start: args.cold_start,
+        inside: args.inside,
+        time_budget: args.time_budget,
+        latency: args.latency_table.as_deref().map(latency::load).transpose()?,
+        journal: Some(beside("search.jsonl")),
+        resume: args.resume,
+        ..default
     };
     let mut settings = quantize::Settings {
         methods: args.method.clone(),
-        time_budget: args.time_budget,
         seed: out.global.seed,
         ..quantize::Settings::new(target, Policy::new(8, args.activations, args.edge_bits))
     };
     let threads = out.global.threads;
     let (found, quantized) = search(&model, &source, &mut settings, &asked, threads, &*out.progress())?;
     let stated = (!dataset.is_prepared()).then_some(&preprocess);
-    let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("plan.json"));
     plan::of(&quantized, &settings, source.indices.len(), out.global.seed, stated).save(&path)?;
+    let front = beside("pareto.json");
+    let json = serde_json::to_string_pretty(&found.front()).expect("numbers and names are valid JSON");
+    write_atomically(&front, |file| file.write_all(json.as_bytes())).map_err(Error::io("write", &front))?;
     let scores = match &args.val {
         None => None,
         Some(val) => {
@@ -157,34 +192,44 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
             summary: &summarize(&model, &quantized, &settings, source.indices.len(), 0, start.elapsed()),
             scores: &scores.iter().map(|scores| (fewbits_report::Mode::Integer, scores)).collect::<Vec<_>>(),
         };
-        report::write(path, &search_report::of(&found, subject, threads, &*out.progress())?)?;
+        report::write(path, &search::report::of(&found, subject, threads, &*out.progress())?)?;
     }
-    let report = Report { seconds: start.elapsed().as_secs_f64(), plan: path, found, scores };
+    let report = Report { seconds: start.elapsed().as_secs_f64(), plan: path, pareto: front, found, scores };
     out.result(&report, &text(&report, args));
     Ok(if report.found.kept { Verdict::Done } else { Verdict::Missed })
+}
+
+fn ascending(widths: &[u8]) -> Vec<u8> {
+    widths.iter().copied().collect::<BTreeSet<u8>>().into_iter().collect()
 }
 
 fn text(report: &Report, args: &Args) -> String {
     let Report { found, .. } = report;
     let widest = found.layers.iter().map(|row| row.layer.len()).max().unwrap_or(0);
     let head: String = found.widths.iter().map(|width| format!("{:>9}", format!("{width} bits"))).collect();
-    let mut lines = vec![format!("{:widest$}  bits     bytes  {head}", "layer")];
+    let mut lines = vec![format!("{:widest$}    bits     bytes  {head}", "layer")];
     let line = |row: &Row| {
         let damage: String = row.damage.iter().map(|damage| format!("{damage:>9.2e}")).collect();
-        format!("{:widest$}  {:>4}{:>10}  {damage}", row.layer, row.bits, row.bytes)
+        format!("{:widest$}  {:>6}{:>10}  {damage}", row.layer, format!("{}/{}", row.bits, row.input_bits), row.bytes)
     };
     lines.extend(found.layers.iter().map(line));
     lines.push(format!(
-        "{}: {:.3} bits on average, {} bytes ({:.3} MiB), {:.2} Gbops, budget {}{}, {:.1} s",
+        "{}: {:.3} bits on average, {} bytes ({:.3} MiB), {:.2} Gbops, {} assignments tried, {:.1} s",
         report.plan.display(),
         found.average_bits,
         found.bytes,
         found.bytes as f64 / 1_048_576.0,
         found.bops as f64 / 1e9,
-        found.budget,
-        if found.kept { "" } else { " MISSED" },
+        found.history.len(),
         report.seconds,
     ));
+    for figure in &found.budgets {
+        let stated = figure
+            .budget
+            .parse()
+            .map_or(figure.budget.clone(), |budget: Budget| budget.with_amount(figure.actual).to_string());
+        lines.push(format!("budget {}: {stated}{}", figure.budget, if figure.kept { "" } else { "  MISSED" }));
+    }
     let uniform = found.uniform.map(|(bits, damage)| format!(" ({damage:.4} with {bits} bits everywhere)"));
     lines.push(format!("damage of rounding ({}): {:.4}{}", found.metric, found.damage, uniform.unwrap_or_default()));
     match report.scores {

@@ -5,8 +5,8 @@ use crate::{
     quantize::Settings,
 };
 use fewbits_methods::{
-    BlockMethod, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp, qdrop::QDrop, reconstruction,
-    zero_point,
+    BlockMethod, aciq::Aciq, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp,
+    mixed_clipping::MixedClipping, omse::Omse, qdrop::QDrop, reconstruction, seq_mse::SeqMse, zero_point,
 };
 
 /// What is done at once and measured.
@@ -20,10 +20,15 @@ pub enum Stage {
 }
 
 impl Stage {
-    fn of(method: Method, settings: &Settings) -> Option<Stage> {
+    /// The stage of `method`; `None` if it is none of its own.
+    pub fn of(method: Method, settings: &Settings) -> Option<Stage> {
         let seed = settings.seed;
         let learned = |config: reconstruction::Config| reconstruction::Config { seed, ..config };
         let walked: Box<dyn BlockMethod> = match method {
+            Method::MixedClipping => Box::new(MixedClipping::default()),
+            Method::Aciq => Box::new(Aciq::default()),
+            Method::Omse => Box::new(Omse),
+            Method::SeqMse => Box::new(SeqMse::default()),
             Method::Comq => Box::new(Comq::default()),
             Method::AdaRound => Box::new(AdaRound { config: learned(AdaRound::default().config) }),
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
@@ -34,6 +39,14 @@ impl Stage {
             Method::ZeroqData | Method::Equalize | Method::BiasCorrection => return None,
         };
         Some(Stage::Walk(vec![walked]))
+    }
+
+    /// What its methods decided, a line each.
+    pub fn findings(&self) -> Vec<String> {
+        match self {
+            Stage::Walk(methods) => methods.iter().flat_map(|m| m.findings()).collect(),
+            Stage::Grids(_) | Stage::Whole(_) => vec![],
+        }
     }
 
     /// The methods, in order.
@@ -51,7 +64,7 @@ pub fn stages(settings: &Settings) -> Vec<Stage> {
     let explores = settings.methods.explores(&settings.policy);
     let chosen: Vec<Method> = match &settings.methods {
         Methods::Auto if !explores => vec![],
-        Methods::Auto if settings.policy.activation_bits < 8 => vec![Method::Comq, Method::ZeroPoint, Method::E2eQp],
+        Methods::Auto if settings.policy.has_low_activations() => vec![Method::Comq, Method::ZeroPoint, Method::E2eQp],
         Methods::Auto => vec![Method::Comq, Method::E2eQp],
         Methods::List(list) => list.clone(),
     };

@@ -53,18 +53,35 @@ pub struct Group {
 impl Group {
     /// `v G vᵀ + 2 v·t` of one output, per row: the error beyond what `x̂ ≠ x` alone brings.
     pub fn error(&self, output: usize, v: &[f32]) -> f64 {
-        let k = v.len();
-        let mut sum = 0.0;
-        for (i, &vi) in v.iter().enumerate().filter(|(_, v)| **v != 0.0) {
-            sum += f64::from(vi)
-                * (f64::from(dot(&self.gram[i * k..][..k], v)) + 2.0 * f64::from(self.cross[output * k + i]));
+        let cross = self.cross[output * v.len()..].iter().zip(v);
+        self.energy(v) + 2.0 * cross.map(|(t, v)| f64::from(*v) * f64::from(*t)).sum::<f64>()
+    }
+
+    /// `v G vᵀ`, per row: the variance of `v·x̂`, the error if `x̂` were `x`.
+    pub fn energy(&self, v: &[f32]) -> f64 {
+        self.energies(&[v])[0]
+    }
+
+    /// The same for several `v`, reading `G` once.
+    pub fn energies(&self, several: &[impl AsRef<[f32]>]) -> Vec<f64> {
+        let mut sums = vec![0.0; several.len()];
+        let k = self.mean.len();
+        for (i, row) in self.gram.chunks(k.max(1)).enumerate() {
+            for (sum, v) in sums.iter_mut().zip(several).filter(|(_, v)| v.as_ref()[i] != 0.0) {
+                *sum += f64::from(v.as_ref()[i]) * f64::from(dot(row, v.as_ref()));
+            }
         }
-        sum
+        sums
     }
 
     /// Mean of `ŵ x̂ − w x`.
     pub fn shift(&self, output: usize, v: &[f32]) -> f64 {
-        self.mean_error[output] + v.iter().zip(&self.mean).map(|(v, m)| f64::from(*v) * m).sum::<f64>()
+        self.mean_error[output] + self.mean_of(v)
+    }
+
+    /// Mean of `v·x̂`.
+    pub fn mean_of(&self, v: &[f32]) -> f64 {
+        v.iter().zip(&self.mean).map(|(v, m)| f64::from(*v) * m).sum()
     }
 }
 
@@ -80,6 +97,11 @@ pub struct Moments {
 }
 
 impl Moments {
+    /// Those to judge by: from samples that are held back, if there are any.
+    pub fn judge(&self) -> &[Group] {
+        if self.held.first().is_some_and(|group| group.rows > 0) { &self.held } else { &self.fit }
+    }
+
     /// Gathers the moments of `layer`, a layer of the walk's block, with everything before it as `draft` has it. `None` if the layer is no
     /// plain convolution or product.
     ///

@@ -213,6 +213,11 @@ pub trait BlockMethod {
     /// # Errors
     /// As the method says.
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError>;
+
+    /// What it decided so far, a line each.
+    fn findings(&self) -> Vec<String> {
+        vec![]
+    }
 }
 
 /// Takes `draft` through the rest of the walk, each block by `methods` one after the other. `done` is told the draft behind each block.

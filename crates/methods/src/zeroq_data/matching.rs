@@ -1,6 +1,6 @@
 //! How far images are from what a network remembers, and the gradient of that.
 //!
-//! Images enter; a loss per image and its gradient leave. It knows no optimizer.
+//! Images enter; a loss and its gradient leave. It knows no optimizer.
 
 use crate::MethodError;
 use fewbits_graph::{
@@ -8,28 +8,31 @@ use fewbits_graph::{
     tape::{Config, Leaves, Statistics, Tape},
 };
 use fewbits_kernels::Threads;
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-};
+use fewbits_train::loss::cross_entropy;
+use std::sync::{Mutex, PoisonError};
 
-/// Added to variances under the root.
-const EPSILON: f32 = 1e-6;
-
-/// `√(variance + 10⁻⁶)`
-pub fn deviation(variance: f32) -> f32 {
-    (variance.max(0.0) + EPSILON).sqrt()
-}
-
-/// What the channels of a tensor should be like.
+/// What the channels of a tensor should be like, over all images together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// Its name.
     pub tensor: String,
-    /// Per channel.
+    /// `μ` per channel.
     pub mean: Vec<f32>,
-    /// Per channel.
-    pub deviation: Vec<f32>,
+    /// `σ²` per channel, more than zero.
+    pub variance: Vec<f32>,
+    /// `ε`, added to variances under the root.
+    pub epsilon: f32,
+}
+
+/// Logits `[images, K]` that should name a class for each image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Classes {
+    /// The tensor.
+    pub logits: String,
+    /// A class for each image.
+    pub labels: Vec<usize>,
+    /// Of the cross entropy, beside the mean distance of a tensor's channels.
+    pub weight: f64,
 }
 
 /// A network made ready to compare a number of images.
@@ -37,8 +40,9 @@ pub struct Matching {
     /// Absent if only the images themselves are compared.
     tape: Option<(Tape, Leaves)>,
     images: usize,
-    /// For each output of the tape.
-    targets: Vec<Vec<Target>>,
+    /// Position of the tape's output, and what it should be like.
+    targets: Vec<(usize, Target)>,
+    classes: Option<(usize, Classes)>,
     /// Of the images themselves.
     input: Target,
     /// Of the tape's outputs.
@@ -50,75 +54,101 @@ impl Matching {
     ///
     /// # Errors
     /// [`MethodError::Graph`] if a layer before a target has no derivative.
-    pub fn new(graph: &Graph, targets: &[Target], shape: &[usize]) -> Result<Self, MethodError> {
-        let mut by_tensor: BTreeMap<&str, Vec<Target>> = BTreeMap::new();
-        for target in targets {
-            by_tensor.entry(&target.tensor).or_default().push(target.clone());
-        }
-        let names: Vec<&str> = by_tensor.keys().copied().collect();
+    pub fn new(
+        graph: &Graph,
+        targets: &[Target],
+        classes: Option<Classes>,
+        input: Target,
+        shape: &[usize],
+    ) -> Result<Self, MethodError> {
+        let wanted = targets.iter().map(|t| t.tensor.as_str());
+        let logits = classes.as_ref().map(|c| c.logits.clone());
+        let mut names: Vec<&str> = wanted.chain(logits.as_deref()).collect();
+        names.sort_unstable();
+        names.dedup();
         let tape = match names.is_empty() {
             true => None,
             false => {
                 let part = graph.slice(&graph.inputs, &names)?;
-                let leaves = Leaves::new(&part, &BTreeMap::new());
+                let leaves = Leaves::new(&part, &std::collections::BTreeMap::new());
                 let config = Config { statistics: Statistics::Running, input_gradients: true, ..Config::default() };
                 Some((Tape::compile(&part, &leaves, &[shape.to_vec()], &config)?, leaves))
             }
         };
-        let input = Target { tensor: String::new(), mean: vec![0.0; shape[1]], deviation: vec![1.0; shape[1]] };
-        let gradients = vec![vec![]; names.len()];
-        Ok(Matching { tape, images: shape[0], targets: by_tensor.into_values().collect(), input, gradients })
+        let position = |name: &str| names.iter().position(|n| *n == name).unwrap_or_default();
+        Ok(Matching {
+            tape,
+            images: shape[0],
+            targets: targets.iter().map(|t| (position(&t.tensor), t.clone())).collect(),
+            classes: classes.map(|c| (position(&c.logits), c)),
+            input,
+            gradients: vec![vec![]; names.len()],
+        })
     }
 
-    /// The loss per image of `images`; its gradient (of the sum over images) goes to `gradient`.
+    /// The loss of `images`; its gradient goes to `gradient`. Infinite if the network's numbers are not finite.
     pub fn gradient(&mut self, images: &[f32], gradient: &mut [f32], threads: &Threads) -> f64 {
         gradient.fill(0.0);
         let mut loss = 0.0;
         if let Some((tape, leaves)) = &mut self.tape {
             tape.forward(leaves, &[images], threads);
-            for (i, (targets, gradient)) in self.targets.iter().zip(&mut self.gradients).enumerate() {
-                let output = tape.output(i);
+            for (i, gradient) in self.gradients.iter_mut().enumerate() {
                 gradient.clear();
-                gradient.resize(output.len(), 0.0);
-                loss += compare(targets, self.images, output, gradient, threads);
+                gradient.resize(tape.output(i).len(), 0.0);
+            }
+            for (i, target) in &self.targets {
+                loss += compare(target, self.images, tape.output(*i), &mut self.gradients[*i], threads);
+            }
+            if let Some((i, Classes { labels, weight, .. })) = &self.classes {
+                let entropy = cross_entropy(tape.output(*i), labels, 0.0, *weight, &mut self.gradients[*i]);
+                loss += weight * entropy.unwrap_or(f64::INFINITY);
             }
             let gradients: Vec<&[f32]> = self.gradients.iter().map(Vec::as_slice).collect();
             tape.backward(leaves, &[images], &gradients, &mut [], threads);
             gradient.copy_from_slice(tape.input_gradient(0));
         }
-        loss += compare(std::slice::from_ref(&self.input), self.images, images, gradient, threads);
-        loss / self.images as f64
+        loss + compare(&self.input, self.images, images, gradient, threads)
     }
 }
 
-/// The distance of `x`, `[images, C, …]`, from `targets`, summed up over images; its gradient is added to `dx`.
-fn compare(targets: &[Target], images: usize, x: &[f32], dx: &mut [f32], threads: &Threads) -> f64 {
-    let row = x.len() / images;
-    let rows: Vec<Mutex<(f64, &mut [f32])>> = dx.chunks_mut(row).map(|dx| Mutex::new((0.0, dx))).collect();
+/// `mean over channels of ((μ̃ − μ)² + (σ̃ − √(σ² + ε))²) / (σ² + ε)`, `σ̃ = √(variance + ε)`, of `x`, `[images, C, positions]`. With
+/// `P` elements in a channel, its gradient `2 ((μ̃ − μ) + (1 − √(σ² + ε)/σ̃)(x − μ̃)) / (P C (σ² + ε))` is added to `dx`.
+fn compare(target: &Target, images: usize, x: &[f32], dx: &mut [f32], threads: &Threads) -> f64 {
+    let (row, channels) = (x.len() / images, target.mean.len());
+    let positions = row / channels;
+    let sums: Vec<Mutex<Vec<[f64; 2]>>> = (0..images).map(|_| Mutex::new(vec![])).collect();
     threads.run(images, |i| {
-        let mut guard = rows[i].lock().unwrap_or_else(PoisonError::into_inner);
-        let (loss, dx) = &mut *guard;
-        for Target { mean, deviation, .. } in targets {
-            let positions = row / mean.len();
-            let planes = x[i * row..][..row].chunks(positions).zip(dx.chunks_mut(positions));
-            for (((x, dx), &mean), &deviation) in planes.zip(mean).zip(deviation) {
-                *loss += plane(x, mean, deviation, dx);
-            }
+        let planes = x[i * row..][..row].chunks(positions).zip(&target.mean);
+        // About the mean that they should have: nothing cancels where it matters.
+        let sums_of =
+            |(x, &mean): (&[f32], &f32)| [sum(x, |x| x - mean), sum(x, |x| (x - mean) * (x - mean))].map(f64::from);
+        *sums[i].lock().unwrap_or_else(PoisonError::into_inner) = planes.map(sums_of).collect();
+    });
+    let sums: Vec<Vec<[f64; 2]>> =
+        sums.into_iter().map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
+    let count = (images * positions) as f64;
+    let mut loss = 0.0;
+    let step = |c: usize| {
+        let [first, second] = [0, 1].map(|k| sums.iter().map(|image| image[c][k]).sum::<f64>() / count);
+        let (epsilon, wanted) = (f64::from(target.epsilon), f64::from(target.variance[c] + target.epsilon));
+        let spread = ((second - first * first).max(0.0) + epsilon).sqrt();
+        loss += (first * first + (spread - wanted.sqrt()).powi(2)) / wanted;
+        let unit = 2.0 / (count * channels as f64 * wanted);
+        let slope = unit * (1.0 - wanted.sqrt() / spread);
+        // slope · (x − μ̃) + unit · (μ̃ − μ) as slope · x + constant.
+        let own = f64::from(target.mean[c]) + first;
+        [slope as f32, (unit * first - slope * own) as f32]
+    };
+    let steps: Vec<[f32; 2]> = (0..channels).map(step).collect();
+    let rows: Vec<Mutex<&mut [f32]>> = dx.chunks_mut(row).map(Mutex::new).collect();
+    threads.run(images, |i| {
+        let mut dx = rows[i].lock().unwrap_or_else(PoisonError::into_inner);
+        let planes = x[i * row..][..row].chunks(positions).zip(dx.chunks_mut(positions));
+        for ((x, dx), [slope, constant]) in planes.zip(&steps) {
+            dx.iter_mut().zip(x).for_each(|(dx, x)| *dx += slope * x + constant);
         }
     });
-    rows.into_iter().map(|row| row.into_inner().unwrap_or_else(PoisonError::into_inner).0).sum()
-}
-
-/// `(μ̃ − μ)² + (σ̃ − σ)²` of one channel of one image. With `P` positions, its gradient
-/// `2 (μ̃ − μ)/P + 2 (σ̃ − σ)(x − μ̃)/(P σ̃)` is added to `dx`.
-fn plane(x: &[f32], mean: f32, wanted: f32, dx: &mut [f32]) -> f64 {
-    let positions = x.len() as f32;
-    let own = sum(x, |x| x) / positions;
-    let spread = deviation(sum(x, |x| (x - own) * (x - own)) / positions);
-    let (shift, stretch) = (own - mean, spread - wanted);
-    let (constant, slope) = (2.0 * shift / positions, 2.0 * stretch / (positions * spread));
-    dx.iter_mut().zip(x).for_each(|(dx, x)| *dx += constant + slope * (x - own));
-    f64::from(shift).powi(2) + f64::from(stretch).powi(2)
+    loss / channels as f64
 }
 
 /// `Σ f(x)`, in sixteen sums side by side.

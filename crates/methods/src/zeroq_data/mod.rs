@@ -31,13 +31,14 @@
 mod matching;
 
 use crate::{MethodError, Progress};
-use fewbits_graph::{DType, Graph, Op, Tensor};
+use fewbits_graph::{DType, Graph, Node, Op, Tensor, op::Fact};
 use fewbits_kernels::Threads;
 use fewbits_train::{
     optimizer::{self, Optimizer, Rule},
     random::Random,
 };
-use matching::{Matching, Target};
+use matching::{Classes, Matching, Target};
+use std::collections::BTreeMap;
 
 /// Images that are optimised together.
 pub const GROUP: usize = 8;
@@ -49,8 +50,30 @@ const LEAST_RATE: f32 = 1e-3;
 const FALL: f32 = 0.3;
 /// A loss that falls by less than this part is a plateau.
 const PROGRESS: f64 = 1e-3;
+/// [`Config::class_weight`] by default.
+const CLASS_WEIGHT: f64 = 0.1;
 /// Pixels between the knots of a smooth start.
 const KNOTS: usize = 8;
+
+/// What the pixels of one channel are like, as the network gets them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pixels {
+    /// Their mean.
+    pub mean: f32,
+    /// Their standard deviation.
+    pub deviation: f32,
+    /// The smallest that there can be.
+    pub least: f32,
+    /// The largest.
+    pub most: f32,
+}
+
+impl Default for Pixels {
+    /// Normalised, without limits.
+    fn default() -> Self {
+        Pixels { mean: 0.0, deviation: 1.0, least: f32::NEG_INFINITY, most: f32::INFINITY }
+    }
+}
 
 /// How images are made.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,15 +88,26 @@ pub struct Config {
     pub patience: usize,
     /// Begin with smooth patterns and a little noise, in place of noise alone.
     pub smooth: bool,
-    /// Where nothing can be matched but the input term, do that.
-    pub plain: bool,
+    /// Of the cross entropy, where the network is a classifier.
+    pub class_weight: f64,
+    /// What pixels are like, for each channel of the input; the default where there is none.
+    pub pixels: Vec<Pixels>,
     /// Of the random numbers.
     pub seed: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { images: 64, iterations: 200, learning_rate: 0.1, patience: 15, smooth: true, plain: false, seed: 0 }
+        Config {
+            images: 64,
+            iterations: 200,
+            learning_rate: 0.1,
+            patience: 15,
+            smooth: true,
+            class_weight: CLASS_WEIGHT,
+            pixels: vec![],
+            seed: 0,
+        }
     }
 }
 
@@ -100,7 +134,7 @@ pub fn distill(
     let facts = fewbits_graph::exec::infer(graph, &[shape.to_vec()])?;
     let positions = |name: &str| facts.get(name).map_or(0, |fact| fact.dims.iter().skip(2).product());
     let targets: Vec<Target> = targets(graph).into_iter().filter(|t| positions(&t.tensor) > 1).collect();
-    if targets.is_empty() && !config.plain {
+    if targets.is_empty() {
         let what = match normalizations(graph) {
             0 => "the network has no BatchNormalization left that would tell what its training data was like",
             _ => "no BatchNormalization of the network is over more than one position",
@@ -112,14 +146,28 @@ pub fn distill(
     }
     let numbers: usize = targets.iter().map(|t| facts[&t.tensor].len()).sum();
     let group = (MOST_NUMBERS / numbers.max(1)).clamp(1, GROUP);
+    let pixels: Vec<Pixels> = (0..shape[1]).map(|c| config.pixels.get(c).copied().unwrap_or_default()).collect();
+    let input = Target {
+        tensor: graph.inputs[0].name.clone(),
+        mean: pixels.iter().map(|p| p.mean).collect(),
+        variance: pixels.iter().map(|p| p.deviation * p.deviation).collect(),
+        epsilon: 0.0,
+    };
+    let logits = logits(graph, &facts);
     let row: usize = shape.iter().product();
     let mut images = Vec::with_capacity(config.images);
     progress.begin("images from BatchNormalization statistics", config.images.div_ceil(group));
     while images.len() < config.images {
-        let count = group.min(config.images - images.len());
-        let mut matching = Matching::new(graph, &targets, &[&[count], &shape[1..]].concat())?;
-        let start = |i: usize| start(shape, config, (images.len() + i) as u64);
-        let (found, [first, last]) = descend(&mut matching, (0..count).flat_map(start).collect(), config, threads);
+        let numbers = images.len() as u64..(images.len() + group).min(config.images) as u64;
+        let classes = logits.map(|(logits, classes)| Classes {
+            logits: logits.into(),
+            labels: numbers.clone().map(|i| Random::keyed(&[config.seed, i, 1]).below(classes)).collect(),
+            weight: config.class_weight,
+        });
+        let shapes = [&[numbers.clone().count()], &shape[1..]].concat();
+        let mut matching = Matching::new(graph, &targets, classes, input.clone(), &shapes)?;
+        let begun = numbers.flat_map(|i| start(shape, &pixels, config, i)).collect();
+        let (found, [first, last]) = descend(&mut matching, begun, &pixels, row, config, threads);
         progress.say(&format!("loss {first:.3e} -> {last:.3e}"));
         images.extend(found.chunks(row).map(|image| vec![Tensor::f32(shape, image.to_vec())]));
         progress.step();
@@ -138,21 +186,39 @@ fn normalizations(graph: &Graph) -> usize {
 
 /// What the normalizations of `graph` remember of tensors that nodes make.
 fn targets(graph: &Graph) -> Vec<Target> {
-    let target = |node: &fewbits_graph::Node| {
+    let producers = graph.producers();
+    let target = |node: &Node| {
+        let Op::BatchNormalization(normalization) = &node.op else { return None };
         let constant = |i: usize| node.input(i).and_then(|name| graph.constant(name)).and_then(|t| t.as_f32());
         let tensor = node.input(0)?;
-        let made = graph.nodes.iter().any(|other| other.outputs.iter().any(|name| name == tensor));
-        if !matches!(node.op, Op::BatchNormalization(_)) || !made {
-            return None;
-        }
-        let deviation = constant(4)?.iter().map(|v| matching::deviation(*v)).collect();
-        Some(Target { tensor: tensor.into(), mean: constant(3)?.to_vec(), deviation })
+        producers.get(tensor)?;
+        let (mean, variance) = (constant(3)?.to_vec(), constant(4)?.iter().map(|v| v.max(0.0)).collect());
+        let epsilon = normalization.epsilon.max(f32::MIN_POSITIVE);
+        Some(Target { tensor: tensor.into(), mean, variance, epsilon })
     };
     graph.nodes.iter().filter_map(target).collect()
 }
 
+/// The numbers `[1, K]` that a classifier ends in, before a Softmax, and `K`.
+fn logits<'g>(graph: &'g Graph, facts: &BTreeMap<String, Fact>) -> Option<(&'g str, usize)> {
+    let [output] = &graph.outputs[..] else { return None };
+    let last = &graph.nodes[*graph.producers().get(output.name.as_str())?];
+    let name = if matches!(last.op, Op::Softmax(_)) { last.input(0)? } else { last.output() };
+    match facts.get(name)?.dims[..] {
+        [1, classes] if classes > 1 => Some((name, classes)),
+        _ => None,
+    }
+}
+
 /// The best images on the way down from `images`; the loss per image at the beginning, and theirs.
-fn descend(matching: &mut Matching, mut images: Vec<f32>, config: &Config, threads: &Threads) -> (Vec<f32>, [f64; 2]) {
+fn descend(
+    matching: &mut Matching,
+    mut images: Vec<f32>,
+    pixels: &[Pixels],
+    row: usize,
+    config: &Config,
+    threads: &Threads,
+) -> (Vec<f32>, [f64; 2]) {
     let len = images.len();
     let whole = optimizer::Group { range: 0..len, learning_rate: 1.0, weight_decay: 0.0 };
     let mut adam = Optimizer::new(Rule::Adam(optimizer::Moments::default()), vec![whole], len);
@@ -182,27 +248,38 @@ fn descend(matching: &mut Matching, mut images: Vec<f32>, config: &Config, threa
         }
         if iteration < config.iterations {
             adam.step(rate, &mut images, &gradient);
+            limit(&mut images, row, pixels);
         }
     }
     (best, [first.unwrap_or(0.0), least])
 }
 
+/// Brings pixels back to what they can be.
+fn limit(images: &mut [f32], row: usize, pixels: &[Pixels]) {
+    for image in images.chunks_mut(row) {
+        for (plane, channel) in image.chunks_mut(row / pixels.len()).zip(pixels) {
+            plane.iter_mut().for_each(|x| *x = x.clamp(channel.least, channel.most));
+        }
+    }
+}
+
 /// What image `number` begins as.
-fn start(shape: &[usize], config: &Config, number: u64) -> Vec<f32> {
+fn start(shape: &[usize], pixels: &[Pixels], config: &Config, number: u64) -> Vec<f32> {
     let mut random = Random::keyed(&[config.seed, number]);
     let [height, width] = [shape[2], shape.get(3).copied().unwrap_or(1)];
     let planes = shape.iter().product::<usize>() / (height * width);
     // Channels have most of their pattern in common, as in photographs.
     let common = pattern(&mut random, height, width);
     let mut image = Vec::with_capacity(planes * height * width);
-    for _ in 0..planes {
+    for channel in (0..shape[1]).flat_map(|c| std::iter::repeat_n(pixels[c], planes / shape[1])) {
         let own = pattern(&mut random, height, width);
         let smooth = common.iter().zip(&own).map(|(a, b)| 1.1 * a + 0.7 * b);
         image.extend(smooth.map(|s| {
             let noise = random.normal() as f32;
-            if config.smooth { s + 0.3 * noise } else { noise }
+            channel.mean + channel.deviation * if config.smooth { s + 0.3 * noise } else { noise }
         }));
     }
+    limit(&mut image, shape.iter().product(), pixels);
     image
 }
 

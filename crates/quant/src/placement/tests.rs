@@ -104,7 +104,7 @@ fn a_tensor_that_is_multiplied_and_added_has_two_grids() {
         (conv, &["f", "w", "b"], "y"),
     ]);
     let policy = Policy { weight_rule: WeightRule::MinMax, ..Policy::new(2, 2, 4) };
-    let bits = |name: &&str| policy.activation_bits(&placement.sites[*name]);
+    let bits = |name: &&str| policy.activation_bits(name, &placement.sites[*name]);
     // First and last layers multiply `x` and `f`; summands and outputs are precise; `e` is read through a pool.
     let tensors = ["x", "a", "c", "c_layer_input", "d", "e", "f", "y"];
     assert_eq!(tensors.iter().map(bits).collect::<Vec<_>>(), [4, 2, 8, 2, 8, 2, 4, 8]);

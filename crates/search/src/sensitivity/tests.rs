@@ -1,7 +1,7 @@
 //! Block-wise measuring against whole networks with one layer changed.
 
 use super::*;
-use crate::{Whole, testing};
+use crate::{Bits, Whole, testing};
 use fewbits_graph::{Node, Op, ops};
 use fewbits_methods::progress::Silent;
 
@@ -43,6 +43,10 @@ fn changed(
     graph.outputs = vec![ValueInfo { name: name.into(), dtype: fewbits_graph::DType::F32, dims: None }];
     let mode = if bits.is_some() { Mode::FakeQuant(&grids) } else { Mode::Float };
     Executor::new(&graph, mode, &Threads::new(1)).run(image).unwrap().remove(0)
+}
+
+fn weights(bits: impl IntoIterator<Item = (String, u8)>) -> Bits {
+    Bits { weights: bits.into_iter().collect(), ..Bits::default() }
 }
 
 /// The definition: the mean damage at the tensors that `looked_at` names, the whole network computed anew for each number.
@@ -103,7 +107,7 @@ fn what_leads_past_blocks_is_carried_along() {
     let mut whole = Whole::new(network.ground(), &images, None, Metric::Snr, Rounding::default(), &threads).unwrap();
     for row in &found.layers {
         for (&bits, damage) in found.widths.iter().zip(&row.damage) {
-            let expected = whole.damage(&BTreeMap::from([(row.weight.clone(), bits)])).unwrap();
+            let expected = whole.damage(&weights([(row.weight.clone(), bits)])).unwrap();
             assert!((damage / expected - 1.0).abs() < 1e-4, "{} at {bits} bits", row.weight);
         }
     }
@@ -139,12 +143,12 @@ fn small_damages_add_up_at_the_output() {
     let (images, threads) = (testing::images(8), Threads::new(2));
     let found = measured(&network, 8, None, &Config { widths: vec![6, 8], level: Level::Network, ..Config::default() });
     let mut whole = Whole::new(network.ground(), &images, None, Metric::Snr, Rounding::default(), &threads).unwrap();
-    assert_eq!(whole.damage(&BTreeMap::new()).unwrap(), 0.0);
+    assert_eq!(whole.damage(&Bits::default()).unwrap(), 0.0);
     for (i, bits) in [(0, 6), (1, 8)] {
-        let together = whole.damage(&found.layers.iter().map(|l| (l.weight.clone(), bits)).collect()).unwrap();
+        let together = whole.damage(&weights(found.layers.iter().map(|l| (l.weight.clone(), bits)))).unwrap();
         let sum: f64 = found.layers.iter().map(|layer| layer.damage[i]).sum();
         assert!((together / sum).ln().abs() < 1.0, "{bits} bits: {together}, sum {sum}");
-        let alone = whole.damage(&BTreeMap::from([(found.layers[2].weight.clone(), bits)])).unwrap();
+        let alone = whole.damage(&weights([(found.layers[2].weight.clone(), bits)])).unwrap();
         assert!((alone / found.layers[2].damage[i] - 1.0).abs() < 1e-4);
     }
 }

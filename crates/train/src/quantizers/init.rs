@@ -19,7 +19,7 @@ pub enum Stat {
 /// A rule for the first scale (and offset).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
-    /// `method`: what the method's paper does; least squares at 8 bits, where LSQ's rule is far too wide.
+    /// `method`: what the method's paper does; least squares for activations, and at 8 bits, where LSQ's rule is far too wide.
     #[default]
     Method,
     /// `lsq`: `2·mean|x| / √high` (Esser et al. 2020, section 2.1).

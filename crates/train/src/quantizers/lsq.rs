@@ -10,7 +10,8 @@
 //! initialization", CVPRW 2020, equations 3–6.
 //!
 //! *Departures*: `N` counts the features of one image, so that learning does not depend on the size of a batch; `g` is applied
-//! to `β` too, on which LSQ+ is silent.
+//! to `β` too, on which LSQ+ is silent. Activations start at the least squared error unless LSQ's rule is asked for: behind a Relu most
+//! elements are zeros, from which `2·mean|x|/√p` is far too narrow.
 
 use super::{Deployable, NotDeployable, fake_quant::FakeQuant, finite, full, init, init::Start, scale_after_step};
 use fewbits_graph::{Grid, tape::Quantizer};
@@ -54,7 +55,6 @@ impl Lsq {
     /// Activations with an offset. If `snapped`, `z = clamp(round(−β/s), n, p)` takes the place of `−β/s`:
     /// `x̂ = s·(clamp(round(x/s) + z, n, p) − z)`, and gradients pass straight through this rounding.
     pub fn with_offset(bits: u8, signed: bool, offset: Offset, snapped: bool, count: usize, start: Start) -> Self {
-        let start = if start == Start::Method { Start::Mse } else { start };
         let signed = signed && offset != Offset::FixedAtMinimum;
         Lsq { offset, snapped, ..Lsq::symmetric(bits, signed, count, start) }
     }

@@ -123,7 +123,12 @@ pub fn activation_quantizer(
     method.check("activations", bits)?;
     let signed = signs == Signs::Both;
     let count = count.saturating_mul(settings.counted_images.max(1));
-    let (start, offset, snapped) = (settings.activation_start, settings.offset, settings.snapped);
+    // Behind a Relu most elements are zeros, and LSQ's `2·mean|x|/√high` would clip what is left of them.
+    let start = match settings.activation_start {
+        init::Start::Method => init::Start::Mse,
+        start => start,
+    };
+    let (offset, snapped) = (settings.offset, settings.snapped);
     let symmetric = |signed| Lsq::symmetric(bits, signed, count, start);
     let asymmetric = |signed| match offset {
         Offset::None => symmetric(signed),

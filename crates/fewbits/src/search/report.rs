@@ -1,18 +1,13 @@
 //! The report of a search: what was found and the quantization that it led to enter, a [`Report`] leaves.
 
+use super::{Found, Point, Row, Sort};
 use crate::{
     Error,
     progress::Progress,
-    quantize::Quantized,
     report::{self, Subject},
-    search::{Found, Row},
 };
-use fewbits_graph::Node;
 use fewbits_report::{Candidate, CandidateKind, LayerBits, LayerDamage, Quality, Report, Search, Sensitivity};
-use fewbits_search::{
-    Level, Metric,
-    cost::{weight_axis, weight_bytes},
-};
+use fewbits_search::{Level, Metric};
 
 /// The report of `subject`, with how its bits were found.
 ///
@@ -24,7 +19,7 @@ pub fn of(found: &Found, subject: Subject<'_>, threads: usize, progress: &dyn Pr
     Ok(Report {
         title: format!("{name} under {}", found.budget),
         sensitivity: Some(sensitivity(found)),
-        search: Some(search(found, subject.quantized, subject.settings.policy.edge_bits)),
+        search: Some(search(found)),
         ..report
     })
 }
@@ -55,23 +50,23 @@ fn in_words(metric: Metric) -> &'static str {
     }
 }
 
-fn search(found: &Found, quantized: &Quantized, edge_bits: u8) -> Search {
-    let nodes = |row: &Row| quantized.graph.nodes.iter().find(|node| node.input(1) == Some(row.weight.as_str()));
-    let input_bits = |node: &Node| quantized.grids.params(node.input(0)?).map(|params| params.grid.bits);
+fn search(found: &Found) -> Search {
     let layer = |row: &Row| LayerBits {
         name: row.layer.clone(),
         weights: Some(row.bits),
-        activations: nodes(row).and_then(input_bits),
+        activations: Some(row.input_bits),
         bytes: row.bytes,
     };
-    let uniform = found.uniform.map(|(bits, value)| Candidate {
-        kind: CandidateKind::Uniform(bits),
-        bytes: uniform_bytes(found, quantized, edge_bits, bits),
-        value,
-    });
+    let candidate = |point: &Point| {
+        let kind = match point.sort {
+            Sort::Uniform(bits) => CandidateKind::Uniform(bits),
+            Sort::Tried | Sort::Front => CandidateKind::Tried,
+        };
+        Candidate { kind, bytes: point.bytes, value: point.damage }
+    };
     let own = Candidate { kind: CandidateKind::Found, bytes: found.bytes, value: found.damage };
     Search {
-        strategy: format!("{} with {}", found.strategy, found.allocator),
+        strategy: found.strategy.to_string(),
         budget: found.budget.clone(),
         kept: found.kept,
         bytes: found.bytes,
@@ -79,22 +74,9 @@ fn search(found: &Found, quantized: &Quantized, edge_bits: u8) -> Search {
         bops: found.bops,
         layers: found.layers.iter().map(layer).collect(),
         quality: Quality::Damage(format!("damage at the outputs, {}", in_words(found.metric))),
-        candidates: uniform.into_iter().chain([own]).collect(),
-        rewards: vec![],
+        candidates: found.points.iter().map(candidate).chain([own]).collect(),
+        rewards: if found.strategy.is_sampling() { found.history.iter().map(|d| -d).collect() } else { vec![] },
     }
-}
-
-/// Bytes of the network that was found if every weight whose bits were searched had `bits`.
-fn uniform_bytes(found: &Found, quantized: &Quantized, edge_bits: u8, bits: u8) -> u64 {
-    let Quantized { graph, grids, placement, .. } = quantized;
-    let pinned = |row: &Row| row.edge && found.widths.iter().any(|width| *width < edge_bits);
-    let alike = |row: &Row| {
-        let (weight, params) = (graph.constant(&row.weight)?, grids.params(&row.weight)?);
-        Some(weight_bytes(&weight.dims, weight_axis(graph, placement, &row.weight), bits, params.scale.len()))
-    };
-    let searched = || found.layers.iter().filter(|row| !pinned(row));
-    let now: u64 = searched().map(|row| row.bytes).sum();
-    found.bytes - now + searched().map(|row| alike(row).unwrap_or(row.bytes)).sum::<u64>()
 }
 
 #[cfg(test)]
@@ -105,9 +87,9 @@ mod tests {
         methods::Methods,
         progress::Silent,
         quantize::{Ranges, Settings},
-        search,
+        search::{self, Strategy},
         stream::Source,
-        summary::{packed, summarize},
+        summary::summarize,
     };
     use fewbits_quant::{RangeRule, calibrate::Policy};
     use fewbits_search::Budget;
@@ -124,18 +106,13 @@ mod tests {
             methods: Methods::List(vec![]),
             ..Settings::new("ort".parse().unwrap(), Policy::new(8, 8, 8))
         };
-        let mut of = |budget: f64, widths: &[u8]| {
-            let asked = search::Settings {
-                widths: widths.to_vec(),
-                patience: 0,
-                samples: 4,
-                ..search::Settings::new(Budget::AvgBits(budget))
-            };
-            search::search(&model, &source, &mut settings, &asked, 2, &Silent).unwrap()
+        let asked = search::Settings {
+            widths: vec![2, 4, 8],
+            samples: 4,
+            evaluations: 5,
+            ..search::Settings::new(Strategy::Random, vec![Budget::AvgBits(4.5)])
         };
-        let (four, quantized) = of(4.0, &[4, 8]);
-        let exact = packed(&quantized.graph, &quantized.grids, &quantized.placement);
-        let (found, quantized) = of(4.5, &[2, 4, 8]);
+        let (found, quantized) = search::search(&model, &source, &mut settings, &asked, 2, &Silent).unwrap();
         let summary = summarize(&model, &quantized, &settings, 8, 0, Duration::ZERO);
         let subject = Subject {
             command: "fewbits search",
@@ -148,12 +125,14 @@ mod tests {
         };
         let report = super::of(&found, subject, 2, &Silent).unwrap();
         let (sensitivity, search) = (report.sensitivity.clone().unwrap(), report.search.clone().unwrap());
-        assert_eq!((sensitivity.widths, sensitivity.layers.len()), (vec![2, 4, 8], four.layers.len()));
+        assert_eq!((sensitivity.widths, sensitivity.layers.len()), (vec![2, 4, 8], found.layers.len()));
         assert!(sensitivity.layers.iter().zip(&search.layers).all(|(a, b)| a.bits == b.weights && a.name == b.name));
         assert!(search.layers.iter().all(|layer| layer.activations == Some(8)));
-        let [uniform, own] = &search.candidates[..] else { panic!("{:?}", search.candidates) };
-        assert_eq!((uniform.kind, uniform.bytes, own.bytes), (CandidateKind::Uniform(4), exact, found.bytes));
-        assert!(own.value < uniform.value);
+        let of_kind = |kind: CandidateKind| search.candidates.iter().filter(move |candidate| candidate.kind == kind);
+        // Uniform bits are tried first.
+        assert_eq!((of_kind(CandidateKind::Tried).count(), search.rewards.len()), (6, 6));
+        assert_eq!(of_kind(CandidateKind::Uniform(4)).count(), 1);
+        assert_eq!(of_kind(CandidateKind::Found).next().map(|own| own.bytes), Some(found.bytes));
         assert!(report.sizes.iter().all(|size| size.bytes > 0), "no file was written: {:?}", report.sizes);
         assert!(report.to_html().contains("under avg-bits=4.5"));
     }

@@ -1,0 +1,92 @@
+//! Measured assignments on disk. A search is a function of its seed and of what it measured, so that one that is begun again and gets
+//! known answers from here goes on where it was killed.
+
+use crate::Error;
+use serde_json::{Value, json};
+use std::{
+    collections::HashMap,
+    fs::{File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+/// A file of JSON lines: what was asked for, then `[[choices], damage]` for each assignment.
+#[derive(Debug, Default)]
+pub struct Journal {
+    file: Option<(File, PathBuf)>,
+    known: HashMap<Vec<usize>, f64>,
+}
+
+impl Journal {
+    /// The journal at `path` of a search that `asked` describes; with `resume` what it holds is kept. Without a path nothing is written.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the file is of another search, [`Error::Io`].
+    pub fn open(path: Option<&Path>, asked: &Value, resume: bool) -> Result<Self, Error> {
+        let Some(path) = path else { return Ok(Journal::default()) };
+        let text = if resume { std::fs::read_to_string(path).unwrap_or_default() } else { String::new() };
+        // A line that the search was killed in has no end.
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let mut lines = whole.lines();
+        if lines.next().is_some_and(|head| serde_json::from_str::<Value>(head).ok().as_ref() != Some(asked)) {
+            return Err(Error::Usage {
+                what: format!("`{}` was written by another search", path.display()),
+                hint: "resume with the same command, or begin anew without --resume".into(),
+            });
+        }
+        let known: HashMap<Vec<usize>, f64> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let begin = if whole.is_empty() { format!("{asked}\n") } else { whole.to_string() };
+        std::fs::write(path, begin).map_err(Error::io("write", path))?;
+        let file = OpenOptions::new().append(true).open(path).map_err(Error::io("write", path))?;
+        Ok(Journal { file: Some((file, path.into())), known })
+    }
+
+    /// The damage of `choices`, if it was measured.
+    pub fn get(&self, choices: &[usize]) -> Option<f64> {
+        self.known.get(choices).copied()
+    }
+
+    /// The assignment with the least damage.
+    pub fn best(&self) -> Option<&[usize]> {
+        let by_damage = |a: &(&Vec<usize>, &f64), b: &(&Vec<usize>, &f64)| a.1.total_cmp(b.1).then(a.0.cmp(b.0));
+        self.known.iter().min_by(by_damage).map(|(choices, _)| choices.as_slice())
+    }
+
+    /// Adds one.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn add(&mut self, choices: &[usize], damage: f64) -> Result<(), Error> {
+        self.known.insert(choices.to_vec(), damage);
+        match &mut self.file {
+            Some((file, path)) => writeln!(file, "{}", json!([choices, damage])).map_err(Error::io("write", path)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_measured_is_known_again_and_a_torn_line_is_not() {
+        let folder = std::env::temp_dir().join(format!("fewbits-journal-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("a.search.jsonl");
+        let asked = json!({"budget": "avg-bits=4"});
+        let mut journal = Journal::open(Some(&path), &asked, false).unwrap();
+        journal.add(&[1, 2], 0.1 + 0.2).unwrap();
+        journal.add(&[3, 0], 0.25).unwrap();
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        text.push_str("[[4,4],0.");
+        std::fs::write(&path, text).unwrap();
+        let again = Journal::open(Some(&path), &asked, true).unwrap();
+        assert_eq!((again.get(&[1, 2]), again.get(&[4, 4])), (Some(0.1 + 0.2), None));
+        assert_eq!(again.best(), Some(&[3, 0][..]));
+        assert!(Journal::open(Some(&path), &json!({"budget": "avg-bits=3"}), true).is_err());
+        let anew = Journal::open(Some(&path), &asked, false).unwrap();
+        assert_eq!(anew.get(&[1, 2]), None);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

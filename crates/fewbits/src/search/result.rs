@@ -1,0 +1,215 @@
+//! What a search found, as numbers and rows.
+
+use super::{Settings, Strategy};
+use crate::{Error, Model, export, quantize::Quantized, summary::packed};
+use fewbits_quant::target::Target;
+use fewbits_search::{Budget, LayerDamage, Level, Metric, Problem, Sensitivity, strategy::Trial};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Bits of one layer and how they came about.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// Name of the node.
+    pub layer: String,
+    /// Name of the weight.
+    pub weight: String,
+    /// Bits of the weight.
+    pub bits: u8,
+    /// Bits of what it multiplies.
+    pub input_bits: u8,
+    /// Of the first or last layers.
+    pub edge: bool,
+    /// Elements of the weight.
+    pub elements: u64,
+    /// Bytes of the weight.
+    pub bytes: u64,
+    /// Damage at each of [`Found::widths`], this layer alone.
+    pub damage: Vec<f64>,
+}
+
+/// One budget and what became of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Figure {
+    /// As it was asked for.
+    pub budget: String,
+    /// What the quantized network comes to.
+    pub actual: f64,
+    /// Whether that keeps it.
+    pub kept: bool,
+}
+
+/// What an assignment is to the search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sort {
+    /// One of those that were tried.
+    Tried,
+    /// The same bits for all weights that are searched.
+    Uniform(u8),
+    /// Best at its size, of those known.
+    Front,
+}
+
+/// One assignment and its damage on the whole network.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Point {
+    /// What it is.
+    pub sort: Sort,
+    /// Bytes to deploy.
+    pub bytes: u64,
+    /// Damage at the outputs, weights rounded to the nearest codes.
+    pub damage: f64,
+    /// Bits of weights, by name.
+    pub weights: BTreeMap<String, u8>,
+    /// Bits of inputs of layers, by name.
+    pub inputs: BTreeMap<String, u8>,
+}
+
+/// What a search found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Found {
+    /// The strategy.
+    pub strategy: Strategy,
+    /// The budgets.
+    pub budget: String,
+    /// Whether the quantized network keeps all of them.
+    pub kept: bool,
+    /// Each of them.
+    pub budgets: Vec<Figure>,
+    /// Bytes to deploy the quantized network ([`crate::summary::Sizes::packed`]), counted in the file that is exported.
+    pub bytes: u64,
+    /// Mean bits of the weights whose bits were chosen.
+    pub average_bits: f64,
+    /// Bit operations for one image.
+    pub bops: u64,
+    /// What damage is.
+    pub metric: Metric,
+    /// Where the damage of single layers was looked at.
+    pub level: Level,
+    /// Samples that damage was measured on.
+    pub samples: usize,
+    /// Damage at the outputs, of all weights together, rounded to the nearest codes.
+    pub damage: f64,
+    /// The most bits that all weights could have alike within the budgets, and their damage at the outputs.
+    pub uniform: Option<(u8, f64)>,
+    /// Widths of weights that there were to choose from.
+    pub widths: Vec<u8>,
+    /// Every weight.
+    pub layers: Vec<Row>,
+    /// Damage of each assignment in the order in which they were tried.
+    pub history: Vec<f64>,
+    /// Assignments by size and damage.
+    #[serde(skip)]
+    pub points: Vec<Point>,
+}
+
+impl Found {
+    /// The assignments that nothing smaller beats, by size, as `OUT.pareto.json` holds them.
+    pub fn front(&self) -> Vec<&Point> {
+        let mut points: Vec<&Point> = self.points.iter().collect();
+        points.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.damage.total_cmp(&b.damage)));
+        let mut least = f64::INFINITY;
+        points.retain(|point| {
+            let better = point.damage < least;
+            least = least.min(point.damage);
+            better
+        });
+        points
+    }
+}
+
+/// What [`describe`] is told of.
+pub struct Told<'a> {
+    pub quantized: &'a Quantized,
+    pub target: &'a Target,
+    pub table: &'a Sensitivity,
+    pub problem: &'a Problem,
+    pub search: &'a Settings,
+    /// Bits that first and last layers keep.
+    pub edge_bits: Option<u8>,
+    pub trials: &'a [Trial],
+    pub best: &'a Trial,
+    pub metric: Metric,
+}
+
+/// What `quantized`, made with the best of the trials, comes to.
+///
+/// # Errors
+/// [`Error::Onnx`] if it cannot be exported.
+pub fn describe(told: &Told<'_>) -> Result<Found, Error> {
+    let Told { quantized, table, search, problem, .. } = *told;
+    let Quantized { grids, placement, .. } = quantized;
+    let bits = |name: &str| grids.params(name).map_or(8, |params| params.grid.bits);
+    let row = |layer: &LayerDamage| {
+        let (weight_bits, input_bits) = (bits(&layer.weight), input_bits(quantized, layer));
+        Row {
+            layer: layer.layer.clone(),
+            weight: layer.weight.clone(),
+            bits: weight_bits,
+            input_bits,
+            edge: layer.edge,
+            elements: layer.elements,
+            bytes: layer.bytes_at(weight_bits),
+            damage: layer.damage.clone(),
+        }
+    };
+    let layers: Vec<Row> = table.layers.iter().map(row).collect();
+    let Model { graph, grids: lifted, .. } = exported(quantized, told.target)?;
+    let bytes = packed(&graph, &lifted.unwrap_or_default(), placement);
+    let chosen = || layers.iter().filter(|row| told.edge_bits.is_none() || !row.edge);
+    let elements: u64 = chosen().map(|row| row.elements).sum();
+    let average_bits =
+        chosen().map(|row| row.elements * u64::from(row.bits)).sum::<u64>() as f64 / elements.max(1) as f64;
+    let rows = || table.layers.iter().zip(&layers);
+    let bops = rows().map(|(l, row)| l.macs * u64::from(row.bits) * u64::from(row.input_bits)).sum::<u64>();
+    let figure = |budget: &Budget| {
+        let actual = match budget {
+            Budget::Size(_) => bytes as f64,
+            Budget::AvgBits(_) => average_bits,
+            Budget::Bops(_) => bops as f64,
+            Budget::Latency(_) => search.latency.as_ref().map_or(0.0, |times| {
+                let of = |row: &Row| times.nanoseconds(&row.layer, row.bits, row.input_bits).unwrap_or(0);
+                (times.rest + layers.iter().map(of).sum::<u64>()) as f64 * 1e-9
+            }),
+        };
+        Figure { budget: budget.to_string(), actual, kept: actual <= budget.amount() * (1.0 + 1e-9) }
+    };
+    let budgets: Vec<Figure> = search.budgets.iter().map(figure).collect();
+    let of_uniform = |&bits: &u8| {
+        let trial =
+            told.trials.iter().find(|trial| trial.choices == problem.uniform(bits) && problem.fits(&trial.choices));
+        trial.map(|trial| (bits, trial.damage))
+    };
+    Ok(Found {
+        strategy: search.strategy,
+        budget: budgets.iter().map(|figure| figure.budget.as_str()).collect::<Vec<_>>().join(","),
+        kept: budgets.iter().all(|figure| figure.kept),
+        budgets,
+        bytes,
+        average_bits,
+        bops,
+        metric: told.metric,
+        level: table.level,
+        samples: table.samples,
+        damage: told.best.damage,
+        uniform: search.widths.iter().rev().find_map(of_uniform),
+        widths: table.widths.clone(),
+        layers,
+        history: told.trials.iter().map(|trial| trial.damage).collect(),
+        points: vec![],
+    })
+}
+
+/// Bits of what `layer` multiplies in `quantized`.
+fn input_bits(quantized: &Quantized, layer: &LayerDamage) -> u8 {
+    let node = quantized.graph.nodes.iter().find(|node| node.name == layer.layer);
+    let params = node.and_then(|node| quantized.grids.params(node.inputs.first()?));
+    params.map_or(8, |params| params.grid.bits)
+}
+
+/// What the file that is exported holds, read back.
+fn exported(quantized: &Quantized, target: &Target) -> Result<Model, Error> {
+    let qdq = export::qdq(&quantized.graph, &quantized.grids, target, &serde_json::Value::Null, None)?;
+    export::read_back(&qdq)
+}

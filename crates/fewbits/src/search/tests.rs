@@ -1,0 +1,116 @@
+//! Searches on the demo network.
+
+use super::*;
+use crate::{demo, methods::Methods, progress::Silent, quantize::Ranges};
+use fewbits_quant::{RangeRule, calibrate::Policy};
+
+fn searched_as(
+    strategy: Strategy,
+    budgets: &[Budget],
+    asked: impl Fn(&mut Settings),
+) -> Result<(Found, Quantized), Error> {
+    let model = demo::model().unwrap();
+    let preprocess = model.preprocess().unwrap().unwrap();
+    let dataset = demo::calibration_set();
+    let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.spread(16) };
+    let mut settings = quantize::Settings {
+        ranges: Ranges::Rule(RangeRule::MinMax),
+        methods: Methods::List(vec![]),
+        ..quantize::Settings::new("ort".parse().unwrap(), Policy::new(8, 8, 8))
+    };
+    let mut search = Settings { samples: 8, ..Settings::new(strategy, budgets.to_vec()) };
+    asked(&mut search);
+    super::search(&model, &source, &mut settings, &search, 2, &Silent)
+}
+
+fn searched(budget: Budget, asked: impl Fn(&mut Settings)) -> Result<(Found, Quantized), Error> {
+    searched_as(Strategy::Ofm, &[budget], asked)
+}
+
+#[test]
+fn every_allocator_keeps_the_bytes_and_does_less_damage_than_uniform_bits() {
+    let (alike, _) = searched(Budget::AvgBits(4.0), |asked| asked.widths = vec![4, 8]).unwrap();
+    assert!(alike.layers.iter().all(|row| row.bits == if row.edge { 8 } else { 4 }), "nothing else fits");
+    for allocator in [Allocator::Knapsack, Allocator::Greedy, Allocator::GreedyRemeasured, Allocator::Ilp] {
+        let within = Budget::Size(alike.bytes);
+        let (found, quantized) =
+            searched(within, |asked| (asked.allocator, asked.patience) = (Some(allocator), 2)).unwrap();
+        let Quantized { graph, grids, placement, .. } = &quantized;
+        assert_eq!(found.bytes, packed(graph, grids, placement), "the exported file has the same bytes");
+        assert!(found.kept && found.bytes <= alike.bytes, "{allocator}: {}", found.bytes);
+        let unused = if matches!(allocator, Allocator::Knapsack | Allocator::Ilp) { 200 } else { 2000 };
+        assert!(alike.bytes - found.bytes < unused, "{allocator}: {} of {}", found.bytes, alike.bytes);
+        let bits = |row: &Row| grids.params(&row.weight).map(|params| params.grid.bits);
+        assert!(found.layers.iter().all(|row| bits(row) == Some(row.bits) && (!row.edge || row.bits == 8)));
+        let (uniform, damage) = found.uniform.unwrap();
+        assert_eq!(uniform, 4);
+        assert!(found.damage < 0.8 * damage, "{allocator}: {} against {damage}", found.damage);
+        let front = found.front();
+        assert!(front.windows(2).all(|pair| pair[0].bytes < pair[1].bytes && pair[0].damage > pair[1].damage));
+    }
+}
+
+#[test]
+fn every_strategy_keeps_the_budget_and_is_no_worse_than_uniform_bits() {
+    use Strategy::{Evolution, Greedy, Hessian, Kl, Random, Rl};
+    for strategy in [Kl, Hessian, Greedy, Rl, Evolution, Random] {
+        let (found, _) = searched_as(strategy, &[Budget::AvgBits(3.0)], |asked| asked.evaluations = 12).unwrap();
+        assert!(found.kept && found.average_bits <= 3.0, "{strategy}: {}", found.average_bits);
+        let (bits, damage) = found.uniform.unwrap();
+        assert!(bits == 3 && found.damage <= damage, "{strategy}: {} against {damage}", found.damage);
+        let tried = found.history.len();
+        assert!(!strategy.is_sampling() || (12..=14).contains(&tried), "{strategy}: {tried} assignments");
+    }
+}
+
+#[test]
+fn a_search_that_was_killed_goes_on_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.search.jsonl");
+    let run = |resume: bool| {
+        let asked = |asked: &mut Settings| {
+            (asked.evaluations, asked.journal, asked.resume) = (10, Some(path.clone()), resume);
+        };
+        searched_as(Strategy::Evolution, &[Budget::AvgBits(4.0)], asked).unwrap().0
+    };
+    let whole = run(false);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let torn: Vec<&str> = text.lines().take(6).collect();
+    std::fs::write(&path, torn.join("\n") + "\n[[1,").unwrap();
+    let resumed = run(true);
+    assert_eq!((&resumed.layers, &resumed.history), (&whole.layers, &whole.history));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+}
+
+#[test]
+fn inputs_of_layers_get_bits_too() {
+    let (wide, _) = searched(Budget::AvgBits(4.0), |_| ()).unwrap();
+    let budgets = [Budget::Bops(0.7 * wide.bops as f64), Budget::AvgBits(5.0)];
+    let (found, quantized) = searched_as(Strategy::Ofm, &budgets, |asked| asked.input_widths = vec![4, 6, 8]).unwrap();
+    assert!(found.kept && found.budgets.len() == 2, "{:?}", found.budgets);
+    let searched: Vec<u8> = found.layers.iter().filter(|row| !row.edge).map(|row| row.input_bits).collect();
+    assert!(searched.iter().any(|&bits| bits < 8) && searched.iter().all(|bits| [4, 6, 8].contains(bits)));
+    let node = |row: &Row| quantized.graph.nodes.iter().find(|node| node.name == row.layer).unwrap();
+    for row in &found.layers {
+        assert_eq!(quantized.grids.params(&node(row).inputs[0]).unwrap().grid.bits, row.input_bits, "{}", row.layer);
+    }
+}
+
+#[test]
+fn the_smallest_network_within_a_drop_is_found() {
+    let (found, _) = searched_as(Strategy::Ofm, &[], |asked| asked.max_drop = Some(0.0)).unwrap();
+    let (less, _) = searched_as(Strategy::Ofm, &[], |asked| asked.max_drop = Some(60.0)).unwrap();
+    assert!(found.kept && less.bytes < found.bytes && found.average_bits < 8.0, "{} {}", less.bytes, found.bytes);
+}
+
+#[test]
+fn other_budgets_are_kept_and_impossible_ones_give_the_smallest_network() {
+    let (found, _) = searched(Budget::AvgBits(3.0), |_| ()).unwrap();
+    assert!(found.kept && found.average_bits <= 3.0 && found.average_bits > 2.9);
+    let (less, _) = searched(Budget::Bops(0.8 * found.bops as f64), |asked| asked.level = Some(Level::Local)).unwrap();
+    assert!(less.kept && less.bops < found.bops);
+    let (smallest, _) = searched(Budget::Size(1000), |_| ()).unwrap();
+    assert!(!smallest.kept && smallest.layers.iter().all(|row| row.edge || row.bits == 2));
+    let error = searched(Budget::Latency(0.001), |_| ()).unwrap_err();
+    assert!(error.to_string().contains("latency") && error.hint().is_some());
+}

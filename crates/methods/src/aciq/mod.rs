@@ -1,0 +1,85 @@
+//! ACIQ: weights clipped where a distribution of their width has the least expected error, then brought back to their own width.
+//!
+//! # What it does
+//! Each channel's clip is the analytic one for a Laplace or a normal distribution ([`crate::clipping::aciq`]), whichever leaves the lower
+//! squared error of the weights. Rounding changes mean and deviation of a channel's weights: the deviation is brought back with the
+//! factor `ξ = ‖w − E w‖ / ‖ŵ − E ŵ‖` on the scale, the codes staying as they are; what the mean does to the outputs goes off the bias.
+//!
+//! # When it helps
+//! At four bits, from few samples: nothing is fitted to them but the bias. `--ranges aciq` clips activations by the same formula.
+//!
+//! # When it fails
+//! Weights that look like neither distribution; at two and three bits a search over scales (`omse`, `seq-mse`) finds better ones.
+//!
+//! # Cost
+//! Two roundings of the weights; one pass over the samples for the biases.
+//!
+//! # Config
+//! [`Config`].
+//!
+//! # Source
+//! Banner, Nahshan, Soudry, "Post training 4-bit quantization of convolutional networks for rapid-deployment" (NeurIPS 2019), equations
+//! 1–6 (clip), 12 and 13 (correction of weights).
+//!
+//! # Departures
+//! The paper adds `E w − E ŵ` to the weights, which are no codes then; its mean effect on the outputs is in the bias instead, with that
+//! of all other rounding errors. No bits by channel: runtimes have no such kernels. The authors saw no gain from clipping weights and used
+//! the clip for activations alone.
+
+use crate::{
+    BlockMethod, Draft, MethodError, Walk,
+    clipping::{Clip, Rounded, Weights, round_layers, rounded},
+};
+use fewbits_kernels::Threads;
+use fewbits_quant::ranges::Prior;
+
+/// What is corrected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Whether deviations are brought back by the scale.
+    pub deviation: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { deviation: true }
+    }
+}
+
+/// The method.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Aciq {
+    /// What is corrected.
+    pub config: Config,
+}
+
+impl BlockMethod for Aciq {
+    fn name(&self) -> &'static str {
+        "aciq"
+    }
+
+    fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
+        round_layers(walk, draft, |weights, _, _| self.round(weights, walk.threads()))
+    }
+}
+
+impl Aciq {
+    fn round(&self, weights: &Weights<'_>, threads: &Threads) -> Rounded {
+        let clips = [Prior::Laplace, Prior::Gauss].map(|prior| weights.clips(Clip::Aciq(prior), threads));
+        let scale = weights.each_group(threads, |group| {
+            let [laplace, gauss] = [0, 1].map(|prior: usize| weights.scale(group, clips[prior][group]));
+            let error = |scale| distance(weights.group(group), &rounded(weights.group(group), scale, weights.bits()));
+            if error(gauss) < error(laplace) { gauss } else { laplace }
+        });
+        let rounded = weights.rounded(scale);
+        if self.config.deviation { weights.with_deviation(rounded) } else { rounded }
+    }
+}
+
+/// `Σ (w − ŵ)²`
+fn distance(old: &[f32], new: &[f32]) -> f64 {
+    old.iter().zip(new).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+}
+
+#[cfg(test)]
+mod tests;

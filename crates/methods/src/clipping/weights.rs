@@ -1,0 +1,163 @@
+//! The weights of a layer on their grid, whatever scales a method gives them.
+//!
+//! What enters: a layer, its moments, and a method's choice of scales. What leaves: the draft with rounded weights, these scales, and a
+//! bias without the mean error. It does not know how scales are chosen.
+
+use super::{Clip, aciq::mean_and_width, on_all, rounded};
+use crate::{
+    Draft, Ground, Layer, MethodError, Walk,
+    moments::{Group, Moments, Shape},
+};
+use fewbits_graph::{Granularity, QuantParams, Tensor};
+use fewbits_kernels::Threads;
+use fewbits_quant::ranges::Prior;
+
+/// The float weights of a layer, by the groups that share a scale: output channels, or all of them.
+#[derive(Debug)]
+pub struct Weights<'a> {
+    /// The layer as a matrix product.
+    pub shape: &'a Shape,
+    /// A row of `K` numbers for each output channel.
+    pub rows: Vec<f32>,
+    /// The grid, with the scales that it has so far.
+    pub params: QuantParams,
+    layer: &'a Layer,
+}
+
+/// Weights on their grid: codes times scales.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rounded {
+    /// A row for each output channel.
+    pub rows: Vec<f32>,
+    /// A scale for each group.
+    pub scale: Vec<f32>,
+}
+
+impl<'a> Weights<'a> {
+    fn of(ground: Ground<'_>, draft: &Draft, layer: &'a Layer, shape: &'a Shape) -> Option<Self> {
+        let params = draft.grids.params(&layer.weight)?.clone();
+        let rows = shape.rows(ground.float.constant(&layer.weight)?.as_f32()?);
+        let scales = if params.granularity == Granularity::Tensor { 1 } else { shape.channels() };
+        (params.scale.len() == scales).then_some(Weights { shape, rows, params, layer })
+    }
+
+    /// Bits of the grid.
+    pub fn bits(&self) -> u8 {
+        self.params.grid.bits
+    }
+
+    /// How many weights share a scale.
+    pub fn width(&self) -> usize {
+        self.rows.len() / self.params.scale.len().max(1)
+    }
+
+    /// Weights that share a scale.
+    pub fn group(&self, group: usize) -> &[f32] {
+        self.part(&self.rows, group)
+    }
+
+    /// The same of other rows.
+    pub fn part<'r>(&self, rows: &'r [f32], group: usize) -> &'r [f32] {
+        &rows[group * self.width()..][..self.width()]
+    }
+
+    /// The scale of a grid that reaches to `clip`; what it is so far if there is none.
+    pub fn scale(&self, group: usize, clip: Option<f32>) -> f32 {
+        let scale = clip.map(|clip| clip / self.params.grid.qmax() as f32);
+        scale.filter(|scale| scale.is_normal() && *scale > 0.0).unwrap_or(self.params.scale[group])
+    }
+
+    /// `solve` for each group, on all threads.
+    pub fn each_group<T: Send>(&self, threads: &Threads, solve: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+        on_all(threads, self.params.scale.len(), solve)
+    }
+
+    /// The clip of each group.
+    pub fn clips(&self, clip: Clip, threads: &Threads) -> Vec<Option<f32>> {
+        clip.magnitudes(&self.rows, self.width(), self.bits(), threads)
+    }
+
+    /// The nearest codes, times `scale`, of each group.
+    pub fn rounded(&self, scale: Vec<f32>) -> Rounded {
+        let rows = scale.iter().enumerate().flat_map(|(g, s)| rounded(self.group(g), *s, self.bits())).collect();
+        Rounded { rows, scale }
+    }
+
+    /// The same codes with scales that give each group its deviation back: `ξ = ‖w − E w‖ / ‖ŵ − E ŵ‖`.
+    pub fn with_deviation(&self, rounded: Rounded) -> Rounded {
+        let Rounded { mut rows, mut scale } = rounded;
+        for (group, (new, scale)) in rows.chunks_mut(self.width().max(1)).zip(&mut scale).enumerate() {
+            let stretched = *scale * deviation_factor(self.group(group), new);
+            new.iter_mut().for_each(|w| *w = (*w / *scale).round_ties_even() * stretched);
+            *scale = stretched;
+        }
+        Rounded { rows, scale }
+    }
+
+    /// What rounding `group` to each of `candidates` adds to the variance of the outputs, by these moments.
+    pub fn output_errors(&self, moments: &[Group], group: usize, candidates: &[impl AsRef<[f32]>]) -> Vec<f64> {
+        let (k, outputs) = (self.shape.inputs, self.shape.outputs);
+        let first = group * self.width() / k;
+        let mut errors = vec![0.0; candidates.len()];
+        for (row, old) in self.group(group).chunks(k).enumerate() {
+            let differences: Vec<Vec<f32>> =
+                candidates.iter().map(|new| difference(old, &new.as_ref()[row * k..][..k])).collect();
+            let energies = moments[(first + row) / outputs].energies(&differences);
+            errors.iter_mut().zip(energies).for_each(|(error, energy)| *error += energy);
+        }
+        errors
+    }
+
+    /// Puts `rounded` into the draft, and takes the mean that rounding adds to the outputs off the bias.
+    fn write(&self, ground: Ground<'_>, draft: &mut Draft, moments: &Moments, rounded: Rounded) {
+        let (k, outputs) = (self.shape.inputs, self.shape.outputs);
+        let pairs = self.rows.chunks(k).zip(rounded.rows.chunks(k)).enumerate();
+        // Only what this layer's rounding adds: means that errors before it bring belong to noise behind Relus in part, and taken off layer
+        // after layer they take the signal with them.
+        let shift =
+            |(c, (old, new)): (usize, (&[f32], &[f32]))| moments.fit[c / outputs].mean_of(&difference(old, new));
+        let shifts: Vec<f64> = pairs.map(shift).collect();
+        let float = |name: &String| ground.float.constant(name);
+        if let Some(old) = float(&self.layer.weight) {
+            draft.set_constant(&self.layer.weight, self.shape.tensor(&old.dims, rounded.rows));
+            draft.set_params(&self.layer.weight, QuantParams { scale: rounded.scale, ..self.params.clone() });
+        }
+        if let Some((name, old)) = self.layer.bias.as_ref().and_then(|name| Some((name, float(name)?)))
+            && let Some(values) = old.as_f32().filter(|b| b.len() == shifts.len())
+        {
+            let new = values.iter().zip(&shifts).map(|(b, shift)| (f64::from(*b) - shift) as f32).collect();
+            draft.set_constant(name, Tensor::f32(&old.dims, new));
+        }
+    }
+}
+
+/// `ξ`; 1 where a deviation is zero.
+pub(super) fn deviation_factor(old: &[f32], new: &[f32]) -> f32 {
+    let deviation = |values| mean_and_width(values, Prior::Gauss).1;
+    let factor = (deviation(old) / deviation(new)) as f32;
+    if factor.is_normal() { factor } else { 1.0 }
+}
+
+fn difference(old: &[f32], new: &[f32]) -> Vec<f32> {
+    old.iter().zip(new).map(|(old, new)| new - old).collect()
+}
+
+/// Rounds each layer of the walk's block as `round` says; mean errors go into the biases.
+///
+/// # Errors
+/// Those of [`Moments::of`].
+pub fn round_layers(
+    walk: &Walk<'_>,
+    draft: &mut Draft,
+    round: impl Fn(&Weights<'_>, &Moments, &Layer) -> Rounded,
+) -> Result<(), MethodError> {
+    let Some(block) = walk.block() else { return Ok(()) };
+    for layer in &block.layers {
+        let Some(moments) = Moments::of(walk, draft, layer)? else { continue };
+        if let Some(weights) = Weights::of(walk.ground(), draft, layer, &moments.shape) {
+            let rounded = round(&weights, &moments, layer);
+            weights.write(walk.ground(), draft, &moments, rounded);
+        }
+    }
+    Ok(())
+}

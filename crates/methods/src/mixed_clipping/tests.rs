@@ -1,0 +1,60 @@
+use super::*;
+use crate::{progress::Silent, testing, walk::walk_through};
+
+fn clipped(network: &testing::Network, config: Config, threads: usize) -> (Draft, Vec<Choice>) {
+    let (samples, threads) = (testing::images(48, &network.shape), Threads::new(threads));
+    let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
+    let mut draft = network.draft.clone();
+    let method = MixedClipping { config, ..MixedClipping::default() };
+    walk_through::<MethodError>(&mut walk, &mut draft, &[&method], &Silent, |_, _| Ok(())).unwrap();
+    (draft, method.choices())
+}
+
+#[test]
+fn a_mixture_is_closer_than_one_rule_whatever_the_number_of_threads() {
+    let network = testing::zoo("demo", 3, 8);
+    let (draft, choices) = clipped(&network, Config::default(), 1);
+    assert_eq!((draft.clone(), choices.clone()), clipped(&network, Config::default(), 3));
+    assert!(choices.iter().any(|c| c.clip != choices[0].clip), "{choices:?}");
+    assert_eq!(choices.len(), crate::layers(&network.graph, &network.placement).len());
+    let fresh = &testing::images(60, &network.shape)[48..];
+    let mixed = testing::damage(&network, &draft, fresh);
+    for clip in [Clip::Max, Clip::Aciq(fewbits_quant::ranges::Prior::Laplace)] {
+        let (single, _) = clipped(&network, Config { clips: vec![clip] }, 2);
+        let single = testing::damage(&network, &single, fresh);
+        assert!(mixed < single, "{mixed} with a mixture, {single} with {clip}");
+    }
+}
+
+#[test]
+fn the_chosen_rule_has_the_least_output_error_of_all() {
+    let network = testing::residual();
+    let (samples, threads) = (testing::images(16, &network.shape), Threads::new(2));
+    let walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
+    let method = MixedClipping::default();
+    let mut draft = network.draft.clone();
+    round_layers(&walk, &mut draft, |weights, moments, _| {
+        let (clip, best) = method.choose(weights, moments, &threads).unwrap();
+        let error = |rounded: &Rounded| -> f64 {
+            let k = weights.shape.inputs;
+            // The definition, element by element.
+            (0..weights.shape.channels())
+                .map(|c| {
+                    let gram = &moments.held[c / weights.shape.outputs].gram;
+                    let v = |i: usize| f64::from(rounded.rows[c * k + i] - weights.rows[c * k + i]);
+                    let row = |i: usize| (0..k).map(|j| f64::from(gram[i * k + j]) * v(j)).sum::<f64>() * v(i);
+                    (0..k).map(row).sum::<f64>()
+                })
+                .sum()
+        };
+        assert!(moments.held[0].rows > 0);
+        for other in CLIPS {
+            let clips = weights.clips(other, &threads);
+            let scale = (0..).zip(&clips).map(|(g, c)| weights.scale(g, *c)).collect();
+            let rounded = weights.with_deviation(weights.rounded(scale));
+            assert!(error(&best) <= error(&rounded) * (1.0 + 1e-4), "{clip} and not {other}");
+        }
+        best
+    })
+    .unwrap();
+}
