@@ -34,6 +34,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use inside::Rounder;
 use journal::Journal;
 use result::Told;
 pub use result::{Figure, Found, Point, Row, Sort};
@@ -161,8 +162,8 @@ pub fn search(
         let widths: BTreeSet<u8> = search.widths.iter().copied().chain(edge_bits).collect();
         let widths: Vec<u8> = widths.into_iter().collect();
         let samples = Runs::of(&seen, &first.float);
-        whole =
-            whole.with_rounded(inside::rounded(method, ground, &first, settings, &widths, &samples, &pool, progress)?);
+        let rounder = Rounder { ground, first: &first, settings, samples: &samples, threads: &pool };
+        whole = whole.with_rounded(inside::rounded(method, &widths, &rounder, progress)?);
     }
     if !search.input_widths.is_empty() {
         whole = whole.with_inputs_at(input_grids(&first, settings, &search.input_widths)?);

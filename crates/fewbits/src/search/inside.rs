@@ -12,20 +12,27 @@ use fewbits_methods::{BlockMethod, Draft, Ground, Walk, layers, walk::walk_throu
 use fewbits_quant::calibrate::{self, Policy};
 use fewbits_search::Prepared;
 
-/// What `method` makes of every layer of `first` at each of `widths`, all other layers at the same width.
+/// What weights are rounded on.
+pub struct Rounder<'a> {
+    pub ground: Ground<'a>,
+    /// The network with the grids of its activations.
+    pub first: &'a Quantized,
+    pub settings: &'a Settings,
+    pub samples: &'a Runs<'a>,
+    pub threads: &'a Threads,
+}
+
+/// What `method` makes of every layer at each of `widths`, all other layers at the same width.
 ///
 /// # Errors
 /// [`Error::Usage`] if the method does not round weights layer by layer or block by block; those of the method.
 pub fn rounded(
     method: Method,
-    ground: Ground<'_>,
-    first: &Quantized,
-    settings: &Settings,
     widths: &[u8],
-    samples: &Runs<'_>,
-    threads: &Threads,
+    rounder: &Rounder<'_>,
     progress: &dyn Progress,
 ) -> Result<Prepared, Error> {
+    let Rounder { ground, first, settings, samples, threads } = *rounder;
     let mut prepared = Prepared::new();
     for &bits in widths {
         let Some(Stage::Walk(methods)) = Stage::of(method, settings) else {
