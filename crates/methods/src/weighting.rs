@@ -63,4 +63,30 @@ impl Weighting {
         }
         gradient
     }
+
+    /// `B·z` for signs `z`, where `B·Bᵀ` is the Hessian of the loss with respect to `target`, what the float network puts out:
+    /// `diag(p) − p·pᵀ` by image for classes of probabilities `p`, else diagonal.
+    pub fn curvature(&self, target: &[f32], mut sign: impl FnMut() -> f64) -> Vec<f32> {
+        match self {
+            Weighting::Classes(classes) => {
+                let images = (target.len() / classes) as f64;
+                let row = |logits: &[f32]| {
+                    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    let mut p: Vec<f64> = logits.iter().map(|x| f64::from(x - largest).exp()).collect();
+                    let sum: f64 = p.iter().sum();
+                    p.iter_mut().for_each(|p| *p /= sum);
+                    let roots: Vec<f64> = p.iter().map(|p| p.sqrt() * sign()).collect();
+                    let along: f64 = roots.iter().sum();
+                    let row = roots.iter().zip(&p).map(|(root, p)| ((root - p * along) / images.sqrt()) as f32);
+                    row.collect::<Vec<_>>()
+                };
+                target.chunks_exact(*classes).flat_map(row).collect()
+            }
+            Weighting::Channels(factors, inner) => {
+                let factor = |i: usize| f64::from(factors[i / inner % factors.len()]);
+                let scale = 2.0 / target.len() as f64;
+                (0..target.len()).map(|i| ((scale * factor(i)).sqrt() * sign()) as f32).collect()
+            }
+        }
+    }
 }

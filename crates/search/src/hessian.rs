@@ -25,12 +25,10 @@ use std::{collections::BTreeSet, ops::Range};
 /// How traces are estimated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The most probes: directions for each batch of samples.
+    /// The most probes: vectors for each sample.
     pub probes: usize,
     /// Enough once the standard error of every trace is at most this share of the trace.
     pub tolerance: f64,
-    /// How far a probe goes from the weights, in units of their root mean square.
-    pub step: f32,
     /// Samples (runs) of a batch.
     pub batch: usize,
     /// Start of the random numbers.
@@ -39,18 +37,12 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { probes: 50, tolerance: 0.1, step: 1e-2, batch: 8, seed: 0 }
+        Config { probes: 50, tolerance: 0.1, batch: 8, seed: 0 }
     }
 }
 
 /// Probes before the first look at the standard errors.
 const LEAST_PROBES: usize = 5;
-
-/// The number of the probe that decides how far others go.
-const PILOT: u64 = u64::MAX;
-
-/// Steps are at least this share of [`Config::step`].
-const SMALLEST_SHARE: f64 = 1e-2;
 
 /// The trace of the loss's Hessian in one weight.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -78,19 +70,20 @@ pub struct Traces {
     pub metric: Metric,
 }
 
-/// Traces of the Hessian's blocks, one for each weight, by Hutchinson's method: `Tr(H) = E[zᵀHz]` for signs `z`, with
-/// `Hz = (g(w + εz) − g(w − εz)) / 2ε` from gradients `g` of the loss.
+/// Traces of the Hessian's blocks, one for each weight, by Hutchinson's method.
 ///
-/// One direction `z` is laid through all weights at once, in each by steps of its own `ε`, and the products are taken weight by weight:
-/// what one weight does to another's gradient has the mean 0. So that it is small too, steps (at most `step · rms(w)`) are shorter where
-/// the loss is steeper. Every batch has directions of its own, so that a probe averages over as many of them. A last batch that is not full is filled up with the first samples.
+/// With `J` the derivatives of the outputs by the weight, and `B·Bᵀ` the Hessian of the loss with respect to the outputs
+/// ([`Weighting::curvature`]), the block is `Jᵀ·B·Bᵀ·J`. It has the trace of `Bᵀ·J·Jᵀ·B`, which is the mean of `‖Jᵀ·B·z‖²` over vectors
+/// `z` of random signs: one way back through the network for all weights. Images have signs of their own, so that what belongs to two
+/// images has the mean 0, and gradients are summed over a batch before they are squared. A last batch that is not full is filled up
+/// with the first samples.
 ///
-/// Results do not depend on the number of threads. Cost: `2 · probes` times forward and back through the network for all samples, and
-/// twice for one batch and each weight. All
+/// Results do not depend on the number of threads. Cost: `probes` times forward and back through the network for all samples. All
 /// samples are in memory, and the activations of one batch.
 ///
-/// Source: Dong et al., "HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks" (2020), section 3.2. Departures:
-/// differences instead of a second derivative by the graph, all blocks at once, and no labels.
+/// Source: Dong et al., "HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks" (2020), section 3.2. Departures: no
+/// labels; the signs are at the outputs instead of at the weights. The trace is the same, every estimate is positive, one probe does
+/// for all weights at once without one disturbing another, and neither second derivatives nor differences are needed.
 ///
 /// # Errors
 /// Those of the samples; [`fewbits_graph::GraphError`] with the name of the node if the network has an operator without derivative;
@@ -103,26 +96,25 @@ pub fn traces(
     progress: &dyn Progress,
 ) -> Result<Traces, SearchError> {
     let inputs = whole::inputs(samples, threads)?;
-    let mut loss = Loss::new(ground, &inputs, config, threads)?;
+    let mut network = Network::new(ground, &inputs, config, threads)?;
     progress.begin("hessian", config.probes);
-    loss.level(config);
-    let mut sums: Vec<[f64; 2]> = vec![[0.0; 2]; loss.weights.len()];
+    let mut sums: Vec<[f64; 2]> = vec![[0.0; 2]; network.weights.len()];
     let mut found: Vec<Trace> = vec![];
     let mut probes = 0;
     while probes < config.probes.max(1) {
-        for (sum, product) in sums.iter_mut().zip(loss.probe(config, probes as u64)) {
-            *sum = [sum[0] + product, sum[1] + product * product];
+        for (sum, square) in sums.iter_mut().zip(network.probe(config.seed, probes as u64)) {
+            *sum = [sum[0] + square, sum[1] + square * square];
         }
         probes += 1;
         progress.step();
-        found = loss.weights.iter().zip(&sums).map(|(weight, sums)| weight.trace(*sums, probes as f64)).collect();
+        found = network.weights.iter().zip(&sums).map(|(weight, sums)| weight.trace(*sums, probes as f64)).collect();
         let is_enough = |found: &Trace| found.standard_error <= config.tolerance * found.trace;
         if probes >= LEAST_PROBES && found.iter().all(is_enough) {
             break;
         }
     }
     progress.end();
-    let classes = loss.weightings.iter().all(|weighting| matches!(weighting, Weighting::Classes(_)));
+    let classes = network.weightings.iter().all(|weighting| matches!(weighting, Weighting::Classes(_)));
     let metric = if classes { Metric::Kl } else { Metric::Snr };
     Ok(Traces { layers: found, probes, samples: inputs.len(), metric })
 }
@@ -149,7 +141,7 @@ impl Traces {
             let first = all[..i].iter().all(|earlier| earlier.weight != all[i].weight);
             let trace = self.layers.iter().find(|trace| first && trace.weight == all[i].weight);
             let Some(trace) = trace else { return Ok(vec![0.0; widths.len()]) };
-            let mean = trace.trace.max(0.0) / trace.elements.max(1) as f64;
+            let mean = trace.trace / trace.elements.max(1) as f64;
             widths.iter().map(|&bits| Ok(mean * change(&ground, &all[i], bits, rounding)?)).collect()
         })?;
         let mut rows = vec![];
@@ -180,12 +172,10 @@ fn change(ground: &Ground<'_>, layer: &Layer, bits: u8, rounding: Rounding) -> R
 struct Block {
     name: String,
     range: Range<usize>,
-    /// How far to go in it: at most the root mean square of its elements, or 1 if they are all 0.
-    size: f32,
 }
 
 impl Block {
-    /// From the sum of the products and that of their squares.
+    /// From the sum of the estimates and that of their squares.
     fn trace(&self, [sum, squares]: [f64; 2], probes: f64) -> Trace {
         let variance = (squares - sum * sum / probes).max(0.0) / (probes - 1.0).max(1.0);
         Trace {
@@ -200,23 +190,20 @@ impl Block {
 /// Samples that go through the network together.
 struct Batch {
     inputs: Vec<Vec<f32>>,
-    /// What the float network makes of them.
-    targets: Vec<Vec<f32>>,
+    outputs: Vec<Vec<f32>>,
 }
 
-/// The loss as a function of the weights.
-struct Loss<'a> {
+/// The float network with what it makes of the samples.
+struct Network<'a> {
     tape: Tape,
     leaves: Leaves,
-    /// The leaves' values as they are in the float network.
-    start: Vec<f32>,
     weights: Vec<Block>,
     weightings: Vec<Weighting>,
     batches: Vec<Batch>,
     threads: &'a Threads,
 }
 
-impl<'a> Loss<'a> {
+impl<'a> Network<'a> {
     fn new(
         ground: Ground<'_>,
         inputs: &[Vec<Tensor>],
@@ -246,81 +233,40 @@ impl<'a> Loss<'a> {
             let joined = |k: usize| samples().flat_map(|s| s[k].as_f32().unwrap_or_default()).copied().collect();
             let inputs: Vec<Vec<f32>> = (0..first.len()).map(joined).collect();
             tape.forward(&mut leaves, &inputs.iter().map(Vec::as_slice).collect::<Vec<_>>(), threads);
-            let mut targets = vec![];
+            let mut made = vec![];
             for (o, info) in ground.float.outputs.iter().enumerate() {
-                let target = tape.output(o).to_vec();
-                if !target.iter().all(|x| x.is_finite()) {
+                let output = tape.output(o).to_vec();
+                if !output.iter().all(|x| x.is_finite()) {
                     let what = format!("output `{}` of the float network is not finite", info.name);
                     return Err(refuse(what, "check the preprocessing of the images").into());
                 }
-                targets.push(Tensor::f32(&batched(&ground.facts[&info.name].dims), target));
+                made.push(Tensor::f32(&batched(&ground.facts[&info.name].dims), output));
             }
-            let values = targets.iter().map(|t| t.as_f32().unwrap_or_default().to_vec());
-            batches.push(Batch { inputs, targets: values.collect() });
-            outputs.push(targets);
+            let values = made.iter().map(|t| t.as_f32().unwrap_or_default().to_vec());
+            batches.push(Batch { inputs, outputs: values.collect() });
+            outputs.push(made);
         }
-        let (weightings, start) = (Weighting::of(&outputs), leaves.values.clone());
-        Ok(Loss { tape, leaves, start, weights, weightings, batches, threads })
-    }
-
-    /// Makes steps small where the loss is steep, so that none drowns the others: in each weight `ε` goes with `1/√(zᵀHz)`, of one
-    /// direction on one batch for the weight alone.
-    fn level(&mut self, config: &Config) {
-        let alone = |loss: &mut Self, w: usize| {
-            let size = f64::from(loss.weights[w].size);
-            loss.product(config, PILOT, 0, w..w + 1)[0] * size * size
-        };
-        let steep: Vec<f64> = (0..self.weights.len()).map(|w| alone(self, w)).collect();
-        let flattest = steep.iter().copied().filter(|&s| s > 0.0).fold(f64::INFINITY, f64::min);
-        for (weight, steep) in self.weights.iter_mut().zip(steep) {
-            let share = if steep > 0.0 { (flattest / steep).sqrt() } else { 1.0 };
-            weight.size *= share.max(SMALLEST_SHARE) as f32;
-        }
+        Ok(Network { tape, leaves, weights, weightings: Weighting::of(&outputs), batches, threads })
     }
 
     /// An estimate of each trace.
-    fn probe(&mut self, config: &Config, probe: u64) -> Vec<f64> {
+    fn probe(&mut self, seed: u64, probe: u64) -> Vec<f64> {
         let mut sums = vec![0.0; self.weights.len()];
-        for batch in 0..self.batches.len() {
-            let products = self.product(config, probe, batch, 0..sums.len());
-            sums.iter_mut().zip(products).for_each(|(sum, product)| *sum += product);
-        }
-        sums.iter().map(|sum| sum / self.batches.len() as f64).collect()
-    }
-
-    /// `zᵀHz` in each of the weights numbered `weights`, through all of which one direction is laid.
-    fn product(&mut self, config: &Config, probe: u64, batch: usize, weights: Range<usize>) -> Vec<f64> {
-        let mut random = Random::keyed(&[config.seed, probe, batch as u64]);
-        let mut step = vec![0.0; self.start.len()];
-        for weight in &self.weights[weights.clone()] {
-            for signs in step[weight.range.clone()].chunks_mut(64) {
-                let (bits, size) = (random.next_u64(), config.step * weight.size);
-                signs.iter_mut().enumerate().for_each(|(i, s)| *s = if bits >> i & 1 == 1 { size } else { -size });
+        let mut gradients = vec![0.0; self.leaves.values.len()];
+        for (number, Batch { inputs, outputs }) in self.batches.iter().enumerate() {
+            let mut random = Random::keyed(&[seed, probe, number as u64]);
+            let mut sign = || if random.next_u64() >> 63 == 1 { 1.0 } else { -1.0 };
+            let of_output = |(weighting, output): (&Weighting, &Vec<f32>)| weighting.curvature(output, &mut sign);
+            let directions: Vec<Vec<f32>> = self.weightings.iter().zip(outputs).map(of_output).collect();
+            let [inputs, directions] =
+                [inputs, &directions].map(|all| all.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            self.tape.forward(&mut self.leaves, &inputs, self.threads);
+            self.tape.backward(&self.leaves, &inputs, &directions, &mut gradients, self.threads);
+            for (sum, weight) in sums.iter_mut().zip(&self.weights) {
+                *sum += gradients[weight.range.clone()].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>();
             }
         }
-        let [ahead, behind] = [1.0, -1.0].map(|side| self.gradient(batch, &step, side));
-        let product = |weight: &Block| {
-            let [ahead, behind, step] = [&ahead, &behind, &step].map(|all| &all[weight.range.clone()]);
-            let products = ahead.iter().zip(behind).zip(step);
-            let sum: f64 = products.map(|((a, b), s)| (f64::from(*a) - f64::from(*b)) * f64::from(*s)).sum();
-            sum / (2.0 * f64::from(config.step * weight.size).powi(2))
-        };
-        self.weights[weights].iter().map(product).collect()
-    }
-
-    /// The gradient of the loss on a batch at the float weights plus `side · step`.
-    fn gradient(&mut self, batch: usize, step: &[f32], side: f32) -> Vec<f32> {
-        let at = self.start.iter().zip(step).map(|(w, s)| w + side * s);
-        self.leaves.values.iter_mut().zip(at).for_each(|(value, at)| *value = at);
-        let Batch { inputs, targets } = &self.batches[batch];
-        let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
-        self.tape.forward(&mut self.leaves, &inputs, self.threads);
-        let of_output = |(o, weighting): (usize, &Weighting)| weighting.gradient(self.tape.output(o), &targets[o]);
-        let outputs: Vec<Vec<f32>> = self.weightings.iter().enumerate().map(of_output).collect();
-        let outputs: Vec<&[f32]> = outputs.iter().map(Vec::as_slice).collect();
-        let mut gradient = vec![0.0; self.start.len()];
-        self.tape.backward(&self.leaves, &inputs, &outputs, &mut gradient, self.threads);
-        gradient
+        sums.iter().map(|sum| sum / self.batches.len() as f64).collect()
     }
 }
 
@@ -329,13 +275,7 @@ fn blocks(ground: &Ground<'_>, leaves: &Leaves) -> Vec<Block> {
     let mut seen = BTreeSet::new();
     let of_layer = |layer: Layer| {
         let range = leaves.parameter(&layer.weight)?.range.clone();
-        let squares: f64 = leaves.values[range.clone()].iter().map(|w| f64::from(*w).powi(2)).sum();
-        let size = (squares / range.len().max(1) as f64).sqrt() as f32;
-        seen.insert(range.start).then_some(Block {
-            name: layer.weight,
-            range,
-            size: if size > 0.0 { size } else { 1.0 },
-        })
+        seen.insert(range.start).then_some(Block { name: layer.weight, range })
     };
     layers(ground.float, ground.placement).into_iter().filter_map(of_layer).collect()
 }

@@ -1,11 +1,7 @@
 //! Traces against closed forms, and against second differences of the loss in every single weight.
 
 use super::*;
-use crate::{
-    allocate::knapsack,
-    problem::{Given, Problem},
-    testing::{self, Network},
-};
+use crate::testing;
 use fewbits_graph::{
     DType, Graph, Node, Op, ValueInfo,
     exec::{Executor, Mode},
@@ -21,7 +17,7 @@ fn numbers(seed: u64, dims: &[usize]) -> Tensor {
 }
 
 /// From an image, node by node: name, operator, constants.
-fn network(nodes: Vec<(&str, Op, Vec<Tensor>)>) -> Network {
+fn network(nodes: Vec<(&str, Op, Vec<Tensor>)>) -> testing::Network {
     let mut graph = Graph { opset: 17, ..Graph::default() };
     let info = |name: &str| ValueInfo { name: name.into(), dtype: DType::F32, dims: None };
     graph.inputs.push(info("image"));
@@ -54,21 +50,25 @@ fn classifier(features: usize) -> [(&'static str, Op, Vec<Tensor>); 3] {
     ]
 }
 
-fn estimated(network: &Network, images: &[Vec<Tensor>], config: &Config) -> Traces {
+fn estimated(network: &testing::Network, images: &[Vec<Tensor>], config: &Config) -> Traces {
     traces(network.ground(), &images.to_vec(), config, &Threads::new(2), &Silent).unwrap()
 }
 
-/// Each trace within four standard errors of what it should be, and those small.
+/// Each trace within three standard errors of what it should be, and those at most two percent of it.
 fn check(found: &Traces, expected: &[f64]) {
     assert_eq!(found.layers.len(), expected.len());
     for (found, &expected) in found.layers.iter().zip(expected) {
         let error = (found.trace - expected).abs();
-        assert!(error <= 4.0 * found.standard_error + 1e-3 * expected, "{found:?}, expected {expected}");
-        assert!(found.standard_error < 0.03 * expected, "{found:?}, expected {expected}");
+        assert!(error <= 3.0 * found.standard_error + 1e-3 * expected, "{found:?}, expected {expected}");
+        assert!(found.standard_error < 0.02 * expected, "{found:?}, expected {expected}");
     }
 }
 
-fn outputs(network: &Network, images: &[Vec<Tensor>], tensor: &str) -> Vec<Vec<f32>> {
+fn accurate(batch: usize) -> Config {
+    Config { probes: 1000, tolerance: 0.0, batch, seed: 1 }
+}
+
+fn outputs(network: &testing::Network, images: &[Vec<Tensor>], tensor: &str) -> Vec<Vec<f32>> {
     let mut graph = network.graph.clone();
     graph.outputs = vec![ValueInfo { name: tensor.into(), dtype: DType::F32, dims: None }];
     let threads = Threads::new(1);
@@ -80,7 +80,7 @@ fn outputs(network: &Network, images: &[Vec<Tensor>], tensor: &str) -> Vec<Vec<f
 fn one_layer_under_squared_errors_has_the_squares_of_its_inputs() {
     let network = network(vec![conv("layer", [5, 3, 1, 1])]);
     let images = testing::images(8);
-    let found = estimated(&network, &images, &Config { probes: 400, tolerance: 0.005, batch: 4, ..Config::default() });
+    let found = estimated(&network, &images, &accurate(4));
     // Of a channel's mean square, in units of its variance: 2/(5·places) · Σ x² for each output channel.
     let squares: f64 = images.iter().flat_map(|i| i[0].as_f32().unwrap()).map(|x| f64::from(*x).powi(2)).sum();
     let made = outputs(&network, &images, "layer");
@@ -99,7 +99,7 @@ fn one_layer_under_squared_errors_has_the_squares_of_its_inputs() {
 fn one_layer_under_classes_has_their_variance_times_the_squares_of_its_inputs() {
     let network = network(classifier(3).into());
     let images = testing::images(8);
-    let found = estimated(&network, &images, &Config { probes: 400, tolerance: 0.005, ..Config::default() });
+    let found = estimated(&network, &images, &accurate(1));
     let (features, logits) = (outputs(&network, &images, "flat"), outputs(&network, &images, "classes"));
     let of_image = |(x, z): (&Vec<f32>, &Vec<f32>)| {
         let sum: f64 = z.iter().map(|z| f64::from(*z).exp()).sum();
@@ -117,7 +117,7 @@ fn every_block_has_the_second_differences_of_its_weights() {
     nodes.extend(classifier(3));
     let network = network(nodes);
     let images = testing::images(4);
-    let found = estimated(&network, &images, &Config { probes: 2000, tolerance: 0.01, batch: 2, ..Config::default() });
+    let found = estimated(&network, &images, &Config { probes: 1000, tolerance: 0.01, batch: 2, ..Config::default() });
     // The divergence is 0 at the weights themselves: L″ ≈ (L(w + e) + L(w − e)) / e².
     let float = outputs(&network, &images, "classes");
     let loss = |weight: &str, i: usize, step: f32| {
@@ -141,9 +141,9 @@ fn every_block_has_the_second_differences_of_its_weights() {
 #[test]
 fn sensitivities_are_mean_traces_times_squared_changes() {
     let (network, images) = (testing::network(), testing::images(4));
-    let config = Config { probes: 40, tolerance: 0.0, batch: 2, ..Config::default() };
+    let config = Config { probes: 5, batch: 2, ..Config::default() };
     let found = estimated(&network, &images, &config);
-    assert_eq!((found.probes, found.samples, found.layers.len()), (40, 4, network.layers().len()));
+    assert_eq!((found.probes, found.samples, found.layers.len()), (5, 4, network.layers().len()));
     let threads = Threads::new(2);
     let table =
         found.sensitivity(network.ground(), Some(&network.grids), &[2, 4, 8], Rounding::default(), &threads).unwrap();
@@ -156,9 +156,6 @@ fn sensitivities_are_mean_traces_times_squared_changes() {
         assert!((row.damage[1] / (trace.trace * squares) - 1.0).abs() < 1e-4, "{}", row.weight);
         assert!(row.damage.is_sorted_by(|a, b| a > b));
     }
-    let problem = Problem::new(&table, &["avg-bits=4".parse().unwrap()], Given::default()).unwrap();
-    let uniform = problem.damage(&problem.uniform(4));
-    assert!(problem.damage(&knapsack(&problem).unwrap()) < 0.8 * uniform);
 }
 
 /// All elements as one image.
