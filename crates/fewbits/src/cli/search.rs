@@ -236,7 +236,8 @@ fn text(report: &Report, args: &Args) -> String {
         Some(Scores::Classification { top1, top5, samples }) => {
             lines.push(format!("top-1 {top1:.2} %   top-5 {top5:.2} %   {samples} samples"));
         }
-        Some(Scores::Detection { ap, ap50, samples }) => {
+        Some(Scores::Detection { coco, samples, .. }) => {
+            let [ap, ap50] = [coco.ap, coco.ap50].map(|ap| ap.unwrap_or(0.0));
             lines.push(format!("AP {ap:.2}   AP50 {ap50:.2}   {samples} images"));
         }
         None => {}

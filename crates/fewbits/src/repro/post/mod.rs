@@ -162,8 +162,8 @@ impl PostRequest<'_> {
         if self.validation.dataset.coco().is_some() {
             let scores = evaluate(graph, mode, self.validation, self.threads, progress)?;
             measured.score = scores.main();
-            if let Scores::Detection { ap50, .. } = scores {
-                measured.ap50 = Some(ap50);
+            if let Scores::Detection { coco, .. } = scores {
+                measured.ap50 = coco.ap50;
             }
         } else {
             measured.hits = top1_hits(graph, mode, self.validation, self.threads, progress)?;
