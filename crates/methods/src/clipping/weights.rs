@@ -3,14 +3,13 @@
 //! What enters: a layer, its moments, and a method's choice of scales. What leaves: the draft with rounded weights, these scales, and a
 //! bias without the mean error. It does not know how scales are chosen.
 
-use super::{Clip, aciq::mean_and_width, on_all, rounded};
+use super::{Clip, on_all, rounded};
 use crate::{
     Draft, Ground, Layer, MethodError, Walk,
     moments::{Group, Moments, Shape},
 };
 use fewbits_graph::{Granularity, QuantParams, Tensor};
 use fewbits_kernels::Threads;
-use fewbits_quant::ranges::Prior;
 
 /// The float weights of a layer, by the groups that share a scale: output channels, or all of them.
 #[derive(Debug)]
@@ -85,17 +84,6 @@ impl<'a> Weights<'a> {
         Rounded { rows, scale }
     }
 
-    /// The same codes with scales that give each group its deviation back: `ξ = ‖w − E w‖ / ‖ŵ − E ŵ‖`.
-    pub fn with_deviation(&self, rounded: Rounded) -> Rounded {
-        let Rounded { mut rows, mut scale } = rounded;
-        for (group, (new, scale)) in rows.chunks_mut(self.width().max(1)).zip(&mut scale).enumerate() {
-            let stretched = *scale * deviation_factor(self.group(group), new);
-            new.iter_mut().for_each(|w| *w = (*w / *scale).round_ties_even() * stretched);
-            *scale = stretched;
-        }
-        Rounded { rows, scale }
-    }
-
     /// What rounding `group` to each of `candidates` adds to the variance of the outputs, by these moments.
     pub fn output_errors(&self, moments: &[Group], group: usize, candidates: &[impl AsRef<[f32]>]) -> Vec<f64> {
         let (k, outputs) = (self.shape.inputs, self.shape.outputs);
@@ -131,13 +119,6 @@ impl<'a> Weights<'a> {
             draft.set_constant(name, Tensor::f32(&old.dims, new));
         }
     }
-}
-
-/// `ξ`; 1 where a deviation is zero.
-pub(super) fn deviation_factor(old: &[f32], new: &[f32]) -> f32 {
-    let deviation = |values| mean_and_width(values, Prior::Gauss).1;
-    let factor = (deviation(old) / deviation(new)) as f32;
-    if factor.is_normal() { factor } else { 1.0 }
 }
 
 fn difference(old: &[f32], new: &[f32]) -> Vec<f32> {
