@@ -9,7 +9,8 @@
 //! At four bits, from few samples: nothing is fitted to them but the bias. `--ranges aciq` clips activations by the same formula.
 //!
 //! # When it fails
-//! Deep networks without slack (MobileNetV2): more deviation is more noise too. Weights that look like neither distribution; at two and three bits a search over scales (`omse`, `seq-mse`) finds better ones.
+//! Weights that look like neither distribution; a search over scales (`omse`, `seq-mse`) finds better ones. In deep networks without slack
+//! (MobileNetV2) more deviation is more noise too.
 //!
 //! # Cost
 //! Two roundings of the weights; one pass over the samples for the biases.

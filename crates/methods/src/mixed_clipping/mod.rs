@@ -3,8 +3,8 @@
 //! # What it does
 //! Each layer's weights are rounded under every rule of [`CLIPS`], and the rule with the least error of the layer's *outputs* is kept:
 //! `Σ v G vᵀ` over its channels, `v = ŵ − w`, with the moments `G` of the inputs that the quantized network gives it, from samples that
-//! were held back. So a rule is judged by what the layer multiplies, and not by the weights alone. What
-//! clipping and rounding add to the mean of the outputs goes off the bias.
+//! were held back. So a rule is judged by what the layer multiplies, and not by the weights alone. What clipping and rounding add to the
+//! mean of the outputs goes off the bias.
 //!
 //! # When it helps
 //! Mixed precision: a rule that is right at eight bits (no clipping) is wrong at three, and layers differ in their distributions. It costs
