@@ -98,15 +98,16 @@ impl<'a> Weights<'a> {
         errors
     }
 
-    /// Puts `rounded` into the draft, and takes the mean that rounding adds to the outputs off the bias.
-    fn write(&self, ground: Ground<'_>, draft: &mut Draft, moments: &Moments, rounded: Rounded) {
+    /// The mean that rounding to `rows` adds to each output channel. Means that errors before the layer bring are left alone: behind Relus
+    /// they belong to noise in part, and taken off layer after layer they take the signal with them.
+    fn shifts(&self, moments: &Moments, rows: &[f32]) -> Vec<f64> {
         let (k, outputs) = (self.shape.inputs, self.shape.outputs);
-        let pairs = self.rows.chunks(k).zip(rounded.rows.chunks(k)).enumerate();
-        // Only what this layer's rounding adds: means that errors before it bring belong to noise behind Relus in part, and taken off layer
-        // after layer they take the signal with them.
-        let shift =
-            |(c, (old, new)): (usize, (&[f32], &[f32]))| moments.fit[c / outputs].mean_of(&difference(old, new));
-        let shifts: Vec<f64> = pairs.map(shift).collect();
+        let pairs = self.rows.chunks(k).zip(rows.chunks(k)).enumerate();
+        pairs.map(|(c, (old, new))| moments.fit[c / outputs].mean_of(&difference(old, new))).collect()
+    }
+
+    /// Puts `rounded` into the draft, and takes `shifts`, a number for each output channel, off the float bias.
+    pub fn write(&self, ground: Ground<'_>, draft: &mut Draft, rounded: Rounded, shifts: &[f64]) {
         let float = |name: &String| ground.float.constant(name);
         if let Some(old) = float(&self.layer.weight) {
             draft.set_constant(&self.layer.weight, self.shape.tensor(&old.dims, rounded.rows));
@@ -115,7 +116,7 @@ impl<'a> Weights<'a> {
         if let Some((name, old)) = self.layer.bias.as_ref().and_then(|name| Some((name, float(name)?)))
             && let Some(values) = old.as_f32().filter(|b| b.len() == shifts.len())
         {
-            let new = values.iter().zip(&shifts).map(|(b, shift)| (f64::from(*b) - shift) as f32).collect();
+            let new = values.iter().zip(shifts).map(|(b, shift)| (f64::from(*b) - shift) as f32).collect();
             draft.set_constant(name, Tensor::f32(&old.dims, new));
         }
     }
@@ -139,7 +140,8 @@ pub fn round_layers(
         let Some(moments) = Moments::of(walk, draft, layer)? else { continue };
         if let Some(weights) = Weights::of(walk.ground(), draft, layer, &moments.shape) {
             let rounded = round(&weights, &moments, layer);
-            weights.write(walk.ground(), draft, &moments, rounded);
+            let shifts = weights.shifts(&moments, &rounded.rows);
+            weights.write(walk.ground(), draft, rounded, &shifts);
         }
     }
     Ok(())
