@@ -3,7 +3,7 @@
 //! # What it does
 //! For `p` from 2 to 4 all weights get the scales of least `Σ |w − ŵ|^p`, and the loss is measured; a parabola through the losses says
 //! which `p` to begin with. From there one factor for each layer's scales is searched by Powell's method on the loss. With every change of
-//! scales the biases take off the mean that rounding adds, from statistics. The result is kept if the loss on other samples agrees.
+//! scales the mean that rounding adds to the outputs is taken off the biases, from statistics. The result is kept if the loss on other samples agrees.
 //!
 //! # When it helps
 //! At four bits and fewer, where layers' errors make up for each other or add up, which no layer knows alone.
@@ -95,7 +95,7 @@ pub fn tune<E>(
         tried.push((p.clamp(least, most), measured(&by_power(p.clamp(least, most)))?));
     }
     let best = tried.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
-    let Some((p, value)) = best else { return Ok(false) };
+    let (p, value) = best.unwrap_or((least, f64::INFINITY));
     let start = by_power(p);
     let scaled = |logarithms: &[f64]| -> Vec<Vec<f32>> {
         let factors = logarithms.iter().map(|log| log.exp() as f32);

@@ -47,7 +47,7 @@ fn the_chosen_rule_has_the_least_output_error_of_all() {
         for other in CLIPS {
             let clips = weights.clips(other, &threads);
             let scale = (0..).zip(&clips).map(|(g, c)| weights.scale(g, *c)).collect();
-            let rounded = weights.with_deviation(weights.rounded(scale));
+            let rounded = weights.rounded(scale);
             assert!(error(&best) <= error(&rounded) * (1.0 + 1e-4), "{clip} and not {other}");
         }
         best
