@@ -64,7 +64,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// Takes `quantized` through the steps of `settings`.
+/// Takes `quantized` through the steps of `settings`. The time budget counts from `begun`.
 ///
 /// # Errors
 /// Errors of the data, the network and the methods.
@@ -75,12 +75,14 @@ pub fn refine(
     settings: &Settings,
     threads: usize,
     progress: &dyn Progress,
+    begun: Instant,
 ) -> Result<Quantized, Error> {
-    let stages = stages(settings);
+    let exploring = settings.methods == Methods::Auto;
+    let deadline = begun.checked_add(settings.time_budget).filter(|_| exploring);
+    let stages = stages(settings, deadline);
     if stages.is_empty() {
         return Ok(quantized);
     }
-    let begun = Instant::now();
     let (seen, held) = split(source, Model::fixed_batch(&quantized.float).unwrap_or(1));
     let references = float_outputs(&quantized.float, &held, threads, progress)?;
     let closeness =
@@ -103,9 +105,8 @@ pub fn refine(
             (start.clone(), start, Mark { settings: described, best_db, ..Mark::default() })
         }
     };
-    let exploring = settings.methods == Methods::Auto;
     for stage in stages.iter().skip(mark.done.len()) {
-        if exploring && begun.elapsed() > settings.time_budget {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             break;
         }
         let stage_begun = Instant::now();
@@ -117,7 +118,7 @@ pub fn refine(
                 for _ in 0..mark.blocks {
                     walk.advance(&next)?;
                 }
-                walk_through(&mut walk, &mut next, &methods, progress, |blocks, next| {
+                walk_through(&mut walk, &mut next, &methods, deadline, progress, |blocks, next| {
                     mark.blocks = blocks;
                     partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
                 })?;

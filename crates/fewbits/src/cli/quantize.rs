@@ -78,7 +78,7 @@ pub struct PolicyArgs {
     /// What is done against the damage of rounding: auto, none, or a list of methods
     #[arg(long, default_value = "auto", value_name = "NAME[,NAME…]")]
     method: Methods,
-    /// When `--method auto` begins no further step, e.g. 90s or 10m
+    /// How long it may take with `--method auto`, e.g. 90s or 10m; a step under way then ends with what it has
     #[arg(long, default_value = "10m", value_parser = super::duration, value_name = "TIME")]
     time_budget: Duration,
 }

@@ -8,6 +8,7 @@ use fewbits_methods::{
     BlockMethod, aciq::Aciq, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp, lapq,
     mixed_clipping::MixedClipping, omse::Omse, qdrop::QDrop, reconstruction, seq_mse::SeqMse, zero_point,
 };
+use std::time::Instant;
 
 /// What is done at once and measured.
 pub enum Stage {
@@ -28,8 +29,12 @@ pub enum ByOutputs {
 }
 
 impl Stage {
+<<<<<<< HEAD
     /// The stage of `method`; `None` if it is none of its own.
     pub fn of(method: Method, settings: &Settings) -> Option<Stage> {
+=======
+    fn of(method: Method, settings: &Settings, deadline: Option<Instant>) -> Option<Stage> {
+>>>>>>> h6
         let seed = settings.seed;
         let learned = |config: reconstruction::Config| reconstruction::Config { seed, ..config };
         let walked: Box<dyn BlockMethod> = match method {
@@ -42,9 +47,14 @@ impl Stage {
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
             Method::QDrop => Box::new(QDrop { config: learned(QDrop::default().config) }),
             Method::BnTune => Box::new(BnTune::default()),
+<<<<<<< HEAD
             Method::Lapq => return Some(Stage::Outputs(ByOutputs::Lapq(lapq::Config::default()))),
             Method::ZeroPoint => return Some(Stage::Outputs(ByOutputs::ZeroPoint(zero_point::Config::default()))),
             Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, ..e2e_qp::Config::default() })),
+=======
+            Method::ZeroPoint => return Some(Stage::Grids(zero_point::Config { deadline, ..Default::default() })),
+            Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, deadline, ..Default::default() })),
+>>>>>>> h6
             Method::ZeroqData | Method::Equalize | Method::BiasCorrection => return None,
         };
         Some(Stage::Walk(vec![walked]))
@@ -69,8 +79,8 @@ impl Stage {
     }
 }
 
-/// The stages, one after the other. Neighbours that walk share a walk where they are asked for; by default each is measured.
-pub fn stages(settings: &Settings) -> Vec<Stage> {
+/// The stages, one after the other, which stop at `deadline`. Neighbours that walk share a walk where they are asked for; by default each is measured.
+pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
     let explores = settings.methods.explores(&settings.policy);
     let chosen: Vec<Method> = match &settings.methods {
         Methods::Auto if !explores => vec![],
@@ -79,7 +89,7 @@ pub fn stages(settings: &Settings) -> Vec<Stage> {
         Methods::List(list) => list.clone(),
     };
     let mut stages: Vec<Stage> = Vec::new();
-    for stage in chosen.into_iter().filter_map(|method| Stage::of(method, settings)) {
+    for stage in chosen.into_iter().filter_map(|method| Stage::of(method, settings, deadline)) {
         match (stages.last_mut(), stage) {
             (Some(Stage::Walk(methods)), Stage::Walk(more)) if settings.methods != Methods::Auto => {
                 methods.extend(more)

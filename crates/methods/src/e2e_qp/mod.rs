@@ -13,7 +13,8 @@
 //! Networks that mix the images of a batch are left alone.
 //!
 //! # Cost
-//! Forward and back through the network for `steps · batch` samples, and its activations in memory for one batch.
+//! Forward and back through the network for `steps · batch` samples, and its activations in memory for one batch. Under a deadline there
+//! are as many steps as the first ones let expect, and what is learned until then stays.
 //!
 //! # Config
 //! [`Config`].
@@ -36,8 +37,19 @@ use fewbits_graph::{
 };
 use fewbits_kernels::Threads;
 use fewbits_quant::placement::Site;
+<<<<<<< HEAD
 use fewbits_train::optimizer::{Group, Moments, Optimizer, Rule};
 use std::{ops::Range, sync::Arc};
+=======
+use fewbits_train::{
+    loss::distillation,
+    optimizer::{Group, Moments, Optimizer, Rule},
+};
+use std::{ops::Range, sync::Arc, time::Instant};
+
+/// Steps whose time says how many there can be.
+const TIMED_STEPS: usize = 3;
+>>>>>>> h6
 
 /// How scales and biases are learned.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,11 +62,13 @@ pub struct Config {
     pub rate: f32,
     /// Start of the random numbers.
     pub seed: u64,
+    /// When learning is over, if the steps would take longer.
+    pub deadline: Option<Instant>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { steps: 200, batch: 8, rate: 1e-3, seed: 0 }
+        Config { steps: 200, batch: 8, rate: 1e-3, seed: 0, deadline: None }
     }
 }
 
@@ -76,15 +90,21 @@ pub fn tune(
     let targets = (0..samples.count()).map(|i| Ok(float.run(&read(samples, i)?)?));
     let targets = targets.collect::<Result<Vec<Vec<Tensor>>, MethodError>>()?;
     let weights = Weighting::of(&targets);
-    for step in 0..config.steps {
+    let (begun, mut step, mut steps) = (Instant::now(), 0, config.steps);
+    while step < steps && config.deadline.is_none_or(|deadline| Instant::now() < deadline) {
         let mut batch = Vec::new();
         for place in 0..tuner.batch {
             let inputs = varied(samples, config.seed, step * tuner.batch + place)?;
             let targets = float.run(&inputs)?;
             batch.push((inputs, targets));
         }
-        tuner.step(&batch, &weights, step, threads);
+        tuner.step(&batch, &weights, step as f32 / steps as f32, threads);
         progress.step();
+        step += 1;
+        if let (TIMED_STEPS, Some(deadline)) = (step, config.deadline) {
+            let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+            steps = steps.min(step + (left / begun.elapsed().as_secs_f64() * step as f64) as usize);
+        }
     }
     progress.end();
     tuner.finish(draft);
@@ -240,8 +260,8 @@ impl Tuner {
         }
     }
 
-    /// A step on samples with what the float network makes of them.
-    fn step(&mut self, batch: &[(Vec<Tensor>, Vec<Tensor>)], weights: &[Weighting], step: usize, threads: &Threads) {
+    /// A step on samples with what the float network makes of them, when a share `progress` of all steps is done.
+    fn step(&mut self, batch: &[(Vec<Tensor>, Vec<Tensor>)], weights: &[Weighting], progress: f32, threads: &Threads) {
         let joined = |tensors: &[&Tensor]| -> Vec<f32> {
             tensors.iter().flat_map(|t| t.as_f32().unwrap_or_default().iter().copied()).collect()
         };
@@ -267,7 +287,6 @@ impl Tuner {
         for (_, [leaf, own]) in &self.activations {
             gradients[*own] = self.start[*leaf] * self.gradients[*leaf];
         }
-        let progress = step as f32 / self.config.steps as f32;
         let rate = 0.5 * self.config.rate * (1.0 + (std::f32::consts::PI * progress).cos());
         self.optimizer.step(rate, &mut self.learned, &gradients);
         let factors = self.layers.iter().flat_map(|l| l.factors.clone());

@@ -6,7 +6,7 @@ fn clipped(network: &testing::Network, config: Config, threads: usize) -> (Draft
     let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
     let mut draft = network.draft.clone();
     let method = MixedClipping { config, ..MixedClipping::default() };
-    walk_through::<MethodError>(&mut walk, &mut draft, &[&method], &Silent, |_, _| Ok(())).unwrap();
+    walk_through::<MethodError>(&mut walk, &mut draft, &[&method], None, &Silent, |_, _| Ok(())).unwrap();
     (draft, method.choices())
 }
 

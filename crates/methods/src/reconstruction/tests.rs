@@ -15,7 +15,7 @@ fn learned(network: &Network, method: &dyn BlockMethod, threads: usize) -> Draft
     let threads = Threads::new(threads);
     let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
     let mut draft = network.draft.clone();
-    walk_through::<MethodError>(&mut walk, &mut draft, &[method], &Silent, |_, _| Ok(())).unwrap();
+    walk_through::<MethodError>(&mut walk, &mut draft, &[method], None, &Silent, |_, _| Ok(())).unwrap();
     draft
 }
 
