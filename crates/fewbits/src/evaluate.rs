@@ -8,7 +8,7 @@ use crate::{
 use fewbits_data::{
     Coco, Framing,
     detect::{Decoder, Found, Selection},
-    metrics::{CocoScores, Detection, TopK, coco_scores},
+    metrics::{CocoScores, Detection, TopK, coco_scores, top1},
 };
 use fewbits_graph::{Graph, Tensor, exec::Mode};
 use serde::Serialize;
@@ -102,6 +102,26 @@ pub fn evaluate_boxes(
     scores
 }
 
+/// Whether each sample of `source` has its label as the highest score.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn top1_hits(
+    graph: &Graph,
+    mode: Mode<'_>,
+    source: &Source<'_>,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<bool>, Error> {
+    let mut hits = vec![];
+    progress.begin("evaluating", source.indices.len().div_ceil(Model::fixed_batch(graph).unwrap_or(1)));
+    outputs(graph, mode, source, threads, progress, |seen| {
+        each(&seen, source, |row, label| hits.push(top1(row) == label))
+    })?;
+    progress.end();
+    Ok(hits)
+}
+
 fn classification(
     graph: &Graph,
     mode: Mode<'_>,
@@ -116,17 +136,18 @@ fn classification(
         });
     }
     let mut top = TopK::default();
-    outputs(graph, mode, source, threads, progress, |seen| count(&mut top, &seen, source))?;
+    outputs(graph, mode, source, threads, progress, |seen| each(&seen, source, |row, label| top.add(row, label)))?;
     Ok(Scores::Classification { top1: top.top1_percent(), top5: top.top5_percent(), samples: top.samples })
 }
 
-fn count(top: &mut TopK, seen: &Seen, source: &Source<'_>) -> Result<(), Error> {
+/// Shows the scores of each sample of a chunk, and its label.
+fn each(seen: &Seen, source: &Source<'_>, mut look: impl FnMut(&[f32], usize)) -> Result<(), Error> {
     let scores = scores_of(&seen.outputs)?;
     let classes = scores.len() / seen.outputs[0].dims.first().copied().unwrap_or(1).max(1);
     for ((row, label), index) in scores.chunks(classes.max(1)).zip(&seen.batch.labels).zip(&seen.batch.indices) {
         let name = || source.dataset.name(*index);
         match *label {
-            Some(label) if label < classes => top.add(row, label),
+            Some(label) if label < classes => look(row, label),
             Some(label) => {
                 return Err(Error::Usage {
                     what: format!("`{}` has class {label}, the network has {classes} classes", name().display()),

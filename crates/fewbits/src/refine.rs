@@ -14,7 +14,7 @@ use crate::{
 use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
 use fewbits_kernels::Threads;
 use fewbits_methods::{
-    BlockMethod, Draft, Ground, Samples, Walk, e2e_qp, layers,
+    BlockMethod, Draft, Ground, Samples, Walk, e2e_qp, lapq, layers,
     walk::walk_through,
     zero_point::{self, Half},
 };
@@ -27,7 +27,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stage::{Stage, stages};
+pub(crate) use stage::Stage;
+use stage::{ByOutputs, stages};
 
 /// Of how many samples one is held back for measuring.
 const HELD_BACK: usize = 8;
@@ -47,6 +48,9 @@ pub struct Step {
     pub after_db: f64,
     /// Whether its result was taken.
     pub kept: bool,
+    /// What its methods decided, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<String>,
     /// How long it took.
     #[serde(skip)]
     pub time: Duration,
@@ -119,7 +123,7 @@ pub fn refine(
                     partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
                 })?;
             }
-            Stage::Grids(config) => {
+            Stage::Outputs(method) => {
                 // A quarter of the samples decides, an eighth more has to agree.
                 let [decide, agree] = [4, 8].map(|share| seen.indices.len().div_ceil(share));
                 let sides = [0..decide, decide..decide + agree].map(|part| -> Result<_, Error> {
@@ -135,7 +139,14 @@ pub fn refine(
                     let db = output_sqnr(&draft.graph, mode, source, references, threads, &Silent)?;
                     Ok::<f64, Error>(10f64.powf(-0.1 * db))
                 };
-                zero_point::adjust(ground, &mut next, config, &loss, progress)?;
+                match method {
+                    ByOutputs::Lapq(config) => {
+                        lapq::tune(ground, &mut next, config, &pool, &loss, progress)?;
+                    }
+                    ByOutputs::ZeroPoint(config) => {
+                        zero_point::adjust(ground, &mut next, config, &loss, progress)?;
+                    }
+                }
             }
             Stage::Whole(config) => {
                 e2e_qp::tune(ground, &mut next, &runs, config, &pool, progress)?;
@@ -144,8 +155,14 @@ pub fn refine(
         guard_biases(&ground, &mut next);
         let (before_db, after_db) = (mark.best_db, closeness(&next)?);
         let kept = !exploring || after_db > before_db;
-        let step = Step { methods: stage.name(), before_db, after_db, kept, time: stage_begun.elapsed() };
-        stage.findings().iter().for_each(|found| progress.line(found));
+        let step = Step {
+            methods: stage.name(),
+            before_db,
+            after_db,
+            kept,
+            findings: stage.findings(),
+            time: stage_begun.elapsed(),
+        };
         progress.line(&format!("step {step}"));
         mark.done.push(step);
         if kept {

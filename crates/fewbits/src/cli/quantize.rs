@@ -188,7 +188,10 @@ fn text(summary: &Summary, quantized: &Quantized, path: &std::path::Path, args: 
         let chosen = if trial.rule == quantized.rule { "  <- chosen" } else { "" };
         lines.push(format!("ranges {:<18} {:6.2} dB{chosen}", trial.rule.to_string(), trial.sqnr_db));
     }
-    lines.extend(quantized.steps.iter().map(|step| format!("step {step}")));
+    for step in &quantized.steps {
+        lines.push(format!("step {step}"));
+        lines.extend(step.findings.iter().map(|found| format!("     {found}")));
+    }
     for layer in summary.layers.iter().filter(|l| l.runtime == "float") {
         lines.push(format!("float: {} ({}): {}", layer.name, layer.op, layer.reason));
     }

@@ -5,7 +5,7 @@ use crate::{
     quantize::Settings,
 };
 use fewbits_methods::{
-    BlockMethod, aciq::Aciq, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp,
+    BlockMethod, aciq::Aciq, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp, lapq,
     mixed_clipping::MixedClipping, omse::Omse, qdrop::QDrop, reconstruction, seq_mse::SeqMse, zero_point,
 };
 use std::time::Instant;
@@ -14,14 +14,27 @@ use std::time::Instant;
 pub enum Stage {
     /// Methods that share a walk.
     Walk(Vec<Box<dyn BlockMethod>>),
-    /// Grids of activations.
-    Grids(zero_point::Config),
+    /// What is judged by the outputs of the whole network.
+    Outputs(ByOutputs),
     /// The whole network.
     Whole(e2e_qp::Config),
 }
 
+/// A method that tries grids and measures the outputs.
+pub enum ByOutputs {
+    /// Scales of weights.
+    Lapq(lapq::Config),
+    /// Grids of activations.
+    ZeroPoint(zero_point::Config),
+}
+
 impl Stage {
+<<<<<<< HEAD
+    /// The stage of `method`; `None` if it is none of its own.
+    pub fn of(method: Method, settings: &Settings) -> Option<Stage> {
+=======
     fn of(method: Method, settings: &Settings, deadline: Option<Instant>) -> Option<Stage> {
+>>>>>>> h6
         let seed = settings.seed;
         let learned = |config: reconstruction::Config| reconstruction::Config { seed, ..config };
         let walked: Box<dyn BlockMethod> = match method {
@@ -34,8 +47,14 @@ impl Stage {
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
             Method::QDrop => Box::new(QDrop { config: learned(QDrop::default().config) }),
             Method::BnTune => Box::new(BnTune::default()),
+<<<<<<< HEAD
+            Method::Lapq => return Some(Stage::Outputs(ByOutputs::Lapq(lapq::Config::default()))),
+            Method::ZeroPoint => return Some(Stage::Outputs(ByOutputs::ZeroPoint(zero_point::Config::default()))),
+            Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, ..e2e_qp::Config::default() })),
+=======
             Method::ZeroPoint => return Some(Stage::Grids(zero_point::Config { deadline, ..Default::default() })),
             Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, deadline, ..Default::default() })),
+>>>>>>> h6
             Method::ZeroqData | Method::Equalize | Method::BiasCorrection => return None,
         };
         Some(Stage::Walk(vec![walked]))
@@ -45,7 +64,7 @@ impl Stage {
     pub fn findings(&self) -> Vec<String> {
         match self {
             Stage::Walk(methods) => methods.iter().flat_map(|m| m.findings()).collect(),
-            Stage::Grids(_) | Stage::Whole(_) => vec![],
+            Stage::Outputs(_) | Stage::Whole(_) => vec![],
         }
     }
 
@@ -53,7 +72,8 @@ impl Stage {
     pub fn name(&self) -> String {
         match self {
             Stage::Walk(methods) => methods.iter().map(|m| m.name()).collect::<Vec<_>>().join(", "),
-            Stage::Grids(_) => Method::ZeroPoint.to_string(),
+            Stage::Outputs(ByOutputs::Lapq(_)) => Method::Lapq.to_string(),
+            Stage::Outputs(ByOutputs::ZeroPoint(_)) => Method::ZeroPoint.to_string(),
             Stage::Whole(_) => Method::E2eQp.to_string(),
         }
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{clipping::aciq::mean_and_width, progress::Silent, testing, walk::walk_through};
+use crate::{progress::Silent, testing, walk::walk_through};
 use fewbits_kernels::Threads;
 
 #[test]
@@ -30,4 +30,11 @@ fn channels_keep_their_deviation_and_their_weights_stay_codes() {
     let fresh = &testing::images(36, &network.shape)[24..];
     let (before, after) = (testing::damage(&network, &network.draft, fresh), testing::damage(&network, &draft, fresh));
     assert!(after < before, "{after} instead of {before}");
+}
+
+#[test]
+fn nothing_is_divided_by_a_deviation_of_zero() {
+    assert_eq!(deviation_factor(&[0.3, -0.1], &[0.0, 0.0]), 1.0);
+    assert_eq!(deviation_factor(&[0.3], &[0.3]), 1.0);
+    assert_eq!(deviation_factor(&[0.2, -0.2], &[0.1, -0.1]), 2.0);
 }

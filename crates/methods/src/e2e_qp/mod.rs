@@ -27,7 +27,7 @@
 //! Convolutional networks; symmetric scales; activations' scales and biases are learned too; the float network is the teacher.
 
 use crate::{
-    Draft, Ground, Layer, MethodError, Progress, Samples, layers,
+    Draft, Ground, Layer, MethodError, Progress, Samples, Weighting, layers,
     reconstruction::{Rounding, pick},
 };
 use fewbits_graph::{
@@ -37,6 +37,10 @@ use fewbits_graph::{
 };
 use fewbits_kernels::Threads;
 use fewbits_quant::placement::Site;
+<<<<<<< HEAD
+use fewbits_train::optimizer::{Group, Moments, Optimizer, Rule};
+use std::{ops::Range, sync::Arc};
+=======
 use fewbits_train::{
     loss::distillation,
     optimizer::{Group, Moments, Optimizer, Rule},
@@ -45,6 +49,7 @@ use std::{ops::Range, sync::Arc, time::Instant};
 
 /// Steps whose time says how many there can be.
 const TIMED_STEPS: usize = 3;
+>>>>>>> h6
 
 /// How scales and biases are learned.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,64 +132,6 @@ fn varied(samples: &dyn Samples, seed: u64, number: usize) -> Result<Vec<Tensor>
         *own = Tensor::f32(&own.dims, mixed);
     }
     Ok(own)
-}
-
-/// How differences of an output count.
-enum Weighting {
-    /// As log-probabilities of so many classes.
-    Classes(usize),
-    /// Squares, each times one over the variance of its channel: factors, and elements between two channels.
-    Channels(Vec<f32>, usize),
-}
-
-impl Weighting {
-    fn of(targets: &[Vec<Tensor>]) -> Vec<Weighting> {
-        let outputs = targets.first().map_or(0, Vec::len);
-        (0..outputs).map(|o| Self::of_output(targets, o)).collect()
-    }
-
-    fn of_output(targets: &[Vec<Tensor>], output: usize) -> Weighting {
-        let dims = &targets[0][output].dims;
-        let (channels, inner) = match dims[..] {
-            [_, classes] if classes > 1 => return Weighting::Classes(classes),
-            [_, channels, ref rest @ ..] if rest.len() >= 2 => (channels, rest.iter().product()),
-            [.., last] => (last, 1),
-            [] => (1, 1),
-        };
-        let mut sums = vec![[0f64; 3]; channels];
-        for target in targets {
-            for (i, x) in target[output].as_f32().into_iter().flatten().enumerate() {
-                let sum = &mut sums[i / inner % channels];
-                *sum = [sum[0] + 1.0, sum[1] + f64::from(*x), sum[2] + f64::from(*x).powi(2)];
-            }
-        }
-        let factor = |[count, sum, squares]: [f64; 3]| {
-            let variance = (squares - sum * sum / count.max(1.0)) / count.max(1.0);
-            if variance > 1e-12 * squares { (1.0 / variance) as f32 } else { 0.0 }
-        };
-        Weighting::Channels(sums.into_iter().map(factor).collect(), inner)
-    }
-
-    /// Gradient of the loss with respect to `output`, for `samples` samples.
-    fn gradient(&self, output: &[f32], target: &[f32], samples: usize) -> Vec<f32> {
-        let mut gradient = vec![0.0; output.len()];
-        match self {
-            Weighting::Classes(classes) => {
-                // An output that is not finite has no direction to go.
-                let rows = output.len() / classes;
-                if distillation(output, target, rows, 1.0, 1.0, &mut gradient).is_err() {
-                    gradient.fill(0.0);
-                }
-            }
-            Weighting::Channels(factors, inner) => {
-                let scale = 2.0 * samples as f32 / output.len() as f32 / samples as f32;
-                for (i, ((g, a), b)) in gradient.iter_mut().zip(output).zip(target).enumerate() {
-                    *g = scale * factors[i / inner % factors.len()] * (a - b);
-                }
-            }
-        }
-        gradient
-    }
 }
 
 /// The weight of a layer, whose scales are learned as factors of what they were.
@@ -324,8 +271,7 @@ impl Tuner {
         let inputs: Vec<Vec<f32>> = (0..batch[0].0.len()).map(all).collect();
         let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
         self.tape.forward(&mut self.leaves, &inputs, threads);
-        let gradient =
-            |(o, weighting): (usize, &Weighting)| weighting.gradient(self.tape.output(o), &wanted(o), batch.len());
+        let gradient = |(o, weighting): (usize, &Weighting)| weighting.gradient(self.tape.output(o), &wanted(o));
         let outputs: Vec<Vec<f32>> = weights.iter().enumerate().map(gradient).collect();
         let outputs: Vec<&[f32]> = outputs.iter().map(Vec::as_slice).collect();
         self.tape.backward(&self.leaves, &inputs, &outputs, &mut self.gradients, threads);

@@ -40,7 +40,7 @@ fn random_pairs(seed: u64, weights: usize, limits: usize, decades: f64) -> Probl
         terms[1].push(Term { item: weight, other: Some(other), cost });
     }
     let choice: Vec<usize> = items.iter().map(|item| random.below(item.widths.len() as u64) as usize).collect();
-    let limit = |terms| Limit { budget: Budget::Size(0), most: 0, terms };
+    let limit = |terms| Limit { budget: Budget::Size(0), most: 0, unit: 1.0, rest: 0, terms };
     let limits: Vec<Limit> = terms.into_iter().rev().take(limits).map(limit).collect();
     let mut problem = Problem { items, limits };
     let most: Vec<u64> = (0..problem.limits.len()).map(|l| problem.cost(l, &choice)).collect();

@@ -22,6 +22,7 @@ pub struct Shape {
 
 impl Shape {
     /// How many parameters there are.
+    #[cfg(test)]
     pub fn len(self) -> usize {
         self.ranges()[5].end
     }
