@@ -29,12 +29,8 @@ pub enum ByOutputs {
 }
 
 impl Stage {
-<<<<<<< HEAD
-    /// The stage of `method`; `None` if it is none of its own.
-    pub fn of(method: Method, settings: &Settings) -> Option<Stage> {
-=======
-    fn of(method: Method, settings: &Settings, deadline: Option<Instant>) -> Option<Stage> {
->>>>>>> h6
+    /// The stage of `method`, to be over by `deadline`; `None` if it is none of its own.
+    pub fn of(method: Method, settings: &Settings, deadline: Option<Instant>) -> Option<Stage> {
         let seed = settings.seed;
         let learned = |config: reconstruction::Config| reconstruction::Config { seed, ..config };
         let walked: Box<dyn BlockMethod> = match method {
@@ -47,14 +43,12 @@ impl Stage {
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
             Method::QDrop => Box::new(QDrop { config: learned(QDrop::default().config) }),
             Method::BnTune => Box::new(BnTune::default()),
-<<<<<<< HEAD
             Method::Lapq => return Some(Stage::Outputs(ByOutputs::Lapq(lapq::Config::default()))),
-            Method::ZeroPoint => return Some(Stage::Outputs(ByOutputs::ZeroPoint(zero_point::Config::default()))),
-            Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, ..e2e_qp::Config::default() })),
-=======
-            Method::ZeroPoint => return Some(Stage::Grids(zero_point::Config { deadline, ..Default::default() })),
+            Method::ZeroPoint => {
+                let config = zero_point::Config { deadline, ..zero_point::Config::default() };
+                return Some(Stage::Outputs(ByOutputs::ZeroPoint(config)));
+            }
             Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, deadline, ..Default::default() })),
->>>>>>> h6
             Method::ZeroqData | Method::Equalize | Method::BiasCorrection => return None,
         };
         Some(Stage::Walk(vec![walked]))

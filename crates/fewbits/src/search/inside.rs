@@ -35,7 +35,7 @@ pub fn rounded(
     let Rounder { ground, first, settings, samples, threads } = *rounder;
     let mut prepared = Prepared::new();
     for &bits in widths {
-        let Some(Stage::Walk(methods)) = Stage::of(method, settings) else {
+        let Some(Stage::Walk(methods)) = Stage::of(method, settings, None) else {
             return Err(Error::Usage {
                 what: format!("`{method}` does not round weights layer by layer"),
                 hint: "search with mixed-clipping, comq, seq-mse, adaround or brecq inside".into(),
@@ -47,7 +47,7 @@ pub fn rounded(
         let weights = calibrate::weights(ground.float, ground.placement, &policy)?;
         calibrate::add_weights(ground.float, ground.placement, &weights, &mut draft.grids);
         let mut walk = Walk::new(ground, samples, MEMORY, threads)?;
-        walk_through(&mut walk, &mut draft, &methods, progress, |_, _| Ok::<_, Error>(()))?;
+        walk_through(&mut walk, &mut draft, &methods, None, progress, |_, _| Ok::<_, Error>(()))?;
         for layer in layers(ground.float, ground.placement) {
             let names = [Some(&layer.weight), layer.bias.as_ref()].into_iter().flatten();
             let constants = names.filter_map(|name| Some((name.clone(), draft.graph.constant(name)?.clone())));

@@ -37,19 +37,11 @@ use fewbits_graph::{
 };
 use fewbits_kernels::Threads;
 use fewbits_quant::placement::Site;
-<<<<<<< HEAD
 use fewbits_train::optimizer::{Group, Moments, Optimizer, Rule};
-use std::{ops::Range, sync::Arc};
-=======
-use fewbits_train::{
-    loss::distillation,
-    optimizer::{Group, Moments, Optimizer, Rule},
-};
 use std::{ops::Range, sync::Arc, time::Instant};
 
 /// Steps whose time says how many there can be.
 const TIMED_STEPS: usize = 3;
->>>>>>> h6
 
 /// How scales and biases are learned.
 #[derive(Clone, Debug, PartialEq)]
