@@ -38,7 +38,11 @@ use fewbits_graph::{
 use fewbits_kernels::Threads;
 use fewbits_quant::placement::Site;
 use fewbits_train::optimizer::{Group, Moments, Optimizer, Rule};
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 /// Steps whose time says how many there can be.
 const TIMED_STEPS: usize = 3;
@@ -85,8 +89,13 @@ pub fn tune(
     let (begun, mut step, mut steps) = (Instant::now(), 0, config.steps);
     while step < steps && config.deadline.is_none_or(|deadline| Instant::now() < deadline) {
         let mut batch = Vec::new();
-        for place in 0..tuner.batch {
-            let inputs = varied(samples, config.seed, step * tuner.batch + place)?;
+        // Images are decoded side by side.
+        let slots: Vec<OnceLock<_>> = (0..tuner.batch).map(|_| OnceLock::new()).collect();
+        threads.run(tuner.batch, |place| {
+            slots[place].get_or_init(|| varied(samples, config.seed, step * tuner.batch + place));
+        });
+        for slot in slots {
+            let inputs = slot.into_inner().expect("every slot was filled")?;
             let targets = float.run(&inputs)?;
             batch.push((inputs, targets));
         }
