@@ -207,13 +207,16 @@ fn detection(
     Ok(Scores::Detection { coco, selection, samples: source.indices.len() })
 }
 
-/// The boxes of each image by its number, and how they were chosen.
+/// Boxes of each image by its number.
+type Images = Vec<(usize, Vec<Found>)>;
+
+/// The boxes of some images, and how they were chosen.
 fn boxes(
     graph: &Graph,
     source: &Source<'_>,
     seen: &Seen,
     chosen: Boxes,
-) -> Result<(Selection, Vec<(usize, Vec<Found>)>), Error> {
+) -> Result<(Selection, Images), Error> {
     let input = match seen.batch.shape[..] {
         [_, _, h, w] => (h, w),
         _ => (0, 0),
