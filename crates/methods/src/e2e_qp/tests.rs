@@ -18,6 +18,10 @@ fn the_outputs_come_closer_whatever_the_number_of_threads() {
         assert!(tune(network.ground(), &mut draft, &samples, &config, &Threads::new(threads), &Silent).unwrap());
         draft
     };
+    let late = Config { deadline: Some(Instant::now()), ..config.clone() };
+    let mut untouched = start.clone();
+    tune(network.ground(), &mut untouched, &samples, &late, &Threads::new(1), &Silent).unwrap();
+    assert_eq!(untouched, start);
     let draft = tuned(1);
     assert_eq!(draft, tuned(3));
     let fresh = &testing::images(60, &network.shape)[48..];
