@@ -11,7 +11,8 @@ fn item(widths: &[u8]) -> Item {
     Item { name: String::new(), kind: Kind::Weight, widths: widths.to_vec(), damage: vec![0.0; widths.len()] }
 }
 
-/// Enough seeds that chance alone does not pass: of these problems, random search solves one in five.
+/// Of the damage that the best choice avoids. Random search needs 282 trials for the first of these problems, and 300 are too few
+/// for the others.
 #[test]
 fn reaches_98_percent_of_the_optimum_within_300_episodes() {
     for seed in 0..3 {
@@ -68,10 +69,13 @@ fn items_are_narrowed_from_the_last_to_the_first_over_and_over() {
         enforce(&problem(vec![limit(most, &[0, 1, 2, 3])]), &mut choices);
         assert_eq!(choices, expected, "{most}");
     }
-    // What an exceeded budget does not depend on is left alone.
+    // What no exceeded budget depends on is left alone, also once a budget is kept.
     let mut choices = vec![2; 4];
     enforce(&problem(vec![limit(99, &[3]), limit(5, &[0, 2]), limit(99, &[1])]), &mut choices);
     assert_eq!(choices, [1, 2, 0, 2]);
+    let mut choices = vec![2; 4];
+    enforce(&problem(vec![limit(7, &[1, 3]), limit(6, &[0, 2])]), &mut choices);
+    assert_eq!(choices, [1, 2, 1, 1]);
 }
 
 #[test]
