@@ -61,10 +61,10 @@ fn item(index: usize, kind: Kind, damage: Vec<f64>) -> Item {
     Item { name: format!("{kind:?} {index}"), kind, widths: WIDTHS.to_vec(), damage }
 }
 
-/// What part of the damage that the best choice avoids is avoided: 0 with the fewest bits everywhere, the worst assignment that
+/// From a damage to the part of what the best choice avoids that is avoided: 0 with the fewest bits everywhere, the worst assignment that
 /// fits, and 1 at the optimum of a separable problem.
-pub fn share_of_optimum(problem: &Problem, damage: f64) -> f64 {
+pub fn share_of_optimum(problem: &Problem) -> impl Fn(f64) -> f64 {
     let worst = problem.damage(&vec![0; problem.items.len()]);
     let optimum = problem.damage(&crate::allocate::knapsack(problem).unwrap());
-    (worst - damage) / (worst - optimum)
+    move |damage| (worst - damage) / (worst - optimum)
 }
