@@ -207,13 +207,11 @@ fn detection(
     Ok(Scores::Detection { coco, selection, samples: source.indices.len() })
 }
 
-/// The boxes of each image by its number, and how they were chosen.
-fn boxes(
-    graph: &Graph,
-    source: &Source<'_>,
-    seen: &Seen,
-    chosen: Boxes,
-) -> Result<(Selection, Vec<(usize, Vec<Found>)>), Error> {
+/// Boxes of images by their numbers.
+type ByImage = Vec<(usize, Vec<Found>)>;
+
+/// The boxes of each image, and how they were chosen.
+fn boxes(graph: &Graph, source: &Source<'_>, seen: &Seen, chosen: Boxes) -> Result<(Selection, ByImage), Error> {
     let input = match seen.batch.shape[..] {
         [_, _, h, w] => (h, w),
         _ => (0, 0),

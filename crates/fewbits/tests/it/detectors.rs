@@ -6,7 +6,7 @@ use fewbits::{
     stream::Source,
 };
 use fewbits_data::{Dataset, OpenOptions, Preprocess, Resize, detect::Decoder};
-use fewbits_graph::{DType, Dim, Graph, Node, Op, Tensor, ValueInfo, exec::Mode, op::Attrs};
+use fewbits_graph::{Attrs, DType, Dim, Graph, Node, Op, Tensor, ValueInfo, exec::Mode};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// A network that sees one box in every image, in the form of YOLOX: from 8 to 16 in both directions, in an input of 32×32, with a score of

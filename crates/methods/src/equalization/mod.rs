@@ -19,7 +19,7 @@
 //! # When it fails
 //! Behind other functions that do not scale, and where something else than a layer reads: these are left alone. SiLU has a way of
 //! its own, [`silu_patches`]. In front of Clip, a channel that no sample drove is left alone; one that samples drove less than
-//! other images do is clipped, from [`MARGIN`] times the largest value seen.
+//! other images do is clipped, from 1.25 times the largest value seen.
 //!
 //! # Cost
 //! Channel extremes of a few samples; one multiplication per weight.

@@ -28,7 +28,13 @@ pub fn network(seed: u64, layers: usize) -> (Problem, Vec<Features>) {
         (channels, side) = (out_channels, side / stride);
     }
     let weights: usize = features.iter().map(|f| f.weights).sum();
-    (Problem { items, limits: vec![Limit { budget: Budget::AvgBits(4.0), most: 4 * weights as u64, terms }] }, features)
+    (
+        Problem {
+            items,
+            limits: vec![Limit { budget: Budget::AvgBits(4.0), most: 4 * weights as u64, unit: 1.0, rest: 0, terms }],
+        },
+        features,
+    )
 }
 
 /// Weights and inputs in turn under two budgets: bits of weights, and products of both. The first two are pinned.
@@ -52,7 +58,7 @@ pub fn two_budgets(seed: u64, layers: usize) -> (Problem, Vec<Features>) {
     };
     let products: Vec<Term> = terms.iter().map(product).collect();
     let most = products.iter().map(|term| term.cost[WIDTHS.len() * WIDTHS.len() - 1]).sum::<u64>() / 3;
-    problem.limits.push(Limit { budget: Budget::Bops(most as f64), most, terms: products });
+    problem.limits.push(Limit { budget: Budget::Bops(most as f64), most, unit: 1.0, rest: 0, terms: products });
     let features = features.iter().flat_map(|&f| [f, f]).collect();
     (problem, features)
 }

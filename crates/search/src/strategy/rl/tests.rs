@@ -63,6 +63,8 @@ fn items_are_narrowed_from_the_last_to_the_first_over_and_over() {
     let limit = |most: u64, items: &[usize]| Limit {
         budget: Budget::Size(most),
         most,
+        unit: 1.0,
+        rest: 0,
         terms: items.iter().map(|&i| term(i)).collect(),
     };
     let problem = |limits: Vec<Limit>| Problem { items: vec![item(&[2, 3, 4]); 4], limits };
