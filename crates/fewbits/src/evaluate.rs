@@ -207,16 +207,11 @@ fn detection(
     Ok(Scores::Detection { coco, selection, samples: source.indices.len() })
 }
 
-/// Boxes of each image by its number.
-type Images = Vec<(usize, Vec<Found>)>;
+/// Boxes of images by their numbers.
+type ByImage = Vec<(usize, Vec<Found>)>;
 
-/// The boxes of some images, and how they were chosen.
-fn boxes(
-    graph: &Graph,
-    source: &Source<'_>,
-    seen: &Seen,
-    chosen: Boxes,
-) -> Result<(Selection, Images), Error> {
+/// The boxes of each image, and how they were chosen.
+fn boxes(graph: &Graph, source: &Source<'_>, seen: &Seen, chosen: Boxes) -> Result<(Selection, ByImage), Error> {
     let input = match seen.batch.shape[..] {
         [_, _, h, w] => (h, w),
         _ => (0, 0),

@@ -224,10 +224,10 @@ fn explore(trials: &mut Trials<'_, '_>, ground: Ground<'_>, search: &Settings, s
         return Ok(());
     }
     let alike = search.widths.iter().rev().map(|&bits| problem.uniform(bits)).find(|choices| problem.fits(choices));
-    let alike = alike.map(|choices| trials.keep(&choices)).transpose()?;
+    let damage = alike.as_ref().map(|choices| trials.keep(choices)).transpose()?;
     // Rewards of about 1.
-    let scale = alike.map_or(1.0, |damage| 1.0 / damage.max(1e-6));
-    let start = if search.cold_start { vec![] } else { vec![exact(problem)?] };
+    let scale = damage.map_or(1.0, |damage| 1.0 / damage.max(1e-6));
+    let start = if search.cold_start { vec![] } else { alike.into_iter().chain([exact(problem)?]).collect() };
     let settings = sampling::Settings { evaluations: search.evaluations, seed, start };
     match search.strategy {
         Strategy::Rl => {

@@ -90,3 +90,38 @@ impl Weighting {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn curvature_is_the_root_of_the_second_differences() {
+        let target = [0.3f32, -1.2, 2.0, 0.7, 1.5, -0.4, 0.1, 0.9];
+        let count = target.len();
+        let of_channels = Weighting::of(&[vec![Tensor::f32(&[1, 2, 2, 2], target.to_vec())]]).remove(0);
+        for weighting in [Weighting::Classes(4), of_channels] {
+            // Column i of B: the sign of element i alone is not 0.
+            let column = |i: usize| {
+                let mut next = 0;
+                weighting.curvature(&target, || {
+                    next += 1;
+                    if next == i + 1 { 1.0 } else { 0.0 }
+                })
+            };
+            let root: Vec<Vec<f32>> = (0..count).map(column).collect();
+            for i in 0..count {
+                let ends = [0.01f32, -0.01].map(|step| {
+                    let mut moved = target;
+                    moved[i] += step;
+                    weighting.gradient(&moved, &target)
+                });
+                for j in 0..count {
+                    let expected = (ends[0][j] - ends[1][j]) / 0.02;
+                    let found: f32 = root.iter().map(|column| column[i] * column[j]).sum();
+                    assert!((found - expected).abs() < 1e-4, "{weighting:?} {i} {j}: {found}, expected {expected}");
+                }
+            }
+        }
+    }
+}

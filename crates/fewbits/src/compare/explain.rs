@@ -84,13 +84,12 @@ pub(super) fn explanations(evidence: &Evidence<'_>) -> Vec<Explanation> {
 impl Evidence<'_> {
     fn of(&self, tensor: &TensorDifference) -> Vec<Explanation> {
         let nodes = self.nodes_behind(&tensor.name);
-        let mut found: Vec<(Cause, String)> = self.inherited(tensor, &nodes).into_iter().collect();
-        if tensor.noise_added > 0.0 {
-            let made = self.made_here(tensor, &nodes);
-            let unexplained = made.is_empty() && found.is_empty();
-            found.extend(made);
-            found.extend(unexplained.then(|| self.unlike(&nodes)));
-        }
+        let made = self.made_here(tensor, &nodes);
+        let unexplained = made.is_empty() && tensor.noise_added >= NAMED * noise(tensor.sqnr_db);
+        let found: Vec<(Cause, String)> = match unexplained {
+            true => vec![self.unlike(&nodes)],
+            false => self.inherited(tensor, &nodes).into_iter().chain(made).collect(),
+        };
         let explanation = |(cause, message)| Explanation { tensor: tensor.name.clone(), cause, message };
         found.into_iter().map(explanation).collect()
     }
@@ -134,6 +133,9 @@ impl Evidence<'_> {
     fn made_here(&self, tensor: &TensorDifference, nodes: &[&Node]) -> Vec<(Cause, String)> {
         let least = NAMED * tensor.noise_added;
         let mut found = Vec::new();
+        if tensor.noise_added <= 0.0 {
+            return found;
+        }
         for name in std::iter::once(tensor.name.as_str()).chain(nodes.iter().flat_map(|node| node.present_inputs())) {
             let what = if name == tensor.name { "its values".into() } else { format!("its input `{name}`") };
             // Inputs that were measured have had their noise counted.
@@ -150,9 +152,11 @@ impl Evidence<'_> {
             };
             let weight = self.graphs[1].constant(name).and_then(|t| Some((t.as_f32()?, &t.dims)));
             let values = weight.and_then(|(values, dims)| OnGrid::of(values, dims, channel_axis, params));
-            if let Some(values) = values {
-                // A file holds weights that are rounded already.
-                let rounding = values.expected_rounding().max(values.rounding());
+            let power = |name: &str| self.on_grids.get(name).map(OnGrid::power);
+            if let Some(values) = values
+                && let (Some(input), Some(output)) = (power(&node.inputs[0]), power(&tensor.name))
+            {
+                let rounding = values.noise_gain() * input / output.max(f64::MIN_POSITIVE);
                 found.extend(on_grid(&format!("the weights `{name}`"), &values, params, rounding, least));
             }
         }
@@ -163,7 +167,9 @@ impl Evidence<'_> {
     fn unlike(&self, nodes: &[&Node]) -> (Cause, String) {
         let [a, b] = self.graphs;
         let unlike = |name: &&str| matches!((a.constant(name), b.constant(name)), (Some(x), Some(y)) if x != y);
-        if let Some(name) = nodes.iter().flat_map(|node| node.present_inputs()).find(unlike) {
+        let constant = nodes.iter().flat_map(|node| node.present_inputs()).find(unlike);
+        // Those of a quantized network are all rounded.
+        if let Some(name) = constant.filter(|_| self.grids.is_empty()) {
             return (Cause::Constants, format!("`{name}` is not the same in both networks"));
         }
         let alike = |node: &&Node| a.nodes.iter().any(|other| other.outputs == node.outputs && other.op == node.op);
@@ -171,7 +177,7 @@ impl Evidence<'_> {
             Some(input) if nodes.iter().all(alike) => (
                 Cause::Cancellation,
                 format!(
-                    "it adds nothing of its own, but loses more of the signal than of the noise that came in with `{}`, which is at {:.1} dB",
+                    "its own rounding explains little of it: it loses more of the signal than of the noise that came in with `{}`, which is at {:.1} dB",
                     input.name, input.sqnr_db
                 ),
             ),

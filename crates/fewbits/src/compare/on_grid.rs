@@ -108,9 +108,15 @@ impl OnGrid {
         self.by_signal(self.rounding)
     }
 
-    /// The same as it is to be expected, `Σ scale² / 12`, of values that may have been rounded before.
-    pub(super) fn expected_rounding(&self) -> f64 {
-        self.by_signal(self.steps / 12.0)
+    /// Mean power of a value.
+    pub(super) fn power(&self) -> f64 {
+        self.signal / self.values().max(1) as f64
+    }
+
+    /// Of a weight: power of the noise that rounding it is expected to bring into an output, by that of an input: `Σ scale² / 12` over
+    /// what an output is summed from. It does not matter whether the values have been rounded before.
+    pub(super) fn noise_gain(&self) -> f64 {
+        self.steps / 12.0 / self.channels.len() as f64
     }
 
     /// How many codes there are.
@@ -172,7 +178,7 @@ mod tests {
         let mut found = OnGrid::of(&[8.0, -2.5, 0.25], &[1, 3], 2, &grid()).unwrap();
         let signal = 64.0 + 6.25 + 0.0625;
         assert_eq!((found.clipping(), found.rounding()), (9.0 / signal, (0.25 + 0.0625) / signal));
-        assert_eq!((found.clipped(), found.expected_rounding()), (1.0 / 3.0, 0.25 / signal));
+        assert_eq!((found.clipped(), found.noise_gain(), found.power()), (1.0 / 3.0, 0.25, signal / 3.0));
         found.add(&OnGrid::of(&[f32::NAN, 1.0], &[1, 2], 2, &grid()).unwrap());
         assert_eq!((found.clipped(), found.codes(), found.rounding()), (0.25, 8, 0.3125 / (signal + 1.0)));
         assert!(

@@ -78,8 +78,10 @@ pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
     let explores = settings.methods.explores(&settings.policy);
     let chosen: Vec<Method> = match &settings.methods {
         Methods::Auto if !explores => vec![],
-        Methods::Auto if settings.policy.has_low_activations() => vec![Method::Comq, Method::ZeroPoint, Method::E2eQp],
-        Methods::Auto => vec![Method::Comq, Method::E2eQp],
+        Methods::Auto if settings.policy.has_low_activations() => {
+            vec![Method::Comq, Method::BnTune, Method::ZeroPoint, Method::E2eQp]
+        }
+        Methods::Auto => vec![Method::Comq, Method::BnTune, Method::E2eQp],
         Methods::List(list) => list.clone(),
     };
     let mut stages: Vec<Stage> = Vec::new();

@@ -25,7 +25,7 @@ fn comq_wins_back_most_of_what_three_bits_lose() {
 fn scales_that_methods_choose_bring_the_outputs_closer() {
     let desk = Desk::new();
     let (model, out) = (desk.path("demo.onnx"), desk.path("low.onnx"));
-    let [calibration, _] = desk.draw("calibration", 2, 24, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let [calibration, _] = desk.draw("calibration", 2, 48, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
     for method in ["mixed-clipping", "aciq", "omse", "lapq", "seq-mse"] {
         let flags = ["--weights", "3", "--method", method, "--ranges", "minmax", "-o", &out];
         let said = fewbits(&[&["quantize", &model, "--calib", &calibration], &flags[..]].concat());

@@ -34,7 +34,7 @@ pub(super) fn section(out: &mut String, sensitivity: &Sensitivity) -> fmt::Resul
     let (width, height) = (left + cell * columns, HEAD + ROW * sensitivity.layers.len() as f64);
     write!(
         out,
-        "<div class=\"scroll picture\"><svg class=\"big\" style=\"max-width:{width:.0}px\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"damage by layer and width\">"
+        "<div class=\"scroll picture\"><svg class=\"big\" style=\"width:{width:.0}px\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"damage by layer and width\">"
     )?;
     for (i, bits) in sensitivity.widths.iter().enumerate() {
         let x = left + cell * (i as f64 + 0.5);

@@ -13,8 +13,9 @@ const CROSSOVER: f64 = 0.5;
 /// Children in a row that are known already before the search is over.
 const PATIENCE: usize = 1000;
 
-/// Measures the start and random assignments until there is a population, then children of its members. A child is changed in
-/// one item or two, narrowed elsewhere until it keeps the budgets, and spends what is left. None is measured twice.
+/// Measures the start and random assignments until there is a population, then children of its members. A child goes to a
+/// neighbouring width in one item or two, is narrowed elsewhere until it keeps the budgets, and spends what is left. None is
+/// measured twice.
 ///
 /// # Errors
 /// Those of `measure`.
@@ -60,9 +61,8 @@ fn child(problem: &Problem, population: &[&Trial], random: &mut Random) -> Vec<u
     }
     let changed: Vec<usize> = (0..1 + random.below(2)).map(|_| free[random.below(free.len())]).collect();
     for &i in &changed {
-        // Another width than it has, each equally likely.
-        let other = random.below(problem.items[i].widths.len() - 1);
-        choices[i] = other + usize::from(other >= choices[i]);
+        let (last, up) = (problem.items[i].widths.len() - 1, random.below(2) == 1);
+        choices[i] = if choices[i] == 0 || (up && choices[i] < last) { choices[i] + 1 } else { choices[i] - 1 };
     }
     fitting::narrow(problem, &mut choices, &changed, random);
     fitting::spend(problem, &mut choices, random);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    Budget, Item, Kind, Term,
+    Budget, Item, Kind, Limit, Term,
     allocate::{
         knapsack,
         tests::{least_damage, priced, problem, random_problem},
@@ -82,6 +82,10 @@ fn as_good_as_the_knapsack_on_a_whole_network() {
         let problem = random_problem(seed, 60, 4000);
         let [exact, table] = [ilp(&problem), knapsack(&problem)].map(|choices| problem.damage(&choices.unwrap()));
         assert!((exact / table - 1.0).abs() < 1e-8, "seed {seed}: {exact}, {table}");
+        let mut twice = problem.clone();
+        twice.limits.push(Limit { most: problem.limits[0].most + 1000, ..problem.limits[0].clone() });
+        let again = problem.damage(&ilp(&twice).unwrap());
+        assert!((exact / again - 1.0).abs() < 1e-8, "seed {seed}: {exact}, {again}");
     }
 }
 

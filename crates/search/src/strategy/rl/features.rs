@@ -32,7 +32,7 @@ pub fn features(ground: &Ground<'_>, items: &[Item]) -> Vec<Features> {
     let of_item = |item: &Item| {
         let name = |layer: &Layer| match item.kind {
             Kind::Weight => layer.weight == item.name,
-            Kind::Input => layer.input == item.name,
+            Kind::Input => ground.placement.owner(&layer.input) == item.name,
         };
         layers.iter().position(name).map_or(Features::default(), |index| of_layer(ground, &layers[index], index))
     };

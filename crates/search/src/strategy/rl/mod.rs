@@ -11,13 +11,15 @@
 //! Where the damages of single tensors do not add up and there is time for hundreds of evaluations.
 //!
 //! # When it fails
-//! With few evaluations: the first 21 assignments are random. Layers that look alike in the ten numbers get like widths.
+//! With few evaluations: the first 21 assignments are random. Layers that look alike in the ten numbers get like widths, and what is
+//! left of the budget is not spent: with some hundred evaluations [`super::evolution`] gets further.
 //!
 //! # Cost
 //! One evaluation for each assignment; one update of two networks with 300 × 300 weights for each step.
 //!
 //! # Config
-//! [`Settings`], and the scale of rewards: rewards should differ by about 1.
+//! [`Settings`], and the scale of rewards. They should differ by about 1 among assignments worth choosing from: one over the damage
+//! of equal bits everywhere is a good scale.
 //!
 //! # Source
 //! Wang et al., "HAQ: Hardware-Aware Automated Quantization with Mixed Precision" (CVPR 2019), as the code that came with it does it.
@@ -47,7 +49,7 @@ const MEMORY: usize = 128;
 
 /// Measures the start, and then what an agent proposes.
 ///
-/// `features` are those of each item, `scale` is the reward of less damage.
+/// `features` has one entry for each item of `problem`.
 ///
 /// # Errors
 /// Those of `measure`.
@@ -92,17 +94,12 @@ fn reward(scale: f64, damage: f64) -> f32 {
 
 /// Narrows items one step each, from the last to the first, over and over until the budgets are kept.
 fn enforce(problem: &Problem, choices: &mut [usize]) {
-    loop {
+    for i in (0..choices.len()).rev().cycle() {
         let open = fitting::exceeding(problem, choices);
         if open.is_empty() {
             return;
         }
-        for i in open.into_iter().rev() {
-            if problem.fits(choices) {
-                return;
-            }
-            choices[i] -= 1;
-        }
+        choices[i] -= usize::from(open.contains(&i));
     }
 }
 
