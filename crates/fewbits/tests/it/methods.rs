@@ -93,5 +93,11 @@ fn a_search_keeps_its_budget_and_says_when_it_cannot() {
     assert_eq!(inspected["quantized"], true);
     let output = search("size=1KB");
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(2) && error.contains("with the fewest bits"), "{error}");
+    assert!(output.status.code() == Some(1) && error.contains("with the fewest bits"), "{error}");
+    let missed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(missed["kept"], false);
+    let front: Value =
+        serde_json::from_str(&std::fs::read_to_string(missed["pareto"].as_str().unwrap()).unwrap()).unwrap();
+    let bytes: Vec<u64> = front.as_array().unwrap().iter().map(|point| point["bytes"].as_u64().unwrap()).collect();
+    assert!(bytes.len() > 2 && bytes.is_sorted() && bytes[0] <= missed["bytes"].as_u64().unwrap(), "{bytes:?}");
 }
