@@ -171,7 +171,9 @@ impl Task<'_> {
             |p: &Point| -> Vec<f32> { p.codes.iter().zip(&self.wanted).map(|(q, w)| q * p.scale - w).collect() };
         let held = |p: &Point| self.held.error(self.output, &difference(p));
         let chosen = if self.held.rows > 0 && held(&best.1) > held(&start) { start } else { best.1 };
-        let shift = self.fit.shift(self.output, &difference(&chosen));
+        // Of the mean, too, the share that the layer's own rounding has not made is taken off by half only.
+        let [all, own] = [self.fit.shift(self.output, &difference(&chosen)), self.fit.mean_of(&difference(&chosen))];
+        let shift = own + f64::from(trust) * (all - own);
         Channel { row: chosen.codes.iter().map(|q| q * chosen.scale).collect(), scale: chosen.scale, shift }
     }
 }
