@@ -84,7 +84,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
 pub struct BenchArgs {
     #[command(flatten)]
     subject: SubjectArgs,
-    /// Images per run
+    /// Images per run, if the network leaves that open
     #[arg(long, default_value_t = 1, value_parser = super::count(), value_name = "N")]
     batch: usize,
     /// Runs that are timed
@@ -106,11 +106,11 @@ pub fn bench(args: &BenchArgs, out: &Output) -> Result<Verdict, Error> {
         "{}, {}, batch {}, {} threads: {:.2} ms per run (fastest {:.2}), {:.1} images/s, {:.1} MB of buffers",
         args.subject.model.display(),
         mode_name(mode),
-        args.batch,
+        timing.batch,
         timing.threads,
         1e3 * timing.median_seconds,
         1e3 * timing.fastest_seconds,
-        args.batch as f64 / timing.median_seconds,
+        timing.batch as f64 / timing.median_seconds,
         timing.buffer_bytes as f64 / 1e6,
     );
     out.result(&timing, &text);
