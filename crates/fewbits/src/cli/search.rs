@@ -34,7 +34,7 @@ pub struct Args {
     /// How many samples to calibrate on, spread evenly over the data
     #[arg(long, default_value_t = 256, value_parser = super::count(), value_name = "N")]
     samples: usize,
-    /// Labelled data on which the result is evaluated
+    /// Labelled data on which the result is evaluated; --labels are its own
     #[arg(long, value_name = "DATA")]
     val: Option<PathBuf>,
     /// What the network may cost, all of it: size=1.67MiB, avg-bits=4 (first and last layers not counted), bops=34G, latency=12ms
@@ -137,8 +137,17 @@ struct Report {
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let start = Instant::now();
     let target: Target = args.target.parse().map_err(|what| Error::Usage { what, hint: String::new() })?;
+    if args.method.demands(Method::ZeroqData) {
+        return Err(Error::Usage {
+            what: "a search needs calibration images: --method zeroq-data makes none here".into(),
+            hint: "leave out zeroq-data".into(),
+        });
+    }
     let model = Model::load(&args.model)?;
-    let dataset = args.preprocess.open(&args.calib)?;
+    // Labels are those of --val.
+    let unlabelled = PreprocessArgs { labels: None, ..args.preprocess.clone() };
+    let dataset = unlabelled.open(&args.calib)?;
+    let labelled = args.val.as_deref().map(|val| args.preprocess.open(val)).transpose()?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.spread(args.samples), dataset: &dataset, preprocess: &preprocess };
     let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("plan.json"));
@@ -174,11 +183,10 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let front = beside("pareto.json");
     let json = serde_json::to_string_pretty(&found.front()).expect("numbers and names are valid JSON");
     write_atomically(&front, |file| file.write_all(json.as_bytes())).map_err(Error::io("write", &front))?;
-    let scores = match &args.val {
+    let scores = match &labelled {
         None => None,
-        Some(val) => {
-            let labelled = args.preprocess.open(val)?;
-            let source = Source { indices: labelled.first(None), dataset: &labelled, preprocess: &preprocess };
+        Some(labelled) => {
+            let source = Source { indices: labelled.first(None), dataset: labelled, preprocess: &preprocess };
             Some(evaluate(&quantized.graph, Mode::Integer(&quantized.grids), &source, threads, &*out.progress())?)
         }
     };
