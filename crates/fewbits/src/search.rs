@@ -180,7 +180,7 @@ pub fn search(
     });
     let mut journal = Journal::open(search.journal.as_deref(), &asked, search.resume)?;
 
-    let given = Given { edge_bits, rest: rest_bytes(&first, &table), latency: search.latency.as_ref() };
+    let mut given = Given { edge_bits, rest: rest_bytes(&first, &table), latency: search.latency.as_ref() };
     let mut budgets = search.budgets.clone();
     if let Some(drop) = search.max_drop {
         budgets.push(drop::smallest(&table, &mut whole, &budgets, given, drop, progress)?);
@@ -211,7 +211,8 @@ pub fn search(
             found.points = points(&problem, &table, given, search, &trials, &mut whole)?;
             return Ok((found, quantized));
         }
-        problem = Problem::new(&table, &budgets, Given { rest: given.rest + more, ..given })?;
+        given.rest += more;
+        problem = Problem::new(&table, &budgets, given)?;
     }
 }
 
