@@ -172,6 +172,9 @@ pub fn search(
     }
     let asked = serde_json::json!({
         "model": fewbits_quant::plan::model_sha256(&first.prepared),
+        "target": settings.target.name,
+        "data": source.dataset.path().display().to_string(),
+        "preprocess": source.preprocess.to_string(),
         "samples": seen.indices,
         "settings": format!("{:?}", Settings { journal: None, resume: false, time_budget: Duration::ZERO, evaluations: 0, ..search.clone() }),
         "policy": settings.policy,
@@ -228,7 +231,8 @@ fn explore(trials: &mut Trials<'_, '_>, ground: Ground<'_>, search: &Settings, s
     let damage = alike.as_ref().map(|choices| trials.keep(choices)).transpose()?;
     // Rewards of about 1.
     let scale = damage.map_or(1.0, |damage| 1.0 / damage.max(1e-6));
-    let start = if search.cold_start { vec![] } else { alike.into_iter().chain([exact(problem)?]).collect() };
+    let warm = matches!(search.strategy, Strategy::Rl | Strategy::Evolution) && !search.cold_start;
+    let start = if warm { alike.into_iter().chain([exact(problem)?]).collect() } else { vec![] };
     let settings = sampling::Settings { evaluations: search.evaluations, seed, start };
     match search.strategy {
         Strategy::Rl => {
@@ -236,10 +240,7 @@ fn explore(trials: &mut Trials<'_, '_>, ground: Ground<'_>, search: &Settings, s
             trials.sample(|measure| rl::search(problem, &features, scale, &settings, measure))?;
         }
         Strategy::Evolution => trials.sample(|measure| evolution::search(problem, &settings, measure))?,
-        Strategy::Random => {
-            let settings = sampling::Settings { start: vec![], ..settings };
-            trials.sample(|measure| random::search(problem, &settings, measure))?;
-        }
+        Strategy::Random => trials.sample(|measure| random::search(problem, &settings, measure))?,
         Strategy::Greedy => {
             allocate::greedy_remeasured(problem, BETWEEN_MEASUREMENTS, |choices| trials.measure(choices)).ok();
         }
