@@ -32,7 +32,7 @@ use crate::{
 };
 use fewbits_graph::{
     Tensor,
-    exec::{Executor, Mode},
+    exec::{Executor, Mode, rounded_constant},
     tape::{Config as TapeConfig, Laid, Leaves, Tape, quantizer_leaf},
 };
 use fewbits_kernels::Threads;
@@ -80,6 +80,13 @@ pub fn tune(
     threads: &Threads,
     progress: &dyn Progress,
 ) -> Result<bool, MethodError> {
+    // Only weights on their grid have codes.
+    for layer in layers(ground.float, ground.placement) {
+        if let Some(weight) = draft.graph.constant(&layer.weight) {
+            let rounded = rounded_constant(&layer.weight, weight, &draft.grids);
+            draft.graph.constants.insert(layer.weight, rounded);
+        }
+    }
     let Some(mut tuner) = Tuner::new(ground, draft, samples, config)? else { return Ok(false) };
     progress.begin("e2e-qp", config.steps);
     let mut float = Executor::new(ground.float, Mode::Float, threads);
