@@ -1,4 +1,4 @@
-//! Post-training quantization: prepare, place, observe, choose ranges.
+//! Post-training quantization: prepare, place, observe, choose ranges, and hand over to [`crate::refine`].
 
 use crate::{
     Error, Model,

@@ -7,8 +7,8 @@ use fewbits_search::{Budget, Given, Metric, Problem, Sensitivity, Whole};
 /// Halvings of the range of mean bits.
 const STEPS: usize = 7;
 
-/// The least mean bits, beside `budgets`, at which the best assignment changes the class of at most `drop` percent of the samples, all
-/// weights rounded to the nearest codes. The accuracy itself falls by less: some classes were wrong before, some become right.
+/// The least mean bits, beside `budgets`, at which the best assignment changes the class of at most `drop` percent of the samples,
+/// weights rounded as `whole` rounds them; those of the widest widths if none does. The accuracy itself falls by less: some classes were wrong before, some become right.
 ///
 /// # Errors
 /// Those of the network and the problem.

@@ -58,7 +58,7 @@ pub struct Point {
     pub sort: Sort,
     /// Bytes to deploy.
     pub bytes: u64,
-    /// Damage at the outputs, weights rounded to the nearest codes.
+    /// Damage at the outputs, weights rounded to the nearest codes or by the method asked for; of one that was given up early, an estimate.
     pub damage: f64,
     /// Bits of weights, by name.
     pub weights: BTreeMap<String, u8>,
@@ -89,7 +89,7 @@ pub struct Found {
     pub level: Level,
     /// Samples that damage was measured on.
     pub samples: usize,
-    /// Damage at the outputs, of all weights together, rounded to the nearest codes.
+    /// Damage at the outputs, of all widths together, weights rounded to the nearest codes or by the method asked for.
     pub damage: f64,
     /// The most bits that all weights could have alike within the budgets, and their damage at the outputs.
     pub uniform: Option<(u8, f64)>,
