@@ -115,7 +115,7 @@ pub fn tune(
         }
     }
     progress.end();
-    tuner.finish(draft);
+    tuner.finish(ground, draft);
     Ok(true)
 }
 
@@ -302,7 +302,7 @@ impl Tuner {
         all.into_iter().for_each(|i| self.learned[i] = self.learned[i].clamp(0.5, 2.0));
     }
 
-    fn finish(mut self, draft: &mut Draft) {
+    fn finish(mut self, ground: Ground<'_>, draft: &mut Draft) {
         self.lay();
         for layer in &self.layers {
             let Some(mut params) = draft.grids.params(&layer.layer.weight).cloned() else { continue };
@@ -321,9 +321,7 @@ impl Tuner {
             draft.set_constant(name, Tensor::f32(&dims, self.leaves.values[leaf.clone()].to_vec()));
         }
         for (name, [leaf, _]) in &self.activations {
-            let Some(mut params) = draft.grids.params(name).cloned() else { continue };
-            params.scale[0] = self.leaves.values[*leaf];
-            draft.set_params(name, params);
+            draft.set_scale(&ground, name, self.leaves.values[*leaf]);
         }
     }
 }
