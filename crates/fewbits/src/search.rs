@@ -185,8 +185,11 @@ pub fn search(
 
     let mut given = Given { edge_bits, rest: rest_bytes(&first, &table), latency: search.latency.as_ref() };
     let mut budgets = search.budgets.clone();
-    if let Some(drop) = search.max_drop {
-        budgets.push(drop::smallest(&table, &mut whole, &budgets, given, drop, progress)?);
+    let mut drop = None;
+    if let Some(most) = search.max_drop {
+        let (budget, actual) = drop::smallest(&table, &mut whole, &budgets, given, most, progress)?;
+        budgets.push(budget);
+        drop = Some(Figure { budget: format!("max-drop={most}"), actual, kept: actual <= most });
     }
     let mut problem = Problem::new(&table, &budgets, given)?;
     loop {
@@ -202,6 +205,7 @@ pub fn search(
             table: &table,
             problem: &problem,
             search,
+            drop: drop.as_ref(),
             trials: &trials,
             best: &best,
             metric,

@@ -235,7 +235,7 @@ fn text(report: &Report, args: &Args) -> String {
         let stated = figure
             .budget
             .parse()
-            .map_or(figure.budget.clone(), |budget: Budget| budget.with_amount(figure.actual).to_string());
+            .map_or(format!("{:.2} %", figure.actual), |budget: Budget| budget.with_amount(figure.actual).to_string());
         lines.push(format!("budget {}: {stated}{}", figure.budget, if figure.kept { "" } else { "  MISSED" }));
     }
     let uniform = found.uniform.map(|(bits, damage)| format!(" ({damage:.4} with {bits} bits everywhere)"));
