@@ -77,8 +77,8 @@ pub fn time(model: &Model, mode: Mode<'_>, batch: usize, runs: usize, threads: u
     })
 }
 
-/// Times of the layers of a quantized model for one image, each under the bits that it has in the file: the median over `runs` runs of the
-/// time until the tensor that a layer leads to is there. Integer kernels take the same time for all widths up to 8 bits.
+/// Times of the layers of a quantized model for one image: the median over `runs` runs of the time until the tensor that a layer leads to is
+/// there. Integer kernels take the same time for all widths up to 8 bits, so that each row stands for 8 bits and serves all.
 ///
 /// # Errors
 /// [`Error::Usage`] if the model is not quantized, [`Error::Graph`] if it cannot be computed.
@@ -115,12 +115,14 @@ pub fn latency_table(model: &Model, runs: usize, threads: usize) -> Result<Laten
     }
     let mut table = LatencyTable::default();
     for (i, node) in graph.nodes.iter().enumerate() {
-        let bits = |input: usize| node.input(input).and_then(|name| grids.params(name)).map(|params| params.grid.bits);
+        let has_grid = |input: usize| node.input(input).is_some_and(|name| grids.params(name).is_some());
         let is_weight = node.input(1).is_some_and(|name| graph.constant(name).is_some());
-        let (Some(input), Some(weight), true) = (bits(0), bits(1), is_weight) else { continue };
+        if !(is_weight && has_grid(0) && has_grid(1)) {
+            continue;
+        }
         let leads_to = graph.nodes[i..].iter().map(Node::output).find(|name| watched.contains(name));
         let time = leads_to.and_then(|name| times.get_mut(name)).map_or(0, |times| median(times));
-        table.layers.insert(node.name.clone(), BTreeMap::from([(format!("{weight}/{input}"), time)]));
+        table.layers.insert(node.name.clone(), BTreeMap::from([("8/8".to_string(), time)]));
     }
     let of_layers: u64 = table.layers.values().flat_map(BTreeMap::values).sum();
     table.rest = median(&mut totals).saturating_sub(of_layers);

@@ -3,7 +3,7 @@
 use fewbits_quant::calibrate::Policy;
 use std::{fmt, str::FromStr};
 
-/// A method of `fewbits quantize --method`. The order is that in which they are applied.
+/// A method of `fewbits quantize --method`. The order is that in which they are applied, but for bias correction, which comes with the ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Method {
     /// No data: images made from the statistics of BatchNormalizations.
@@ -79,8 +79,8 @@ impl FromStr for Method {
 /// Which methods are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Methods {
-    /// Equalization and bias correction where they bring the outputs closer; below 8 bits learned rounding too, each step kept by
-    /// what it gains on samples that it has not seen.
+    /// Equalization and bias correction where they bring the outputs closer; below 8 bits codes, scales and biases too, each step kept
+    /// by what it gains on samples that it has not seen.
     Auto,
     /// These, in the order of [`Method`].
     List(Vec<Method>),

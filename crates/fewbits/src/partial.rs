@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// Where a refinement stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Mark {
-    /// Every setting and the samples; a run goes on under the same only.
+    /// Every setting, the seed, the data and the samples; a run goes on under the same only.
     pub settings: Value,
     /// Steps that are done.
     pub done: Vec<Step>,

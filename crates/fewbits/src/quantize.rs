@@ -1,4 +1,4 @@
-//! Post-training quantization: prepare, place, observe, choose ranges.
+//! Post-training quantization: prepare, place, observe, choose ranges, and hand over to [`crate::refine`].
 
 use crate::{
     Error, Model,
@@ -183,7 +183,7 @@ pub fn quantize(
     check_names(model, &settings.keep_float)?;
     let shapes = data_shapes(model, source)?;
     let (prepared, changes) = passes::prepare(&model.graph).map_err(Error::graph(&model.path))?;
-    check_same(model, &prepared, &shapes)?;
+    check_same(model, &prepared, &shapes, threads)?;
     let first =
         |count: usize| Source { indices: source.indices[..count.min(source.indices.len())].to_vec(), ..*source };
     let facts = exec::infer(&prepared, &shapes).map_err(Error::graph(&model.path))?;
@@ -397,9 +397,9 @@ pub(crate) fn data_shapes(model: &Model, source: &Source<'_>) -> Result<Vec<Vec<
 ///
 /// # Errors
 /// [`Error::Model`] if an output differs by more than one part in a thousand of its largest element.
-fn check_same(model: &Model, graph: &Graph, shapes: &[Vec<usize>]) -> Result<(), Error> {
+fn check_same(model: &Model, graph: &Graph, shapes: &[Vec<usize>], threads: usize) -> Result<(), Error> {
     let inputs: Vec<Tensor> = model.graph.inputs.iter().zip(shapes).map(|(v, dims)| example(v.dtype, dims)).collect();
-    let threads = Threads::new(0);
+    let threads = Threads::new(threads);
     let outputs = |graph: &Graph| Executor::new(graph, Mode::Float, &threads).run(&inputs);
     let (before, after) = (outputs(&model.graph), outputs(graph));
     let (before, after) = (before.map_err(Error::graph(&model.path))?, after.map_err(Error::graph(&model.path))?);

@@ -91,13 +91,21 @@ pub fn refine(
     let ground = Ground { float, placement, facts, stats };
     let pool = Threads::new(threads);
     let start = Draft { graph: quantized.graph.clone(), grids: quantized.grids.clone() };
-    let described =
-        json!({ "settings": plan::describe(&quantized, settings, seen.indices.len()), "samples": seen.indices });
+    let described = json!({
+        "settings": plan::describe(&quantized, settings, seen.indices.len()),
+        "seed": settings.seed,
+        "data": source.dataset.path().display().to_string(),
+        "preprocess": source.preprocess.to_string(),
+        "samples": seen.indices,
+    });
     let mut partial = settings.partial.as_deref().map(|output| Partial::new(output, prepared));
     let found = match &partial {
         Some(partial) if settings.resume => partial.read(&start, &described)?,
         _ => None,
     };
+    if settings.resume && found.is_none() {
+        progress.line("no run of the same command is under way: it begins anew");
+    }
     let (mut best, mut next, mut mark) = match found {
         Some(found) => found,
         None => {

@@ -172,6 +172,9 @@ pub fn search(
     }
     let asked = serde_json::json!({
         "model": fewbits_quant::plan::model_sha256(&first.prepared),
+        "target": settings.target.name,
+        "data": source.dataset.path().display().to_string(),
+        "preprocess": source.preprocess.to_string(),
         "samples": seen.indices,
         "settings": format!("{:?}", Settings { journal: None, resume: false, time_budget: Duration::ZERO, evaluations: 0, ..search.clone() }),
         "policy": settings.policy,
@@ -180,10 +183,13 @@ pub fn search(
     });
     let mut journal = Journal::open(search.journal.as_deref(), &asked, search.resume)?;
 
-    let given = Given { edge_bits, rest: rest_bytes(&first, &table), latency: search.latency.as_ref() };
+    let mut given = Given { edge_bits, rest: rest_bytes(&first, &table), latency: search.latency.as_ref() };
     let mut budgets = search.budgets.clone();
-    if let Some(drop) = search.max_drop {
-        budgets.push(drop::smallest(&table, &mut whole, &budgets, given, drop, progress)?);
+    let mut drop = None;
+    if let Some(most) = search.max_drop {
+        let (budget, actual) = drop::smallest(&table, &mut whole, &budgets, given, most, progress)?;
+        budgets.push(budget);
+        drop = Some(Figure { budget: format!("max-drop={most}"), actual, kept: actual <= most });
     }
     let mut problem = Problem::new(&table, &budgets, given)?;
     loop {
@@ -199,6 +205,7 @@ pub fn search(
             table: &table,
             problem: &problem,
             search,
+            drop: drop.as_ref(),
             trials: &trials,
             best: &best,
             metric,
@@ -211,7 +218,8 @@ pub fn search(
             found.points = points(&problem, &table, given, search, &trials, &mut whole)?;
             return Ok((found, quantized));
         }
-        problem = Problem::new(&table, &budgets, Given { rest: given.rest + more, ..given })?;
+        given.rest += more;
+        problem = Problem::new(&table, &budgets, given)?;
     }
 }
 
@@ -227,7 +235,8 @@ fn explore(trials: &mut Trials<'_, '_>, ground: Ground<'_>, search: &Settings, s
     let damage = alike.as_ref().map(|choices| trials.keep(choices)).transpose()?;
     // Rewards of about 1.
     let scale = damage.map_or(1.0, |damage| 1.0 / damage.max(1e-6));
-    let start = if search.cold_start { vec![] } else { alike.into_iter().chain([exact(problem)?]).collect() };
+    let warm = matches!(search.strategy, Strategy::Rl | Strategy::Evolution) && !search.cold_start;
+    let start = if warm { alike.into_iter().chain([exact(problem)?]).collect() } else { vec![] };
     let settings = sampling::Settings { evaluations: search.evaluations, seed, start };
     match search.strategy {
         Strategy::Rl => {
@@ -235,10 +244,7 @@ fn explore(trials: &mut Trials<'_, '_>, ground: Ground<'_>, search: &Settings, s
             trials.sample(|measure| rl::search(problem, &features, scale, &settings, measure))?;
         }
         Strategy::Evolution => trials.sample(|measure| evolution::search(problem, &settings, measure))?,
-        Strategy::Random => {
-            let settings = sampling::Settings { start: vec![], ..settings };
-            trials.sample(|measure| random::search(problem, &settings, measure))?;
-        }
+        Strategy::Random => trials.sample(|measure| random::search(problem, &settings, measure))?,
         Strategy::Greedy => {
             allocate::greedy_remeasured(problem, BETWEEN_MEASUREMENTS, |choices| trials.measure(choices)).ok();
         }

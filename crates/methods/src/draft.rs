@@ -42,6 +42,27 @@ impl Draft {
         self.grids.0.insert(name.into(), TensorQuant::Quantized(params));
     }
 
+    /// Gives the activation `name` another scale, but none with which its grid reaches beyond a Clip that it stands for: runtimes absorb
+    /// the Clip only within its bounds.
+    pub fn set_scale(&mut self, ground: &Ground<'_>, name: &str, scale: f32) {
+        let Some(mut params) = self.grids.params(name).cloned() else { return };
+        params.scale[0] = scale;
+        if let Some(Site::Activation { bounds: Some((low, high)), .. }) = ground.placement.sites.get(name) {
+            let (lowest, highest) = params.range(0);
+            let shares = [low / lowest, high / highest].into_iter().filter(|share| *share > 0.0 && *share < 1.0);
+            params.scale[0] *= shares.fold(1.0, f32::min);
+            // What rounding leaves.
+            for _ in 0..8 {
+                let (lowest, highest) = params.range(0);
+                if lowest >= *low && highest <= *high {
+                    break;
+                }
+                params.scale[0] = params.scale[0].next_down();
+            }
+        }
+        self.set_params(name, params);
+    }
+
     /// The constants that differ from `float`'s.
     pub fn patches(&self, float: &Graph) -> BTreeMap<String, Arc<Tensor>> {
         let differs = |(name, tensor): &(&String, &Arc<Tensor>)| {

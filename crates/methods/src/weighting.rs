@@ -26,6 +26,8 @@ impl Weighting {
         let (channels, inner) = match dims[..] {
             [_, classes] if classes > 1 => return Weighting::Classes(classes),
             [_, channels, ref rest @ ..] if rest.len() >= 2 => (channels, rest.iter().product()),
+            // Values × cells; or cells × values, as most detectors have it.
+            [_, values, cells] if values < cells => (values, cells),
             [.., last] => (last, 1),
             [] => (1, 1),
         };

@@ -1,8 +1,8 @@
-//! Mixed precision: how many bits each weight gets under a budget.
+//! Mixed precision: how many bits each weight, and if asked each input of a layer, gets under budgets.
 //!
-//! What enters: a prepared float network, its placement, samples by number, and a budgets. What leaves: bits by tensor name. First
-//! [`sensitivity`] measures what each layer does to the network at each width, then [`allocate`] spends the budget where it helps
-//! most. This room knows no files, no data sets and no command line.
+//! What enters: a prepared float network, its placement, samples by number, and budgets. What leaves: bits by tensor name. [`sensitivity`] and
+//! [`hessian`] say what each layer does to the network at each width, [`problem`] makes numbers of that and of the budgets, [`allocate`]
+//! spends them where it helps most, and [`strategy`] tries assignments that [`whole`] measures. This room knows no files, no data sets and no command line.
 
 pub mod allocate;
 pub mod budget;

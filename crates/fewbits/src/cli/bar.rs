@@ -36,7 +36,10 @@ impl Progress for Bar {
     }
 
     fn line(&self, what: &str) {
-        self.with(|slot| slot.iter().for_each(|bar| bar.println(what)));
+        self.with(|slot| match slot {
+            Some(bar) => bar.println(what),
+            None => Lines.line(what),
+        });
     }
 
     fn end(&self) {

@@ -75,7 +75,8 @@ pub struct PolicyArgs {
     /// One weight scale per output channel, or one per tensor
     #[arg(long, default_value = "channel", value_parser = ["channel", "tensor"], value_name = "channel|tensor")]
     granularity: String,
-    /// What is done against the damage of rounding: auto, none, or a list of methods
+    /// What is done against the damage of rounding: auto, none, or a list of zeroq-data, equalize, mixed-clipping, aciq, omse, lapq,
+    /// seq-mse, comq, zero-point, adaround, brecq, qdrop, bn-tune, e2e-qp and bias-correction
     #[arg(long, default_value = "auto", value_name = "NAME[,NAME…]")]
     method: Methods,
     /// How long it may take with `--method auto`, e.g. 90s or 10m; a step under way then ends with what it has

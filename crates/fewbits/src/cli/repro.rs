@@ -45,10 +45,11 @@ pub struct Args {
     /// Epochs of the float training [default: 60 for small images, else 90; 12 with --quick]
     #[arg(long, value_parser = super::count(), value_name = "N")]
     float_epochs: Option<usize>,
-    /// Train on N images only, spread evenly over --data [default: all; 3000 with --quick]
+    /// Train on N images of --data only, drawn at random, always the same ones [default: all; 3000 with --quick]. Of zero-point and
+    /// mixed-clipping: calibrate on N, spread evenly [default: 256]
     #[arg(long, value_parser = super::count(), value_name = "N")]
     limit: Option<usize>,
-    /// Score on N images only, spread evenly over --val [default: all; 500 with --quick]
+    /// Score on N images of --val only, drawn likewise [default: all; 500 with --quick, but all for zero-point and mixed-clipping]
     #[arg(long, value_parser = super::count(), value_name = "N")]
     val_limit: Option<usize>,
     /// Images of a batch [default: 128 for small images, else 64; 64 with --quick]

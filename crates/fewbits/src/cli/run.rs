@@ -7,7 +7,7 @@ use super::{
     subject::{SubjectArgs, mode_name},
 };
 use fewbits::{
-    Error,
+    Error, Model,
     bench::{Timing, latency_table, time},
     latency,
     stream::{Source, outputs},
@@ -50,16 +50,21 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.first(args.limit), dataset: &dataset, preprocess: &preprocess };
     let mut arrays: Vec<(Vec<usize>, Vec<f32>)> = vec![(vec![], vec![]); graph.outputs.len()];
+    let size = Model::fixed_batch(graph).unwrap_or(1);
     let progress = out.progress();
     progress.begin("running", source.indices.len());
     outputs(graph, mode, &source, out.global.threads, &*progress, |seen| {
         for ((dims, values), output) in arrays.iter_mut().zip(&seen.outputs) {
-            let batch = output.dims.first().copied().unwrap_or(1).max(1);
+            // Where axis 0 is not the batch, the whole tensor belongs to one sample.
+            let (batch, of_sample) = match &output.dims[..] {
+                [first, rest @ ..] if *first == size => (size, rest),
+                whole => (1, whole),
+            };
             let samples = seen.batch.indices.len().min(batch);
             let kept = output.as_f32().map_or(&[][..], |v| &v[..v.len() / batch * samples]);
             values.extend(kept);
             let total = dims.first().copied().unwrap_or(0) + samples;
-            *dims = std::iter::once(total).chain(output.dims.iter().skip(1).copied()).collect();
+            *dims = std::iter::once(total).chain(of_sample.iter().copied()).collect();
         }
         Ok(())
     })?;
@@ -84,7 +89,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
 pub struct BenchArgs {
     #[command(flatten)]
     subject: SubjectArgs,
-    /// Images per run
+    /// Images per run, if the network leaves that open
     #[arg(long, default_value_t = 1, value_parser = super::count(), value_name = "N")]
     batch: usize,
     /// Runs that are timed
@@ -106,11 +111,11 @@ pub fn bench(args: &BenchArgs, out: &Output) -> Result<Verdict, Error> {
         "{}, {}, batch {}, {} threads: {:.2} ms per run (fastest {:.2}), {:.1} images/s, {:.1} MB of buffers",
         args.subject.model.display(),
         mode_name(mode),
-        args.batch,
+        timing.batch,
         timing.threads,
         1e3 * timing.median_seconds,
         1e3 * timing.fastest_seconds,
-        args.batch as f64 / timing.median_seconds,
+        timing.batch as f64 / timing.median_seconds,
         timing.buffer_bytes as f64 / 1e6,
     );
     out.result(&timing, &text);

@@ -34,14 +34,14 @@ pub struct Args {
     /// How many samples to calibrate on, spread evenly over the data
     #[arg(long, default_value_t = 256, value_parser = super::count(), value_name = "N")]
     samples: usize,
-    /// Labelled data on which the result is evaluated
+    /// Labelled data on which the result is evaluated; --labels are its own
     #[arg(long, value_name = "DATA")]
     val: Option<PathBuf>,
     /// What the network may cost, all of it: size=1.67MiB, avg-bits=4 (first and last layers not counted), bops=34G, latency=12ms
     #[arg(long, value_parser = budget, value_delimiter = ',', required_unless_present = "max_drop", value_name = "KIND=AMOUNT,…")]
     budget: Vec<Budget>,
     /// Look for the smallest network in which at most this many percent of the samples change their class
-    #[arg(long, value_name = "PERCENT")]
+    #[arg(long, value_parser = super::percent, value_name = "PERCENT")]
     max_drop: Option<f64>,
     /// Times of layers for a latency budget, as `fewbits bench --latency-table` writes them
     #[arg(long, value_name = "FILE.json")]
@@ -92,7 +92,7 @@ pub struct Args {
     /// Bits that the first and last layers keep; with the fewest of --bits, theirs are searched too
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "BITS")]
     edge_bits: u8,
-    /// What is done against the damage of rounding: auto, none, or a list of methods
+    /// What is done against the damage of rounding: auto, none, or a list as `quantize` takes it, without zeroq-data
     #[arg(long, default_value = "auto", value_name = "NAME[,NAME…]")]
     method: Methods,
     /// The runtime that the result is for: ort, tensorrt or generic
@@ -137,8 +137,17 @@ struct Report {
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let start = Instant::now();
     let target: Target = args.target.parse().map_err(|what| Error::Usage { what, hint: String::new() })?;
+    if args.method.demands(Method::ZeroqData) {
+        return Err(Error::Usage {
+            what: "a search needs calibration images: --method zeroq-data makes none here".into(),
+            hint: "leave out zeroq-data".into(),
+        });
+    }
     let model = Model::load(&args.model)?;
-    let dataset = args.preprocess.open(&args.calib)?;
+    // Labels are those of --val.
+    let unlabelled = PreprocessArgs { labels: None, ..args.preprocess.clone() };
+    let dataset = unlabelled.open(&args.calib)?;
+    let labelled = args.val.as_deref().map(|val| args.preprocess.open(val)).transpose()?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.spread(args.samples), dataset: &dataset, preprocess: &preprocess };
     let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("plan.json"));
@@ -174,11 +183,10 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let front = beside("pareto.json");
     let json = serde_json::to_string_pretty(&found.front()).expect("numbers and names are valid JSON");
     write_atomically(&front, |file| file.write_all(json.as_bytes())).map_err(Error::io("write", &front))?;
-    let scores = match &args.val {
+    let scores = match &labelled {
         None => None,
-        Some(val) => {
-            let labelled = args.preprocess.open(val)?;
-            let source = Source { indices: labelled.first(None), dataset: &labelled, preprocess: &preprocess };
+        Some(labelled) => {
+            let source = Source { indices: labelled.first(None), dataset: labelled, preprocess: &preprocess };
             Some(evaluate(&quantized.graph, Mode::Integer(&quantized.grids), &source, threads, &*out.progress())?)
         }
     };
@@ -227,7 +235,7 @@ fn text(report: &Report, args: &Args) -> String {
         let stated = figure
             .budget
             .parse()
-            .map_or(figure.budget.clone(), |budget: Budget| budget.with_amount(figure.actual).to_string());
+            .map_or(format!("{:.2} %", figure.actual), |budget: Budget| budget.with_amount(figure.actual).to_string());
         lines.push(format!("budget {}: {stated}{}", figure.budget, if figure.kept { "" } else { "  MISSED" }));
     }
     let uniform = found.uniform.map(|(bits, damage)| format!(" ({damage:.4} with {bits} bits everywhere)"));

@@ -80,7 +80,7 @@ pub struct Args {
     #[arg(long, default_value_t = 200, value_name = "N")]
     checkpoint_every: usize,
     /// Exit with 1 if top-1 of the result is below this many percent
-    #[arg(long, value_name = "PERCENT")]
+    #[arg(long, value_parser = super::percent, value_name = "PERCENT")]
     at_least: Option<f64>,
     #[command(flatten)]
     recipe: RecipeArgs,

@@ -7,8 +7,9 @@ use fewbits_search::{Budget, Given, Metric, Problem, Sensitivity, Whole};
 /// Halvings of the range of mean bits.
 const STEPS: usize = 7;
 
-/// The least mean bits, beside `budgets`, at which the best assignment changes the class of at most `drop` percent of the samples, all
-/// weights rounded to the nearest codes. The accuracy itself falls by less: some classes were wrong before, some become right.
+/// The least mean bits, beside `budgets`, at which the best assignment changes the class of at most `drop` percent of the samples, weights
+/// rounded as `whole` rounds them; the widest if there are none. With them, the percent that change. The accuracy itself falls by less: some
+/// classes were wrong before, some become right.
 ///
 /// # Errors
 /// Those of the network and the problem.
@@ -19,25 +20,34 @@ pub fn smallest(
     given: Given<'_>,
     drop: f64,
     progress: &dyn Progress,
-) -> Result<Budget, Error> {
+) -> Result<(Budget, f64), Error> {
     let within = |bits: f64| [budgets, &[Budget::AvgBits(bits)]].concat();
     let ends = [table.widths.first(), table.widths.last()];
     let [mut low, mut high] = ends.map(|width| f64::from(width.copied().unwrap_or(8)));
-    progress.begin("smallest network within the drop", STEPS);
-    for _ in 0..STEPS {
-        let middle = 0.5 * (low + high);
-        let problem = Problem::new(table, &within(middle), given)?;
+    let mut changed_at = |bits: f64| -> Result<f64, Error> {
+        let problem = Problem::new(table, &within(bits), given)?;
         let fits = problem.check().is_ok();
         let changed =
             if fits { 100.0 * whole.damage_by(Metric::TopOne, &problem.bits(&exact(&problem)?))? } else { 100.0 };
-        progress.say(&format!("{middle:.3} bits: {changed:.2} % of the classes change"));
-        if changed <= drop {
-            high = middle
-        } else {
-            low = middle
-        }
+        progress.say(&format!("{bits:.3} bits: {changed:.2} % of the classes change"));
         progress.step();
+        Ok(changed)
+    };
+    progress.begin("smallest network within the drop", STEPS);
+    let mut found = None;
+    for _ in 0..STEPS {
+        let middle = 0.5 * (low + high);
+        let changed = changed_at(middle)?;
+        if changed <= drop {
+            (high, found) = (middle, Some(changed));
+        } else {
+            low = middle;
+        }
     }
+    let changed = match found {
+        Some(changed) => changed,
+        None => changed_at(high)?,
+    };
     progress.end();
-    Ok(Budget::AvgBits(high))
+    Ok((Budget::AvgBits(high), changed))
 }

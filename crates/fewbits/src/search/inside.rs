@@ -7,6 +7,7 @@ use crate::{
     quantize::{Quantized, Settings},
     refine::{MEMORY, Runs, Stage},
 };
+use fewbits_graph::exec::rounded_constant;
 use fewbits_kernels::Threads;
 use fewbits_methods::{BlockMethod, Draft, Ground, Walk, layers, walk::walk_through};
 use fewbits_quant::calibrate::{self, Policy};
@@ -49,9 +50,12 @@ pub fn rounded(
         let mut walk = Walk::new(ground, samples, MEMORY, threads)?;
         walk_through(&mut walk, &mut draft, &methods, None, progress, |_, _| Ok::<_, Error>(()))?;
         for layer in layers(ground.float, ground.placement) {
-            let names = [Some(&layer.weight), layer.bias.as_ref()].into_iter().flatten();
-            let constants = names.filter_map(|name| Some((name.clone(), draft.graph.constant(name)?.clone())));
-            prepared.insert((layer.weight.clone(), bits), constants.collect());
+            let constant = |name: &String| Some((name.clone(), draft.graph.constant(name)?.clone()));
+            // A weight that the method left alone goes to the nearest codes.
+            let weight = constant(&layer.weight)
+                .map(|(name, tensor)| (name, rounded_constant(&layer.weight, &tensor, &draft.grids)));
+            let bias = layer.bias.as_ref().and_then(constant);
+            prepared.insert((layer.weight.clone(), bits), weight.into_iter().chain(bias).collect());
         }
     }
     Ok(prepared)

@@ -2,6 +2,7 @@
 //! known answers from here goes on where it was killed.
 
 use crate::Error;
+use fewbits_data::atomic::write_atomically;
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
@@ -36,7 +37,7 @@ impl Journal {
         }
         let known: HashMap<Vec<usize>, f64> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
         let begin = if whole.is_empty() { format!("{asked}\n") } else { whole.to_string() };
-        std::fs::write(path, begin).map_err(Error::io("write", path))?;
+        write_atomically(path, |file| file.write_all(begin.as_bytes())).map_err(Error::io("write", path))?;
         let file = OpenOptions::new().append(true).open(path).map_err(Error::io("write", path))?;
         Ok(Journal { file: Some((file, path.into())), known })
     }

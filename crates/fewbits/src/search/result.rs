@@ -33,7 +33,7 @@ pub struct Row {
 pub struct Figure {
     /// As it was asked for.
     pub budget: String,
-    /// What the quantized network comes to.
+    /// What the quantized network comes to; of a drop, the percent of classes that the assignments within its size change.
     pub actual: f64,
     /// Whether that keeps it.
     pub kept: bool,
@@ -58,7 +58,7 @@ pub struct Point {
     pub sort: Sort,
     /// Bytes to deploy.
     pub bytes: u64,
-    /// Damage at the outputs, weights rounded to the nearest codes.
+    /// Damage at the outputs, weights rounded to the nearest codes or by the method asked for; of one that was given up early, an estimate.
     pub damage: f64,
     /// Bits of weights, by name.
     pub weights: BTreeMap<String, u8>,
@@ -89,7 +89,7 @@ pub struct Found {
     pub level: Level,
     /// Samples that damage was measured on.
     pub samples: usize,
-    /// Damage at the outputs, of all weights together, rounded to the nearest codes.
+    /// Damage at the outputs, of all widths together, weights rounded to the nearest codes or by the method asked for.
     pub damage: f64,
     /// The most bits that all weights could have alike within the budgets, and their damage at the outputs.
     pub uniform: Option<(u8, f64)>,
@@ -126,6 +126,8 @@ pub struct Told<'a> {
     pub table: &'a Sensitivity,
     pub problem: &'a Problem,
     pub search: &'a Settings,
+    /// What became of a drop that was asked for.
+    pub drop: Option<&'a Figure>,
     /// Bits that first and last layers keep.
     pub edge_bits: Option<u8>,
     pub trials: &'a [Trial],
@@ -175,7 +177,7 @@ pub fn describe(told: &Told<'_>) -> Result<Found, Error> {
         };
         Figure { budget: budget.to_string(), actual, kept: actual <= budget.amount() * (1.0 + 1e-9) }
     };
-    let budgets: Vec<Figure> = search.budgets.iter().map(figure).collect();
+    let budgets: Vec<Figure> = search.budgets.iter().map(figure).chain(told.drop.cloned()).collect();
     let of_uniform = |&bits: &u8| {
         let trial =
             told.trials.iter().find(|trial| trial.choices == problem.uniform(bits) && problem.fits(&trial.choices));

@@ -101,6 +101,10 @@ fn the_smallest_network_within_a_drop_is_found() {
     let (found, _) = searched_as(Strategy::Ofm, &[], |asked| asked.max_drop = Some(0.0)).unwrap();
     let (less, _) = searched_as(Strategy::Ofm, &[], |asked| asked.max_drop = Some(60.0)).unwrap();
     assert!(found.kept && less.bytes < found.bytes && found.average_bits < 8.0, "{} {}", less.bytes, found.bytes);
+    assert!(found.budgets[0].actual == 0.0 && less.budgets[0].actual <= 60.0, "{:?} {:?}", found.budgets, less.budgets);
+    let asked = |asked: &mut Settings| (asked.max_drop, asked.widths) = (Some(0.0), vec![2]);
+    let (narrow, _) = searched_as(Strategy::Ofm, &[], asked).unwrap();
+    assert!(!narrow.kept && narrow.budgets[0].actual > 0.0, "two bits change classes: {:?}", narrow.budgets);
 }
 
 #[test]

@@ -21,7 +21,8 @@ pub struct Trials<'a, 'w> {
     whole: &'a mut Whole<'w>,
     journal: &'a mut Journal,
     left: usize,
-    deadline: Instant,
+    /// `None` if it is beyond all time.
+    deadline: Option<Instant>,
     all: Vec<Trial>,
     failed: Option<Error>,
     /// Whether `whole` knows the best of the journal, with which others are compared.
@@ -38,7 +39,7 @@ impl<'a, 'w> Trials<'a, 'w> {
         begun: Instant,
         progress: &'a dyn Progress,
     ) -> Self {
-        let (left, deadline) = (search.evaluations, begun + search.time_budget);
+        let (left, deadline) = (search.evaluations, begun.checked_add(search.time_budget));
         progress.begin("searching", left);
         Trials { problem, progress, whole, journal, left, deadline, all: vec![], failed: None, caught_up: false }
     }
@@ -72,7 +73,8 @@ impl<'a, 'w> Trials<'a, 'w> {
     /// # Errors
     /// [`Over`] if not.
     pub fn measure(&mut self, choices: &[usize]) -> Result<f64, Over> {
-        if self.left == 0 || self.failed.is_some() || Instant::now() > self.deadline {
+        let late = self.deadline.is_some_and(|deadline| Instant::now() > deadline);
+        if self.left == 0 || self.failed.is_some() || late {
             return Err(Over);
         }
         self.left -= 1;

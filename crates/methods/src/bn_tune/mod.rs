@@ -64,7 +64,7 @@ pub struct BnTune {
 
 impl BlockMethod for BnTune {
     fn name(&self) -> &'static str {
-        "bn_tune"
+        "bn-tune"
     }
 
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {

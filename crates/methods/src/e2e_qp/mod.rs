@@ -32,7 +32,7 @@ use crate::{
 };
 use fewbits_graph::{
     Tensor,
-    exec::{Executor, Mode},
+    exec::{Executor, Mode, rounded_constant},
     tape::{Config as TapeConfig, Laid, Leaves, Tape, quantizer_leaf},
 };
 use fewbits_kernels::Threads;
@@ -80,6 +80,13 @@ pub fn tune(
     threads: &Threads,
     progress: &dyn Progress,
 ) -> Result<bool, MethodError> {
+    // Only weights on their grid have codes.
+    for layer in layers(ground.float, ground.placement) {
+        if let Some(weight) = draft.graph.constant(&layer.weight) {
+            let rounded = rounded_constant(&layer.weight, weight, &draft.grids);
+            draft.graph.constants.insert(layer.weight, rounded);
+        }
+    }
     let Some(mut tuner) = Tuner::new(ground, draft, samples, config)? else { return Ok(false) };
     progress.begin("e2e-qp", config.steps);
     let mut float = Executor::new(ground.float, Mode::Float, threads);
@@ -108,7 +115,7 @@ pub fn tune(
         }
     }
     progress.end();
-    tuner.finish(draft);
+    tuner.finish(ground, draft);
     Ok(true)
 }
 
@@ -295,7 +302,7 @@ impl Tuner {
         all.into_iter().for_each(|i| self.learned[i] = self.learned[i].clamp(0.5, 2.0));
     }
 
-    fn finish(mut self, draft: &mut Draft) {
+    fn finish(mut self, ground: Ground<'_>, draft: &mut Draft) {
         self.lay();
         for layer in &self.layers {
             let Some(mut params) = draft.grids.params(&layer.layer.weight).cloned() else { continue };
@@ -314,9 +321,7 @@ impl Tuner {
             draft.set_constant(name, Tensor::f32(&dims, self.leaves.values[leaf.clone()].to_vec()));
         }
         for (name, [leaf, _]) in &self.activations {
-            let Some(mut params) = draft.grids.params(name).cloned() else { continue };
-            params.scale[0] = self.leaves.values[*leaf];
-            draft.set_params(name, params);
+            draft.set_scale(&ground, name, self.leaves.values[*leaf]);
         }
     }
 }

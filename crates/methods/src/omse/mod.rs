@@ -6,7 +6,7 @@
 //! goes off the bias.
 //!
 //! # When it helps
-//! Where no sample should decide anything but biases. The usual scales (`--weight-rule mse`) minimise the same error by a search over
+//! Where no sample should decide anything but biases. The usual scales (`--weight-ranges mse`) minimise the same error by a search over
 //! clips; this ends in an exact stationary point of it.
 //!
 //! # When it fails

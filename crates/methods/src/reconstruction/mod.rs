@@ -8,7 +8,7 @@
 mod rounding;
 mod soft;
 
-use crate::{Draft, Layer, MethodError, Walk, walk::Side};
+use crate::{Draft, Ground, Layer, MethodError, Walk, walk::Side};
 use fewbits_graph::{
     Graph, QuantParams, Tensor,
     exec::{Executor, Mode},
@@ -125,7 +125,7 @@ pub fn learn(
         let samples = (0..learner.batch).map(|i| seen[pick(config.seed, step, i, seen.len())]);
         learner.step(examples, &samples.collect::<Vec<_>>(), step, walk.threads())?;
     }
-    let learned = learner.finish(draft);
+    let learned = learner.finish(walk.ground(), draft);
     let closer = held.is_empty() || {
         let error = |draft: &Draft| error_on(walk, part, draft, examples, &held);
         error(&learned)? < error(draft)?
@@ -372,7 +372,7 @@ impl<'a> Learner<'a> {
     }
 
     /// The draft with what was learned.
-    fn finish(self, draft: &Draft) -> Draft {
+    fn finish(self, ground: Ground<'_>, draft: &Draft) -> Draft {
         let mut learned = draft.clone();
         for Rounded { layer, soft, range, params, dims } in &self.layers {
             learned.set_constant(&layer.weight, Tensor::f32(dims, soft.rounded(&self.values[range.clone()])));
@@ -383,10 +383,8 @@ impl<'a> Learner<'a> {
         }
         for name in &self.scales {
             let leaf = self.leaves.parameter(&quantizer_leaf(name));
-            if let (Some(leaf), Some(mut params)) = (leaf, draft.grids.params(name).cloned()) {
-                // A Clip that the grid stands for must not be reached beyond.
-                params.scale[0] = self.values[leaf.range.start].min(params.scale[0] * 1.5);
-                learned.set_params(name, params);
+            if let (Some(leaf), Some(params)) = (leaf, draft.grids.params(name)) {
+                learned.set_scale(&ground, name, self.values[leaf.range.start].min(params.scale[0] * 1.5));
             }
         }
         learned

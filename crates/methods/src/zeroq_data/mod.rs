@@ -179,7 +179,7 @@ pub fn distill(
 }
 
 fn unsupported(what: String, hint: &'static str) -> MethodError {
-    MethodError::Unsupported { method: "zeroq_data", what, hint }
+    MethodError::Unsupported { method: "zeroq-data", what, hint }
 }
 
 fn normalizations(graph: &Graph) -> usize {

@@ -6,7 +6,6 @@
 
 pub mod evolution;
 pub mod fitting;
-pub mod pareto;
 pub mod random;
 pub mod rl;
 
@@ -36,7 +35,8 @@ pub struct Settings {
 }
 
 /// The best trial, the first of equals.
-pub fn best(trials: &[Trial]) -> Option<&Trial> {
+#[cfg(test)]
+fn best(trials: &[Trial]) -> Option<&Trial> {
     trials.iter().min_by(|a, b| a.damage.total_cmp(&b.damage))
 }
 

@@ -86,7 +86,9 @@ impl PostRequest<'_> {
         PostSetup {
             table: self.table.name.into(),
             model: self.model.path.display().to_string(),
+            calibration_data: self.calibration.dataset.path().display().to_string(),
             calibration: self.calibration.indices.len(),
+            validation_data: self.validation.dataset.path().display().to_string(),
             validation: self.validation.indices.len(),
             weights: self.weights,
             activations: self.activations,

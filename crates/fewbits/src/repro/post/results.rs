@@ -18,9 +18,13 @@ pub struct PostSetup {
     pub table: String,
     /// The float model.
     pub model: String,
-    /// Calibration images.
+    /// Data that it is calibrated on.
+    pub calibration_data: String,
+    /// How many of its images.
     pub calibration: usize,
-    /// Labelled images.
+    /// Labelled data.
+    pub validation_data: String,
+    /// How many of its images.
     pub validation: usize,
     /// Bits of weights whose bytes no row exceeds.
     pub weights: u8,
