@@ -22,7 +22,10 @@ pub enum Stage {
 impl Stage {
     fn of(method: Method, settings: &Settings) -> Option<Stage> {
         let seed = settings.seed;
-        let learned = |config: reconstruction::Config| reconstruction::Config { seed, ..config };
+        let learned = |config: reconstruction::Config| {
+            let iterations = settings.iterations.unwrap_or(config.iterations);
+            reconstruction::Config { seed, iterations, ..config }
+        };
         let walked: Box<dyn BlockMethod> = match method {
             Method::MixedClipping => Box::new(MixedClipping::default()),
             Method::Aciq => Box::new(Aciq::default()),

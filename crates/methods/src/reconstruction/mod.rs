@@ -77,19 +77,32 @@ pub struct Unit {
     pub layers: Vec<Layer>,
 }
 
-/// The data of a unit: by sample, inputs of the quantized network and of the float network, and targets.
+/// The data of a unit: by example, inputs of the quantized network and of the float network, and targets.
 pub trait Examples: Sync {
-    /// Inputs of `sample` on one side.
-    ///
-    /// # Errors
-    /// Errors of the walk.
-    fn inputs(&self, side: Side, sample: usize) -> Result<Vec<Tensor>, MethodError>;
+    /// How many examples a sample has; they are numbered one behind the other.
+    fn per_sample(&self) -> usize {
+        1
+    }
 
-    /// Float outputs of `sample`.
+    /// Inputs of `example` on one side.
     ///
     /// # Errors
     /// Errors of the walk.
-    fn targets(&self, sample: usize) -> Result<Vec<Tensor>, MethodError>;
+    fn inputs(&self, side: Side, example: usize) -> Result<Vec<Tensor>, MethodError>;
+
+    /// Float outputs of `example`.
+    ///
+    /// # Errors
+    /// Errors of the walk.
+    fn targets(&self, example: usize) -> Result<Vec<Tensor>, MethodError>;
+
+    /// What the square of each output's difference counts, 1 on average; everything counts 1 if there is nothing here.
+    ///
+    /// # Errors
+    /// Errors of the walk.
+    fn importance(&self, _example: usize) -> Result<Vec<Tensor>, MethodError> {
+        Ok(vec![])
+    }
 }
 
 impl Examples for Walk<'_> {
@@ -115,7 +128,8 @@ pub fn learn(
     examples: &dyn Examples,
     config: &Config,
 ) -> Result<(), MethodError> {
-    let (held, seen): (Vec<usize>, Vec<usize>) = (0..walk.samples()).partition(|i| i % HELD_BACK == HELD_BACK - 1);
+    let is_held = |i: &usize| i / examples.per_sample() % HELD_BACK == HELD_BACK - 1;
+    let (held, seen): (Vec<usize>, Vec<usize>) = (0..walk.samples() * examples.per_sample()).partition(is_held);
     if seen.is_empty() {
         return Ok(());
     }
@@ -281,8 +295,7 @@ impl<'a> Learner<'a> {
             }
         }
         let count = values.len();
-        let positions =
-            |name: &String| ground.facts.get(name).map_or(1, |f| f.dims.iter().skip(2).product::<usize>().max(1));
+        let positions = |target: &Tensor| target.dims.iter().skip(2).product::<usize>().max(1);
         Ok(Some(Learner {
             config,
             batch,
@@ -293,7 +306,7 @@ impl<'a> Learner<'a> {
             leaves,
             layers,
             scales,
-            positions: unit.outputs.iter().map(positions).collect(),
+            positions: examples.targets(0)?.iter().map(positions).collect(),
         }))
     }
 
@@ -328,7 +341,7 @@ impl<'a> Learner<'a> {
             append(&mut targets, &examples.targets(sample)?);
         }
         self.leaves.values.copy_from_slice(&self.values);
-        for layer in &self.layers {
+        for layer in &mut self.layers {
             layer.soft.weights(&self.values[layer.range.clone()], &mut self.leaves.values[layer.range.clone()]);
         }
         for leaf in self.leaves.parameters.iter().filter(|l| l.name.ends_with(".quantizer")) {
@@ -350,7 +363,7 @@ impl<'a> Learner<'a> {
         });
         for layer in &self.layers {
             let range = layer.range.clone();
-            layer.soft.chain(&self.values[range.clone()], regularizer, &mut self.gradients[range]);
+            layer.soft.chain(regularizer, &mut self.gradients[range]);
         }
         self.optimizer.step(1.0, &mut self.values, &self.gradients);
         for name in &self.scales {
@@ -365,10 +378,17 @@ impl<'a> Learner<'a> {
     /// Replaces elements of `own` by the float network's, each with the probability `mix`.
     fn mix(&self, own: &mut Tensor, float: &Tensor, place: usize) {
         let (Some(values), Some(float)) = (own.as_f32(), float.as_f32()) else { return };
-        let limit = (self.config.mix * 2f64.powi(32)) as u64;
+        let limit = (self.config.mix * 2f64.powi(16)) as u64;
         let key = mix(self.config.seed ^ place as u64);
-        let choose = |(i, (a, b)): (usize, (&f32, &f32))| if mix(key ^ i as u64) >> 32 < limit { *b } else { *a };
-        *own = Tensor::f32(&own.dims, values.iter().zip(float).enumerate().map(choose).collect());
+        let mut mixed = values.to_vec();
+        for (i, (mixed, float)) in mixed.chunks_mut(4).zip(float.chunks(4)).enumerate() {
+            // Sixteen bits for each of four elements.
+            let bits = mix(key ^ i as u64);
+            for (k, (mixed, float)) in mixed.iter_mut().zip(float).enumerate() {
+                *mixed = if bits >> (16 * k) & 0xffff < limit { *float } else { *mixed };
+            }
+        }
+        *own = Tensor::f32(&own.dims, mixed);
     }
 
     /// The draft with what was learned.
