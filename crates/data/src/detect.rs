@@ -3,15 +3,26 @@
 
 use std::collections::BTreeMap;
 
-use crate::preprocess::letterbox_ratio;
+use serde::Serialize;
 
-/// Candidates at or below this score are dropped.
-const MIN_SCORE: f32 = 0.005;
+use crate::Framing;
+
 /// The best candidates that suppression looks at, and the most boxes that it keeps.
 const MAX_CANDIDATES: usize = 3000;
 const MAX_BOXES: usize = 100;
 /// Strides of YOLOX's three grids, in the order of its rows.
 const YOLOX_STRIDES: [usize; 3] = [8, 16, 32];
+/// `[width, height]` of three anchors.
+type Anchors = [[f32; 2]; 3];
+/// Darknet's anchors for COCO of `yolov3.cfg`, by stride of the head.
+const YOLOV3_ANCHORS: [(usize, Anchors); 3] = [
+    (8, [[10.0, 13.0], [16.0, 30.0], [33.0, 23.0]]),
+    (16, [[30.0, 61.0], [62.0, 45.0], [59.0, 119.0]]),
+    (32, [[116.0, 90.0], [156.0, 198.0], [373.0, 326.0]]),
+];
+/// The same of `yolov3-tiny.cfg`.
+const YOLOV3_TINY_ANCHORS: [(usize, Anchors); 2] =
+    [(16, [[10.0, 14.0], [23.0, 27.0], [37.0, 58.0]]), (32, [[81.0, 82.0], [135.0, 169.0], [344.0, 319.0]])];
 
 /// A box in an image.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,6 +43,15 @@ impl Found {
     }
 }
 
+/// Which candidates become boxes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Selection {
+    /// Candidates at or below this score are dropped.
+    pub score_threshold: f32,
+    /// Candidates that overlap a better one of their class by more than this (IoU) are dropped.
+    pub nms_iou: f64,
+}
+
 /// An output tensor: elements and shape.
 pub type Output<'a> = (&'a [f32], &'a [usize]);
 
@@ -39,14 +59,14 @@ pub type Output<'a> = (&'a [f32], &'a [usize]);
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Decoder {
-    /// Raw YOLOv3 heads `[N, A·(5 + classes), h, w]`, one for each set of `A` anchors; the image was resized plainly.
+    /// Raw YOLOv3 heads `[N, A·(5 + classes), h, w]`, one for each set of `A` anchors.
     YoloV3 {
         /// `(height, width)` of the network's input.
         input: (usize, usize),
         /// For each head, `[width, height]` of its anchors in pixels of the input.
         anchors: Vec<Vec<[f32; 2]>>,
     },
-    /// YOLOX `[N, cells, 5 + classes]` with strides 8, 16, 32; the image was letterboxed into the top left corner.
+    /// YOLOX `[N, cells, 5 + classes]` with strides 8, 16, 32.
     YoloX {
         /// `(height, width)` of the network's input.
         input: (usize, usize),
@@ -88,20 +108,25 @@ pub enum DetectError {
 impl DetectError {
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
-        Some(match self {
-            Self::UnknownOutputs { .. } => {
-                "read are YOLOX outputs [N, cells, 5 + classes], and raw YOLOv3 heads [N, A*(5 + classes), h, w] of \
-                 models whose metadata hold `anchors`"
+        Some(
+            match self {
+                Self::UnknownOutputs { .. } => {
+                    "read are YOLOX outputs [N, cells, 5 + classes], and raw YOLOv3 heads [N, A*(5 + classes), h, w]; \
+                 other anchors than those of yolov3 and yolov3-tiny stand in the metadata `anchors`"
+                }
+                Self::Anchors { .. } => {
+                    "anchors are JSON: for each output, in order, a list of [width, height] in pixels"
+                }
+                Self::OutputLength { .. } => return None,
             }
-            Self::Anchors { .. } => "anchors are JSON: for each output, in order, a list of [width, height] in pixels",
-            Self::OutputLength { .. } => return None,
-        }
-        .into())
+            .into(),
+        )
     }
 }
 
 impl Decoder {
-    /// Chooses the decoder for outputs of these shapes. `input` is the `(height, width)` that the network was fed.
+    /// Chooses the decoder for outputs of these shapes. `input` is the `(height, width)` that the network was fed. Heads of three anchors
+    /// with the strides of Darknet's `yolov3` or `yolov3-tiny` have the anchors of these for COCO if the metadata have none.
     pub fn guess(
         shapes: &[&[usize]],
         metadata: &BTreeMap<String, String>,
@@ -124,48 +149,83 @@ impl Decoder {
         let cells: usize = YOLOX_STRIDES.iter().map(|s| (input.0 / s) * (input.1 / s)).sum();
         match shapes {
             &[&[_, rows, columns]] if rows == cells && columns > 5 => Ok(Self::YoloX { input }),
-            _ => Err(DetectError::UnknownOutputs { shapes: owned(), input }),
+            _ => match darknet_anchors(shapes, input) {
+                Some(anchors) => Ok(Self::YoloV3 { input, anchors }),
+                None => Err(DetectError::UnknownOutputs { shapes: owned(), input }),
+            },
         }
     }
 
-    /// The boxes of batch entry `entry`, best first: candidates above a score of .005, suppressed greedily for each
-    /// class (IoU .45 for YOLOv3, .65 for YOLOX), at most 100. `original` is `(width, height)` of the image as stored.
+    /// What candidates become boxes in evaluations of such detectors: scores above .005, IoU .45 for YOLOv3, .65 for YOLOX.
+    pub fn selection(&self) -> Selection {
+        let nms_iou = match self {
+            Self::YoloV3 { .. } => 0.45,
+            Self::YoloX { .. } => 0.65,
+        };
+        Selection { score_threshold: 0.005, nms_iou }
+    }
+
+    /// The boxes of batch entry `entry`, best first: candidates as `selection` says, suppressed greedily for each class, at most 100.
+    /// `original` is `(width, height)` of the image as stored, `framing` where the network saw it.
     pub fn decode(
         &self,
         outputs: &[Output<'_>],
         entry: usize,
         original: (usize, usize),
+        framing: &Framing,
+        selection: &Selection,
     ) -> Result<Vec<Found>, DetectError> {
-        let shapes = || outputs.iter().map(|(_, shape)| shape.to_vec()).collect();
-        let (mut candidates, max_overlap) = match (self, outputs) {
-            (Self::YoloV3 { input, anchors }, outputs) if anchors.len() == outputs.len() => {
-                let mut candidates = Vec::new();
-                for (&output, anchors) in outputs.iter().zip(anchors) {
-                    let &[_, channels, height, width] = output.1 else {
-                        return Err(DetectError::UnknownOutputs { shapes: shapes(), input: *input });
-                    };
-                    if class_count(channels, anchors.len()).is_none() {
-                        return Err(DetectError::UnknownOutputs { shapes: shapes(), input: *input });
-                    }
-                    yolov3_head(part(output, entry)?, (height, width), anchors, *input, original, &mut candidates);
-                }
-                (candidates, 0.45)
-            }
-            (&Self::YoloX { input }, &[output @ (_, &[_, _, columns])]) if columns > 5 => {
-                (yolox(part(output, entry)?, columns, input, original), 0.65)
-            }
-            (Self::YoloV3 { input, .. } | Self::YoloX { input }, _) => {
-                return Err(DetectError::UnknownOutputs { shapes: shapes(), input: *input });
-            }
-        };
+        let mut candidates = self.candidates(outputs, entry, selection.score_threshold)?;
         let (width, height) = (original.0 as f64, original.1 as f64);
         for found in &mut candidates {
+            found.corners = framing.to_original(found.corners);
             for (value, limit) in found.corners.iter_mut().zip([width, height, width, height]) {
                 *value = value.clamp(0.0, limit);
             }
         }
-        Ok(suppress(candidates, max_overlap))
+        Ok(suppress(candidates, selection.nms_iou))
     }
+
+    /// Boxes with a score above `least`, in pixels of the network's input.
+    fn candidates(&self, outputs: &[Output<'_>], entry: usize, least: f32) -> Result<Vec<Found>, DetectError> {
+        let (Self::YoloV3 { input, .. } | Self::YoloX { input }) = self;
+        let unknown = || {
+            let shapes = outputs.iter().map(|(_, shape)| shape.to_vec()).collect();
+            DetectError::UnknownOutputs { shapes, input: *input }
+        };
+        match (self, outputs) {
+            (Self::YoloV3 { anchors, .. }, outputs) if anchors.len() == outputs.len() => {
+                let mut candidates = Vec::new();
+                for (&output, anchors) in outputs.iter().zip(anchors) {
+                    let &[_, channels, height, width] = output.1 else { return Err(unknown()) };
+                    class_count(channels, anchors.len()).ok_or_else(unknown)?;
+                    yolov3_head(part(output, entry)?, (height, width), anchors, *input, least, &mut candidates);
+                }
+                Ok(candidates)
+            }
+            (Self::YoloX { .. }, &[output @ (_, &[_, _, columns])]) if columns > 5 => {
+                Ok(yolox(part(output, entry)?, columns, *input, least))
+            }
+            _ => Err(unknown()),
+        }
+    }
+}
+
+/// Darknet's anchors for heads of the strides of `yolov3` or `yolov3-tiny`, in the order of the heads.
+fn darknet_anchors(shapes: &[&[usize]], input: (usize, usize)) -> Option<Vec<Vec<[f32; 2]>>> {
+    let known: &[(usize, Anchors)] = match shapes.len() {
+        3 => &YOLOV3_ANCHORS,
+        2 => &YOLOV3_TINY_ANCHORS,
+        _ => return None,
+    };
+    let has_stride =
+        |shape: &[usize], stride: usize| matches!(*shape, [_, _, h, w] if (h * stride, w * stride) == input);
+    let every_stride = known.iter().all(|(stride, _)| shapes.iter().any(|shape| has_stride(shape, *stride)));
+    let anchors_of = |shape: &&[usize]| {
+        class_count(*shape.get(1)?, 3)?;
+        known.iter().find(|(stride, _)| has_stride(shape, *stride)).map(|(_, anchors)| anchors.to_vec())
+    };
+    shapes.iter().map(anchors_of).collect::<Option<_>>().filter(|_| every_stride)
 }
 
 fn class_count(channels: usize, anchors: usize) -> Option<usize> {
@@ -185,38 +245,34 @@ fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// One YOLOv3 head: centre `(σ(t_xy) + cell) / grid · image`, size `exp(t_wh) · anchor / input · image`,
-/// score `σ(objectness) · σ(class)`. Centres are f64 and sizes f32, as numpy promotes them.
+/// One YOLOv3 head, in pixels of the input: centre `(σ(t_xy) + cell) / grid · input`, size `exp(t_wh) · anchor`, score
+/// `σ(objectness) · σ(class)`.
 fn yolov3_head(
     data: &[f32],
     (height, width): (usize, usize),
     anchors: &[[f32; 2]],
     input: (usize, usize),
-    original: (usize, usize),
+    least: f32,
     candidates: &mut Vec<Found>,
 ) {
     let cells = height * width;
-    let (image_w, image_h) = (original.0 as f32, original.1 as f32);
     let channels = data.len() / cells / anchors.len();
     for (planes, anchor) in data.chunks_exact(channels * cells).zip(anchors) {
         for cell in 0..cells {
             let at = |channel: usize| planes[channel * cells + cell];
             let objectness = sigmoid(at(4));
-            if objectness <= MIN_SCORE {
+            if objectness <= least {
                 continue;
             }
-            let centre = |t: f32, cell: usize, grid: usize, image: usize| {
-                (f64::from(sigmoid(t)) + cell as f64) / grid as f64 * image as f64
+            let centre = |t: f32, cell: usize, grid: usize, input: usize| {
+                (f64::from(sigmoid(t)) + cell as f64) / grid as f64 * input as f64
             };
-            let x = centre(at(0), cell % width, width, original.0);
-            let y = centre(at(1), cell / width, height, original.1);
-            let half = |t: f32, anchor: f32, input: usize, image: f32| {
-                f64::from(t.exp() * anchor / input as f32 * image / 2.0)
-            };
-            let (w, h) = (half(at(2), anchor[0], input.1, image_w), half(at(3), anchor[1], input.0, image_h));
+            let (x, y) = (centre(at(0), cell % width, width, input.1), centre(at(1), cell / width, height, input.0));
+            let half = |t: f32, anchor: f32| f64::from(t.exp() * anchor / 2.0);
+            let (w, h) = (half(at(2), anchor[0]), half(at(3), anchor[1]));
             for class in 0..channels - 5 {
                 let score = objectness * sigmoid(at(5 + class));
-                if score > MIN_SCORE {
+                if score > least {
                     candidates.push(Found { class, score, corners: [x - w, y - h, x + w, y + h] });
                 }
             }
@@ -224,10 +280,8 @@ fn yolov3_head(
     }
 }
 
-/// YOLOX rows: centre `(t_xy + cell) · stride`, size `exp(t_wh) · stride`, score `objectness · class`, all divided by
-/// the letterbox ratio.
-fn yolox(data: &[f32], columns: usize, input: (usize, usize), original: (usize, usize)) -> Vec<Found> {
-    let ratio = letterbox_ratio(original, (input.1, input.0));
+/// YOLOX rows, in pixels of the input: centre `(t_xy + cell) · stride`, size `exp(t_wh) · stride`, score `objectness · class`.
+fn yolox(data: &[f32], columns: usize, input: (usize, usize), least: f32) -> Vec<Found> {
     let grid = YOLOX_STRIDES.iter().flat_map(|&stride| {
         let (height, width) = (input.0 / stride, input.1 / stride);
         (0..height * width).map(move |cell| (stride as f64, (cell % width) as f64, (cell / width) as f64))
@@ -236,11 +290,10 @@ fn yolox(data: &[f32], columns: usize, input: (usize, usize), original: (usize, 
     for (row, (stride, column, line)) in data.chunks_exact(columns).zip(grid) {
         let (x, y) = ((f64::from(row[0]) + column) * stride, (f64::from(row[1]) + line) * stride);
         let (w, h) = (f64::from(row[2].exp()) * stride / 2.0, f64::from(row[3].exp()) * stride / 2.0);
-        let corners = [x - w, y - h, x + w, y + h].map(|v| v / ratio);
         for (class, confidence) in row[5..].iter().enumerate() {
             let score = row[4] * confidence;
-            if score > MIN_SCORE {
-                candidates.push(Found { class, score, corners });
+            if score > least {
+                candidates.push(Found { class, score, corners: [x - w, y - h, x + w, y + h] });
             }
         }
     }

@@ -14,8 +14,8 @@ mod batch;
 mod dataset;
 mod decode;
 pub mod detect;
-
 mod error;
+mod framing;
 mod jpeg;
 mod loader;
 pub mod metrics;
@@ -32,6 +32,7 @@ pub use batch::Batch;
 pub use dataset::{Dataset, OpenOptions, Sample};
 pub use decode::{Image, decode};
 pub use error::DataError;
+pub use framing::Framing;
 pub use loader::{Epoch, LabelledBatch, Loader, LoaderOptions};
 pub use preprocess::{Channels, Prepared, Preprocess, Resize};
 pub use resize::resize_bilinear;

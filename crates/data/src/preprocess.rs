@@ -32,7 +32,7 @@ pub enum Resize {
         /// Width in pixels.
         width: usize,
     },
-    /// As large as fits into this size at the image's own proportions, in the top left corner; the rest is `fill`.
+    /// As large as fits into this size at the image's own proportions; the rest is `fill`.
     Letterbox {
         /// Height in pixels.
         height: usize,
@@ -40,6 +40,9 @@ pub enum Resize {
         width: usize,
         /// Value of the padding in every channel.
         fill: u8,
+        /// Whether the image is in the middle, as Darknet has it, or in the top left corner, as YOLOX has it.
+        #[serde(default)]
+        centred: bool,
     },
 }
 
@@ -98,9 +101,21 @@ impl Default for Preprocess {
     }
 }
 
+impl Resize {
+    /// A letterbox of `(height, width)` from `114` (image in the top left corner) or `114:center`.
+    pub fn letterbox(padding: &str, (height, width): (usize, usize)) -> Option<Self> {
+        let (fill, centred) = match padding.split_once(':') {
+            Some((fill, "center")) => (fill, true),
+            Some(_) => return None,
+            None => (padding, false),
+        };
+        Some(Self::Letterbox { height, width, fill: fill.parse().ok()?, centred })
+    }
+}
+
 impl Preprocess {
     /// The names that [`Preprocess::preset`] knows.
-    pub const PRESETS: [&str; 5] = ["imagenet", "tf", "cifar10", "yolox", "none"];
+    pub const PRESETS: [&str; 6] = ["imagenet", "tf", "cifar10", "yolox", "darknet", "none"];
 
     /// A preset by name; `input` is the network's `(height, width)` where its graph fixes it.
     ///
@@ -108,6 +123,7 @@ impl Preprocess {
     /// - `tf`: the same geometry, x/127.5 − 1.
     /// - `cifar10`: no resizing, /255, mean and deviation of CIFAR-10.
     /// - `yolox`: letterbox with 114 to the input (416 if unknown), BGR, 0…255.
+    /// - `darknet`: letterbox with 128 to the input (416 if unknown), the image in the middle, RGB, /255.
     /// - `none`: RGB, 0…255.
     ///
     /// A square input other than 224 scales 256 and 224 in proportion.
@@ -121,10 +137,13 @@ impl Preprocess {
                 std: vec![0.2470, 0.2435, 0.2616],
                 ..Self::default()
             },
-            "yolox" => {
+            "yolox" | "darknet" => {
                 let (height, width) = input.unwrap_or((416, 416));
-                let resize = Resize::Letterbox { height, width, fill: 114 };
-                Self { resize, channels: Channels::Bgr, ..Self::default() }
+                let resize = |fill, centred| Resize::Letterbox { height, width, fill, centred };
+                match name {
+                    "yolox" => Self { resize: resize(114, false), channels: Channels::Bgr, ..Self::default() },
+                    _ => Self { resize: resize(128, true), scale: 255.0, ..Self::default() },
+                }
             }
             "none" => Self::default(),
             _ => return None,
@@ -150,7 +169,7 @@ impl Preprocess {
     /// What a model's metadata say, or `None` if they say nothing.
     ///
     /// Read are [`METADATA_KEY`] (JSON, as exported models carry it), else `preprocess`: the name of a preset, `torchvision`,
-    /// or a text such as `rgb/127.5-1`, `bgr`, `rgb/255, resize to 320x320`, `rgb/255, crop 224`, `bgr, letterbox 114`. The input size
+    /// or a text such as `rgb/127.5-1`, `bgr`, `rgb/255, resize to 320x320`, `rgb/255, crop 224`, `bgr, letterbox 114`, `rgb/255, letterbox 128:center`. The input size
     /// comes from the graph (`input`) or from the metadata key `input` (`224` or `320x320`). A text that is there but
     /// not understood is an error: guessing would cost accuracy silently. `model` serves for messages.
     pub fn from_metadata(
@@ -199,9 +218,8 @@ impl Preprocess {
                 (parsed.resize, parsed.crop) = (Resize::Exact { height, width }, None);
             } else if let Some(side) = part.strip_prefix("crop ") {
                 (parsed.resize, parsed.crop) = (Resize::Keep, Some(side.parse().ok()?));
-            } else if let Some(fill) = part.strip_prefix("letterbox ") {
-                let (height, width) = input?;
-                (parsed.resize, parsed.crop) = (Resize::Letterbox { height, width, fill: fill.parse().ok()? }, None);
+            } else if let Some(padding) = part.strip_prefix("letterbox ") {
+                (parsed.resize, parsed.crop) = (Resize::letterbox(padding, input?)?, None);
             } else {
                 return None;
             }
@@ -251,8 +269,8 @@ impl Preprocess {
     /// The pixels that the network sees: resized and cropped.
     pub(crate) fn frame<'a>(&self, image: &'a Image, path: &Path) -> Result<Cow<'a, Image>, DataError> {
         let mut frame = self.resized(image).map_or(Cow::Borrowed(image), Cow::Owned);
-        if let Resize::Letterbox { height, width, fill } = self.resize {
-            frame = Cow::Owned(letterbox(&frame, height, width, fill));
+        if let Resize::Letterbox { height, width, fill, centred } = self.resize {
+            frame = Cow::Owned(letterbox(&frame, (width, height), fill, centred));
         }
         let (width, height) = (frame.width, frame.height);
         match self.crop {
@@ -284,21 +302,24 @@ impl Preprocess {
 
     /// The image in its new size; `None` if it keeps its size.
     fn resized(&self, image: &Image) -> Option<Image> {
-        let (w, h) = (image.width, image.height);
+        let size = (image.width, image.height);
+        let (width, height) = self.resized_size(size);
+        ((width, height) != size).then(|| resize_bilinear(image, width, height))
+    }
+
+    /// `(width, height)` of an image of `(w, h)` behind the resizing, without padding.
+    pub(crate) fn resized_size(&self, (w, h): (usize, usize)) -> (usize, usize) {
         let shorter = |side: usize| if w < h { (side, side * h / w) } else { (side * w / h, side) };
-        let (width, height) = match self.resize {
-            Resize::Keep => return None,
-            Resize::ShorterUnlessFitting(side) if (self.crop.unwrap_or(side)..=side).contains(&w.min(h)) => {
-                return None;
-            }
+        match self.resize {
+            Resize::Keep => (w, h),
+            Resize::ShorterUnlessFitting(side) if (self.crop.unwrap_or(side)..=side).contains(&w.min(h)) => (w, h),
             Resize::Shorter(side) | Resize::ShorterUnlessFitting(side) => shorter(side),
             Resize::Exact { height, width } => (width, height),
             Resize::Letterbox { height, width, .. } => {
                 let ratio = letterbox_ratio((w, h), (width, height));
                 ((w as f64 * ratio) as usize, (h as f64 * ratio) as usize)
             }
-        };
-        ((width, height) != (w, h)).then(|| resize_bilinear(image, width, height))
+        }
     }
 
     /// What each of the 256 pixel values becomes in a channel.
@@ -314,18 +335,25 @@ pub fn letterbox_ratio(image: (usize, usize), target: (usize, usize)) -> f64 {
     (target.0 as f64 / image.0 as f64).min(target.1 as f64 / image.1 as f64)
 }
 
-/// Pastes `image` into the top left corner; the conversions of a degenerate image (a side of 0 counts as 1) stay inside.
-fn letterbox(image: &Image, height: usize, width: usize, fill: u8) -> Image {
+/// Columns and rows of padding before an image of `(width, height)` in the middle of `target`.
+pub(crate) fn letterbox_margins(image: (usize, usize), target: (usize, usize)) -> (usize, usize) {
+    (target.0.saturating_sub(image.0) / 2, target.1.saturating_sub(image.1) / 2)
+}
+
+/// Pastes `image` into an image of `(width, height)`; the conversions of a degenerate image (a side of 0 counts as 1) stay inside.
+fn letterbox(image: &Image, (width, height): (usize, usize), fill: u8, centred: bool) -> Image {
     let mut rgb = vec![fill; height * width * 3];
+    let size = (image.width, image.height);
+    let (left, top) = if centred { letterbox_margins(size, (width, height)) } else { (0, 0) };
     let columns = image.width.min(width) * 3;
-    for (to, from) in rgb.chunks_exact_mut(width * 3).zip(image.rgb.chunks_exact(image.width * 3)) {
-        to[..columns].copy_from_slice(&from[..columns]);
+    for (to, from) in rgb.chunks_exact_mut(width * 3).skip(top).zip(image.rgb.chunks_exact(image.width * 3)) {
+        to[left * 3..][..columns].copy_from_slice(&from[..columns]);
     }
     Image { width, height, rgb }
 }
 
 /// `n / 2` rounded half to even, as Python's `round`.
-fn half_to_even(n: usize) -> usize {
+pub(crate) fn half_to_even(n: usize) -> usize {
     n / 2 + usize::from(n % 4 == 3)
 }
 
@@ -351,7 +379,10 @@ impl fmt::Display for Preprocess {
                 None => write!(f, "shorter side to {side}")?,
             },
             Resize::Exact { height, width } => write!(f, "resize to {height}x{width}")?,
-            Resize::Letterbox { height, width, fill } => write!(f, "letterbox to {height}x{width} with {fill}")?,
+            Resize::Letterbox { height, width, fill, centred } => {
+                let place = if centred { ", image in the middle" } else { "" };
+                write!(f, "letterbox to {height}x{width} with {fill}{place}")?;
+            }
         }
         if let Some(crop) = self.crop {
             write!(f, ", centre crop {crop}")?;
@@ -414,6 +445,11 @@ mod tests {
             (&[("preprocess", "rgb/255, resize to 320x320"), ("input", "320")], "resize to 320x320, rgb, x/255"),
             (&[("preprocess", "bgr, letterbox 114"), ("input", "416")], "letterbox to 416x416 with 114, bgr, 0..255"),
             (&[("preprocess", "yolox"), ("input", "416")], "letterbox to 416x416 with 114, bgr, 0..255"),
+            (
+                &[("preprocess", "rgb/255, letterbox 128:center"), ("input", "416")],
+                "letterbox to 416x416 with 128, image in the middle, rgb, x/255",
+            ),
+            (&[("preprocess", "darknet")], "letterbox to 416x416 with 128, image in the middle, rgb, x/255"),
             (&[("preprocess", "none")], "no resize, rgb, 0..255"),
         ];
         for (pairs, expected) in cases {
@@ -428,6 +464,13 @@ mod tests {
             assert!(from(&[("preprocess", text)], None).is_err(), "`{text}`");
         }
         assert!(from(&[(METADATA_KEY, "{}")], None).is_err());
+        for padding in ["", "256", "114:left", ":center"] {
+            assert_eq!(Resize::letterbox(padding, (4, 4)), None, "`{padding}`");
+        }
+        // As files carried it before there was a choice.
+        let old = r#"{"letterbox":{"height":2,"width":3,"fill":9}}"#;
+        let expected = Resize::Letterbox { height: 2, width: 3, fill: 9, centred: false };
+        assert_eq!(serde_json::from_str::<Resize>(old).unwrap(), expected);
     }
 
     #[test]
@@ -458,8 +501,13 @@ mod tests {
     #[test]
     fn letterbox_keeps_proportions_and_fills() {
         let image = Image { width: 4, height: 2, rgb: vec![200; 24] };
-        let preprocess =
-            Preprocess { resize: Resize::Letterbox { height: 2, width: 2, fill: 114 }, ..Default::default() };
+        let letterbox = |side, centred| Preprocess {
+            resize: Resize::Letterbox { height: side, width: side, fill: 114, centred },
+            ..Default::default()
+        };
+        let middle = letterbox(4, true).apply(&image, Path::new("a")).unwrap();
+        assert_eq!(middle.data[..16], [[114.0; 4], [200.0; 4], [200.0; 4], [114.0; 4]].concat());
+        let preprocess = letterbox(2, false);
         let prepared = preprocess.apply(&image, Path::new("a")).unwrap();
         assert_eq!(prepared.data[..4], [200.0, 200.0, 114.0, 114.0]);
         let sliver = Image { width: 1000, height: 1, rgb: vec![9; 3000] };

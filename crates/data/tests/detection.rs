@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use fewbits_data::{
-    Coco,
-    detect::{Decoder, DetectError, Output},
+    Coco, Framing, Preprocess, Resize,
+    detect::{Decoder, DetectError, Output, Selection},
     metrics::{CocoScores, Detection, coco_scores},
 };
 use serde_json::Value;
@@ -30,7 +30,11 @@ fn equals_pycocotools() {
     };
     let detections: Vec<Detection> = stored["detections"].as_array().unwrap().iter().map(detection).collect();
     let scores = coco_scores(&truth, &detections);
-    let found = [scores.ap, scores.ap50, scores.ap75, scores.ap_small, scores.ap_medium, scores.ap_large];
+    let precisions = [scores.ap, scores.ap50, scores.ap75, scores.ap_small, scores.ap_medium, scores.ap_large];
+    let recalls = [scores.ar1, scores.ar10, scores.ar100, scores.ar_small, scores.ar_medium, scores.ar_large];
+    let found = [precisions, recalls].concat();
+    assert_eq!(stored["stats"].as_array().unwrap().len(), found.len());
+    assert_eq!(scores.percent().ar_large, scores.ar_large.map(|s| 100.0 * s));
     for (i, value) in found.into_iter().enumerate() {
         let expected = stored["stats"][i].as_f64().unwrap();
         assert!((value.unwrap() - expected).abs() < 1e-9, "score {i}: {value:?}, pycocotools says {expected}");
@@ -43,28 +47,37 @@ fn equals_pycocotools() {
 #[test]
 fn decoding_equals_numpy() {
     let stored = stored();
-    let size = stored["size"].as_u64().unwrap() as usize;
     let original = (stored["width"].as_u64().unwrap() as usize, stored["height"].as_u64().unwrap() as usize);
-    for kind in ["yolov3", "yolox"] {
-        let case = &stored[kind];
+    for (name, case) in stored["cases"].as_object().unwrap() {
+        let size = case["size"].as_u64().unwrap() as usize;
         let data: Vec<Vec<f32>> = serde_json::from_value(case["outputs"].clone()).unwrap();
         let shapes: Vec<Vec<usize>> = serde_json::from_value(case["shapes"].clone()).unwrap();
         let outputs: Vec<Output<'_>> = data.iter().map(Vec::as_slice).zip(shapes.iter().map(Vec::as_slice)).collect();
         let anchors = case["anchors"].as_str().map(|a| ("anchors".to_owned(), a.to_owned()));
         let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
         let decoder = Decoder::guess(&shapes, &anchors.into_iter().collect(), (size, size)).unwrap();
-        let boxes = decoder.decode(&outputs, 0, original).unwrap();
+        let resize: Resize = serde_json::from_value(case["preprocess"]["resize"].clone()).unwrap();
+        let framing = Framing::of(&Preprocess { resize, ..Preprocess::default() }, original);
+        let selection = match case["selection"].as_object() {
+            Some(stated) => Selection {
+                score_threshold: stated["score_threshold"].as_f64().unwrap() as f32,
+                nms_iou: stated["nms_iou"].as_f64().unwrap(),
+            },
+            None => decoder.selection(),
+        };
+        let boxes = decoder.decode(&outputs, 0, original, &framing, &selection).unwrap();
         let expected: Vec<[f64; 6]> = serde_json::from_value(case["boxes"].clone()).unwrap();
-        assert_eq!(boxes.len(), expected.len(), "{kind}");
+        assert!(expected.len() > 5 && boxes.len() == expected.len(), "{name}: {}", boxes.len());
         for (found, expected) in boxes.iter().zip(&expected) {
-            assert_eq!(found.class as f64, expected[0], "{kind}");
+            assert_eq!(found.class as f64, expected[0], "{name}");
             let values = [f64::from(found.score)].into_iter().chain(found.corners);
             for (value, expected) in values.zip(&expected[1..]) {
-                assert!((value - expected).abs() < 1e-4, "{kind}: {found:?} is not {expected:?}");
+                assert!((value - expected).abs() < 1e-4, "{name}: {found:?} is not {expected:?}");
             }
         }
-        assert!(matches!(decoder.decode(&outputs, 1, original), Err(DetectError::OutputLength { .. })));
-        assert!(decoder.decode(&[], 0, original).is_err());
+        let decode = |outputs: &[Output<'_>], entry| decoder.decode(outputs, entry, original, &framing, &selection);
+        assert!(matches!(decode(&outputs, 1), Err(DetectError::OutputLength { .. })));
+        assert!(decode(&[], 0).is_err());
     }
 }
 
@@ -74,6 +87,11 @@ fn unknown_outputs_are_errors() {
     let none = BTreeMap::new();
     assert!(matches!(guess(&[&[1, 1000]], &none), Err(DetectError::UnknownOutputs { .. })));
     assert!(matches!(guess(&[&[1, 20, 85]], &none), Err(DetectError::UnknownOutputs { .. })));
+    // Two heads of one stride, and a number of channels that three anchors cannot have.
+    for heads in [[[1, 24, 2, 2], [1, 24, 2, 2]], [[1, 25, 2, 2], [1, 24, 1, 1]]] {
+        let shapes: Vec<&[usize]> = heads.iter().map(|h| &h[..]).collect();
+        assert!(matches!(guess(&shapes, &none), Err(DetectError::UnknownOutputs { .. })), "{heads:?}");
+    }
     for text in ["", "[]", "[[[1, 2]]]", "[[[1]]]"] {
         let metadata = BTreeMap::from([("anchors".to_owned(), text.to_owned())]);
         let error = guess(&[&[1, 3, 4, 4]], &metadata).unwrap_err();

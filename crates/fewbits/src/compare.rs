@@ -4,21 +4,30 @@
 //! the names of the float network back. So the tensors to compare are those that both graphs compute under one name, and no graph
 //! has to be rewritten first. Memory is one set of tensors per worker, however many samples there are.
 
+mod explain;
+mod on_grid;
+mod pairs;
+
+pub use explain::{Cause, Explanation};
+
 use crate::{
     Error, Model,
     progress::Progress,
     sqnr::Sqnr,
     stream::{Run, Seen, Source, stream},
 };
+use explain::{Evidence, explanations};
 use fewbits_graph::{
     Graph, Tensor,
     exec::{Executor, Mode, Tapped},
     op::Layout,
 };
 use fewbits_kernels::Threads;
+use on_grid::OnGrid;
+use pairs::{GridsByValues, check_inputs, common_tensors, grids, grids_by_values, mismatch, output_pairs};
 use serde::Serialize;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     path::Path,
     sync::{Mutex, PoisonError},
 };
@@ -80,6 +89,8 @@ pub struct Comparison {
     pub outputs: Vec<TensorDifference>,
     /// Every tensor that both networks compute, in the second network's order.
     pub tensors: Vec<TensorDifference>,
+    /// Why the worst of them are as they are.
+    pub explanations: Vec<Explanation>,
 }
 
 /// Runs both networks on the samples of `source`; `b` is measured against `a`. The result does not depend on `threads`.
@@ -97,6 +108,7 @@ pub fn compare(
     check_inputs(a, b)?;
     let pairs = output_pairs(a, b)?;
     let names = common_tensors(a, b);
+    let held = grids_by_values(b);
     let one = Threads::new(1);
     // As many as there are workers: whoever finishes a chunk takes one and puts it back.
     let idle: Mutex<Vec<Executor<'_>>> = Mutex::default();
@@ -116,7 +128,7 @@ pub fn compare(
             let take = || idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let new = || Executor::new(b.graph, b.mode, &one).observing(names.iter().cloned());
             let mut executor = take().unwrap_or_else(new);
-            let sums = chunk_sums(&mut executor, (a, b), &pairs, source, seen_a, &chunk)?;
+            let sums = chunk_sums(&mut executor, (a, b), (&pairs, &held), source, seen_a, &chunk)?;
             idle.lock().unwrap_or_else(PoisonError::into_inner).push(executor);
             Ok(sums)
         },
@@ -126,64 +138,16 @@ pub fn compare(
         },
     )?;
     progress.end();
-    Ok(conclude(b.graph, a.graph, &pairs, &total, threshold_db))
-}
-
-fn check_inputs(a: Side<'_>, b: Side<'_>) -> Result<(), Error> {
-    let (input_a, input_b) = (Model::input(a.graph)?, Model::input(b.graph)?);
-    if input_a.name != input_b.name {
-        return Err(mismatch(a, b, format!("inputs `{}` and `{}`", input_a.name, input_b.name)));
-    }
-    let Some((dims_a, dims_b)) = input_a.dims.as_ref().zip(input_b.dims.as_ref()) else { return Ok(()) };
-    let agree = |(x, y): (&fewbits_graph::Dim, &fewbits_graph::Dim)| {
-        use fewbits_graph::Dim::Fixed;
-        !matches!((x, y), (Fixed(m), Fixed(n)) if m != n)
+    let found = conclude(b.graph, a.graph, &pairs, &total, threshold_db);
+    let evidence = Evidence {
+        graphs: [a.graph, b.graph],
+        grids: grids(b).collect(),
+        on_grids: &total.on_grids,
+        tensors: &found.tensors,
+        threshold_db,
     };
-    if dims_a.len() != dims_b.len() || !dims_a.iter().zip(dims_b).all(agree) {
-        let list = |dims: &[fewbits_graph::Dim]| dims.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        return Err(mismatch(a, b, format!("input `{}`: [{}] and [{}]", input_a.name, list(dims_a), list(dims_b))));
-    }
-    Ok(())
-}
-
-fn mismatch(a: Side<'_>, b: Side<'_>, what: String) -> Error {
-    Error::Usage {
-        what: format!("`{}` and `{}` do not fit each other: {what}", a.path.display(), b.path.display()),
-        hint: "compare a model with a version of itself; `fewbits inspect` prints inputs and outputs".into(),
-    }
-}
-
-/// Positions of the outputs that belong together: of one name if all have a partner, else of one position.
-fn output_pairs(a: Side<'_>, b: Side<'_>) -> Result<Vec<(usize, usize)>, Error> {
-    let (outs_a, outs_b) = (&a.graph.outputs, &b.graph.outputs);
-    if outs_a.len() != outs_b.len() {
-        return Err(mismatch(a, b, format!("{} outputs and {} outputs", outs_a.len(), outs_b.len())));
-    }
-    let partner = |i: usize| outs_b.iter().position(|o| o.name == outs_a[i].name).map(|j| (i, j));
-    let by_name: Option<Vec<_>> = (0..outs_a.len()).map(partner).collect();
-    Ok(by_name.unwrap_or_else(|| (0..outs_a.len()).map(|i| (i, i)).collect()))
-}
-
-/// Tensors that both graphs compute under one name and that may be looked at without changing how they are computed.
-fn common_tensors(a: Side<'_>, b: Side<'_>) -> Vec<String> {
-    let made = |side: Side<'_>| -> BTreeSet<String> {
-        let hidden = fused_away(side);
-        let outputs = side.graph.nodes.iter().flat_map(|n| &n.outputs).filter(|o| !o.is_empty());
-        outputs.filter(|o| !hidden.contains(o.as_str())).cloned().collect()
-    };
-    made(a).intersection(&made(b)).cloned().collect()
-}
-
-/// Tensors without a grid that only an operator with a grid on its output reads: integer kernels never make them.
-fn fused_away(side: Side<'_>) -> BTreeSet<&str> {
-    let Some(grids) = side.mode.grids() else { return BTreeSet::new() };
-    let consumers = side.graph.consumers();
-    let inner = |name: &str| match consumers.get(name).map_or(&[][..], Vec::as_slice) {
-        [reader] => grids.params(side.graph.nodes[*reader].output()).is_some() && !side.graph.is_output(name),
-        _ => false,
-    };
-    let outputs = side.graph.nodes.iter().flat_map(|n| &n.outputs).map(String::as_str);
-    outputs.filter(|name| grids.params(name).is_none() && inner(name)).collect()
+    let explanations = explanations(&evidence);
+    Ok(Comparison { explanations, ..found })
 }
 
 /// A tensor of the first network, kept until the second one has computed its own.
@@ -233,6 +197,8 @@ struct Sums {
     agreeing: Option<usize>,
     outputs: Vec<Sqnr>,
     tensors: BTreeMap<String, Sqnr>,
+    /// The first network's values on grids of the second.
+    on_grids: BTreeMap<String, OnGrid>,
 }
 
 impl Sums {
@@ -247,6 +213,12 @@ impl Sums {
         for (name, more) in &chunk.tensors {
             self.tensors.entry(name.clone()).or_default().add(more);
         }
+        for (name, more) in chunk.on_grids {
+            match self.on_grids.get_mut(&name) {
+                Some(sum) => sum.add(&more),
+                None => _ = self.on_grids.insert(name, more),
+            }
+        }
     }
 }
 
@@ -254,7 +226,7 @@ impl Sums {
 fn chunk_sums(
     executor: &mut Executor<'_>,
     (a, b): (Side<'_>, Side<'_>),
-    pairs: &[(usize, usize)],
+    (pairs, held): (&[(usize, usize)], &GridsByValues<'_>),
     source: &Source<'_>,
     mut seen_a: BTreeMap<String, Observed>,
     chunk: &Seen,
@@ -267,6 +239,7 @@ fn chunk_sums(
         *n = fixed;
     }
     let mut sums = Sums { samples, ..Sums::default() };
+    sums.on_grids.extend(on_grids(held, &Model::input(a.graph)?.name, &chunk.batch.data, &chunk.batch.shape));
     let mut misfit = None;
     let mut tap = |tensor: Tapped<'_>| {
         let Some(first) = seen_a.remove(tensor.name) else { return };
@@ -275,8 +248,9 @@ fn chunk_sums(
             misfit.get_or_insert_with(|| format!("tensor `{name}`: {:?} and {:?}", first.dims, second.dims));
         } else if !first.values.is_empty() && !second.values.is_empty() {
             let real = |t: &Observed| rows(&t.dims, t.values.len(), samples);
-            let difference = Sqnr::of(&first.values[..real(&first)], &second.values[..real(&second)]);
-            sums.tensors.insert(name.into(), difference);
+            let (values, others) = (&first.values[..real(&first)], &second.values[..real(&second)]);
+            sums.tensors.insert(name.into(), Sqnr::of(values, others));
+            sums.on_grids.extend(on_grids(held, name, values, &first.dims));
         }
     };
     let sample_error =
@@ -297,6 +271,17 @@ fn chunk_sums(
     }
     sums.agreeing = pairs.first().and_then(|&(i, j)| agreeing(&chunk.outputs[i], &outputs[j], samples));
     Ok(sums)
+}
+
+/// The grids that hold the values of tensor `name`, and what they make of them.
+fn on_grids(
+    held: &GridsByValues<'_>,
+    name: &str,
+    values: &[f32],
+    dims: &[usize],
+) -> impl Iterator<Item = (String, OnGrid)> {
+    let grids = held.get(name).into_iter().flatten();
+    grids.filter_map(move |(grid, params)| Some((grid.to_string(), OnGrid::of(values, dims, 1, params)?)))
 }
 
 /// How many of `len` elements belong to the first `samples` of a batch.
@@ -349,6 +334,7 @@ fn conclude(b: &Graph, a: &Graph, pairs: &[(usize, usize)], total: &Sums, thresh
         most_noise_added: noisiest.map(|t| t.name.clone()),
         outputs,
         tensors,
+        explanations: vec![],
     }
 }
 

@@ -1,4 +1,4 @@
-//! Accuracy of a network on labelled data: top-1 and top-5, or COCO AP.
+//! Accuracy of a network on labelled data: top-1 and top-5, or COCO's average precision and recall.
 
 use crate::{
     Error, Model,
@@ -6,13 +6,13 @@ use crate::{
     stream::{Run, Seen, Source, outputs, stream},
 };
 use fewbits_data::{
-    Coco,
-    detect::{Decoder, Found},
-    metrics::{Detection, TopK, coco_scores},
+    Coco, Framing,
+    detect::{Decoder, Found, Selection},
+    metrics::{CocoScores, Detection, TopK, coco_scores, top1},
 };
 use fewbits_graph::{Graph, Tensor, exec::Mode};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 /// What an evaluation found; percentages.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -29,10 +29,12 @@ pub enum Scores {
     },
     /// Of a detector.
     Detection {
-        /// Average precision over IoU .50:.05:.95.
-        ap: f64,
-        /// Average precision at IoU .50.
-        ap50: f64,
+        /// Average precisions and recalls.
+        #[serde(flatten)]
+        coco: CocoScores,
+        /// Which candidates were boxes.
+        #[serde(flatten)]
+        selection: Selection,
         /// How many images there were.
         samples: usize,
     },
@@ -43,7 +45,7 @@ impl Scores {
     pub fn main(&self) -> f64 {
         match self {
             Scores::Classification { top1, .. } => *top1,
-            Scores::Detection { ap, .. } => *ap,
+            Scores::Detection { coco, .. } => coco.ap.unwrap_or(0.0),
         }
     }
 
@@ -54,6 +56,15 @@ impl Scores {
             Scores::Detection { .. } => "AP",
         }
     }
+}
+
+/// Which candidates of a detector become boxes, where that is not the decoder's own choice ([`Decoder::selection`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Boxes {
+    /// See [`Selection::score_threshold`].
+    pub score_threshold: Option<f32>,
+    /// See [`Selection::nms_iou`].
+    pub nms_iou: Option<f64>,
 }
 
 /// Evaluates `graph` in `mode` on the labelled samples of `source`.
@@ -67,13 +78,48 @@ pub fn evaluate(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Scores, Error> {
+    evaluate_boxes(graph, mode, source, Boxes::default(), threads, progress)
+}
+
+/// The same, with a choice of a detector's boxes.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_boxes(
+    graph: &Graph,
+    mode: Mode<'_>,
+    source: &Source<'_>,
+    chosen: Boxes,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Scores, Error> {
     progress.begin("evaluating", source.indices.len().div_ceil(Model::fixed_batch(graph).unwrap_or(1)));
     let scores = match source.dataset.coco() {
-        Some(truth) => detection(graph, mode, source, truth, threads, progress),
+        Some(truth) => detection(graph, mode, source, truth, chosen, threads, progress),
         None => classification(graph, mode, source, threads, progress),
     };
     progress.end();
     scores
+}
+
+/// Whether each sample of `source` has its label as the highest score.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn top1_hits(
+    graph: &Graph,
+    mode: Mode<'_>,
+    source: &Source<'_>,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<bool>, Error> {
+    let mut hits = vec![];
+    progress.begin("evaluating", source.indices.len().div_ceil(Model::fixed_batch(graph).unwrap_or(1)));
+    outputs(graph, mode, source, threads, progress, |seen| {
+        each(&seen, source, |row, label| hits.push(top1(row) == label))
+    })?;
+    progress.end();
+    Ok(hits)
 }
 
 fn classification(
@@ -90,17 +136,18 @@ fn classification(
         });
     }
     let mut top = TopK::default();
-    outputs(graph, mode, source, threads, progress, |seen| count(&mut top, &seen, source))?;
+    outputs(graph, mode, source, threads, progress, |seen| each(&seen, source, |row, label| top.add(row, label)))?;
     Ok(Scores::Classification { top1: top.top1_percent(), top5: top.top5_percent(), samples: top.samples })
 }
 
-fn count(top: &mut TopK, seen: &Seen, source: &Source<'_>) -> Result<(), Error> {
+/// Shows the scores of each sample of a chunk, and its label.
+fn each(seen: &Seen, source: &Source<'_>, mut look: impl FnMut(&[f32], usize)) -> Result<(), Error> {
     let scores = scores_of(&seen.outputs)?;
     let classes = scores.len() / seen.outputs[0].dims.first().copied().unwrap_or(1).max(1);
     for ((row, label), index) in scores.chunks(classes.max(1)).zip(&seen.batch.labels).zip(&seen.batch.indices) {
         let name = || source.dataset.name(*index);
         match *label {
-            Some(label) if label < classes => top.add(row, label),
+            Some(label) if label < classes => look(row, label),
             Some(label) => {
                 return Err(Error::Usage {
                     what: format!("`{}` has class {label}, the network has {classes} classes", name().display()),
@@ -127,10 +174,11 @@ fn detection(
     mode: Mode<'_>,
     source: &Source<'_>,
     truth: &Coco,
+    chosen: Boxes,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Scores, Error> {
-    let mut detections = Vec::new();
+    let (mut detections, mut used) = (Vec::new(), None);
     stream(
         &Run { graph, mode, observed: vec![] },
         source,
@@ -138,8 +186,9 @@ fn detection(
         progress,
         |_| (),
         |(), _| {},
-        |(), seen| boxes(graph, &seen),
-        |images| {
+        |(), seen| boxes(graph, source, &seen, chosen),
+        |(selection, images)| {
+            used = Some(selection);
             for (image, found) in images {
                 detections.extend(found.into_iter().map(|f| Detection {
                     image,
@@ -151,12 +200,20 @@ fn detection(
             Ok(())
         },
     )?;
-    let scores = coco_scores(truth, &detections);
-    let percent = |ap: Option<f64>| 100.0 * ap.unwrap_or(0.0);
-    Ok(Scores::Detection { ap: percent(scores.ap), ap50: percent(scores.ap50), samples: source.indices.len() })
+    let selection = used.ok_or_else(|| Error::Usage { what: "there are no samples".into(), hint: String::new() })?;
+    let images: BTreeSet<usize> = source.indices.iter().copied().collect();
+    let annotations = truth.annotations.iter().filter(|a| images.contains(&a.image)).cloned().collect();
+    let coco = coco_scores(&Coco { annotations, ..truth.clone() }, &detections).percent();
+    Ok(Scores::Detection { coco, selection, samples: source.indices.len() })
 }
 
-fn boxes(graph: &Graph, seen: &Seen) -> Result<Vec<(usize, Vec<Found>)>, Error> {
+/// The boxes of each image by its number, and how they were chosen.
+fn boxes(
+    graph: &Graph,
+    source: &Source<'_>,
+    seen: &Seen,
+    chosen: Boxes,
+) -> Result<(Selection, Vec<(usize, Vec<Found>)>), Error> {
     let input = match seen.batch.shape[..] {
         [_, _, h, w] => (h, w),
         _ => (0, 0),
@@ -167,14 +224,19 @@ fn boxes(graph: &Graph, seen: &Seen) -> Result<Vec<(usize, Vec<Found>)>, Error> 
     let undecodable = |e: fewbits_data::detect::DetectError| Error::Model {
         path: PathBuf::from(&graph.name),
         what: e.to_string(),
-        hint: "AP is computed for raw YOLOv3 heads (metadata `anchors`) and for YOLOX outputs",
+        hint: "AP is computed for raw YOLOv3 heads (other anchors than Darknet's stand in the metadata `anchors`) and for YOLOX outputs",
     };
     let decoder = Decoder::guess(&shapes, &graph.metadata, input).map_err(undecodable)?;
-    let images = seen.batch.indices.iter().enumerate();
-    images
-        .map(|(entry, &image)| {
-            let found = decoder.decode(&outputs, entry, seen.batch.original_sizes[entry]).map_err(undecodable)?;
-            Ok((image, found))
-        })
-        .collect()
+    let Selection { score_threshold, nms_iou } = decoder.selection();
+    let selection = Selection {
+        score_threshold: chosen.score_threshold.unwrap_or(score_threshold),
+        nms_iou: chosen.nms_iou.unwrap_or(nms_iou),
+    };
+    let found = |(entry, &image): (usize, &usize)| {
+        let original = seen.batch.original_sizes[entry];
+        let framing = Framing::of(source.preprocess, original);
+        let found = decoder.decode(&outputs, entry, original, &framing, &selection).map_err(undecodable)?;
+        Ok((image, found))
+    };
+    Ok((selection, seen.batch.indices.iter().enumerate().map(found).collect::<Result<_, Error>>()?))
 }

@@ -16,6 +16,8 @@ pub enum Method {
     Aciq,
     /// Scales of weights of least squared weight error.
     Omse,
+    /// Scales of weights by the loss of the whole network.
+    Lapq,
     /// Scales of weights of least output error, from twenty for each channel.
     SeqMse,
     /// Codes and scales of least output error, one coordinate after the other.
@@ -43,6 +45,7 @@ pub const METHODS: &[(Method, &str)] = &[
     (Method::MixedClipping, "mixed-clipping"),
     (Method::Aciq, "aciq"),
     (Method::Omse, "omse"),
+    (Method::Lapq, "lapq"),
     (Method::SeqMse, "seq-mse"),
     (Method::Comq, "comq"),
     (Method::ZeroPoint, "zero-point"),

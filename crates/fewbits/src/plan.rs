@@ -5,10 +5,10 @@ use crate::{
     quantize::{Quantized, Settings, laid_out},
 };
 use fewbits_data::Preprocess;
-use fewbits_graph::passes;
+use fewbits_graph::{Node, passes};
 use fewbits_quant::{Plan, Step};
 use serde_json::json;
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 /// The plan of a quantization, with its settings and what it measured.
 pub fn of(
@@ -44,6 +44,23 @@ pub fn describe(quantized: &Quantized, settings: &Settings, samples: usize) -> s
         "keep_float": settings.keep_float,
         "samples": samples,
     })
+}
+
+/// Bits of weights and of what layers multiply, by name, in the plan at `path` of `model`.
+///
+/// # Errors
+/// [`Error::Quant`] if the plan cannot be read or is for another model.
+pub fn layer_bits(model: &Model, path: &Path) -> Result<BTreeMap<String, u8>, Error> {
+    let Model { graph, grids, .. } = apply(model, path)?;
+    let grids = grids.unwrap_or_default();
+    let of_layer = |node: &Node| -> Vec<(String, u8)> {
+        let (Some(input), Some(weight)) = (node.input(0), node.input(1)) else { return vec![] };
+        let is_layer = graph.constant(weight).is_some();
+        let bits =
+            |name: &str| Some((grids.owner(name).to_string(), grids.params(name).filter(|_| is_layer)?.grid.bits));
+        [input, weight].into_iter().filter_map(bits).collect()
+    };
+    Ok(graph.nodes.iter().flat_map(of_layer).collect())
 }
 
 /// `model`, prepared, under the plan in the file `path`.

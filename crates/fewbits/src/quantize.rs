@@ -32,7 +32,7 @@ use std::{
     path::PathBuf,
     str::FromStr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Replacement constants by name.
@@ -96,7 +96,7 @@ pub struct Settings {
     pub methods: Methods,
     /// Nodes that take no part.
     pub keep_float: BTreeSet<String>,
-    /// Time after which [`Methods::Auto`] begins nothing new.
+    /// Time after which [`Methods::Auto`] goes no further: a step under way ends with what it has.
     pub time_budget: Duration,
     /// Steps for each layer or block whose rounding is learned, if not the method's own default.
     pub iterations: Option<usize>,
@@ -175,6 +175,7 @@ pub fn quantize(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Quantized, Error> {
+    let begun = Instant::now();
     if model.grids.is_some() {
         return Err(Error::Model {
             path: model.path.clone(),
@@ -256,7 +257,7 @@ pub fn quantize(
         guarded,
         steps: vec![],
     };
-    refine(quantized, &facts, source, settings, threads, progress)
+    refine(quantized, &facts, source, settings, threads, progress, begun)
 }
 
 /// Grids under one rule, and the biases that go with them.

@@ -14,7 +14,7 @@ use crate::{
 use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
 use fewbits_kernels::Threads;
 use fewbits_methods::{
-    BlockMethod, Draft, Ground, Samples, Walk, e2e_qp, layers,
+    BlockMethod, Draft, Ground, Samples, Walk, e2e_qp, lapq, layers,
     walk::walk_through,
     zero_point::{self, Half},
 };
@@ -27,7 +27,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stage::{Stage, stages};
+pub(crate) use stage::Stage;
+use stage::{ByOutputs, stages};
 
 /// Of how many samples one is held back for measuring.
 const HELD_BACK: usize = 8;
@@ -47,6 +48,9 @@ pub struct Step {
     pub after_db: f64,
     /// Whether its result was taken.
     pub kept: bool,
+    /// What its methods decided, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<String>,
     /// How long it took.
     #[serde(skip)]
     pub time: Duration,
@@ -60,7 +64,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// Takes `quantized` through the steps of `settings`.
+/// Takes `quantized` through the steps of `settings`. The time budget counts from `begun`.
 ///
 /// # Errors
 /// Errors of the data, the network and the methods.
@@ -71,12 +75,14 @@ pub fn refine(
     settings: &Settings,
     threads: usize,
     progress: &dyn Progress,
+    begun: Instant,
 ) -> Result<Quantized, Error> {
-    let stages = stages(settings);
+    let exploring = settings.methods == Methods::Auto;
+    let deadline = begun.checked_add(settings.time_budget).filter(|_| exploring);
+    let stages = stages(settings, deadline);
     if stages.is_empty() {
         return Ok(quantized);
     }
-    let begun = Instant::now();
     let (seen, held) = split(source, Model::fixed_batch(&quantized.float).unwrap_or(1));
     let references = float_outputs(&quantized.float, &held, threads, progress)?;
     let closeness =
@@ -99,9 +105,8 @@ pub fn refine(
             (start.clone(), start, Mark { settings: described, best_db, ..Mark::default() })
         }
     };
-    let exploring = settings.methods == Methods::Auto;
     for stage in stages.iter().skip(mark.done.len()) {
-        if exploring && begun.elapsed() > settings.time_budget {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             break;
         }
         let stage_begun = Instant::now();
@@ -113,12 +118,12 @@ pub fn refine(
                 for _ in 0..mark.blocks {
                     walk.advance(&next)?;
                 }
-                walk_through(&mut walk, &mut next, &methods, progress, |blocks, next| {
+                walk_through(&mut walk, &mut next, &methods, deadline, progress, |blocks, next| {
                     mark.blocks = blocks;
                     partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
                 })?;
             }
-            Stage::Grids(config) => {
+            Stage::Outputs(method) => {
                 // A quarter of the samples decides, an eighth more has to agree.
                 let [decide, agree] = [4, 8].map(|share| seen.indices.len().div_ceil(share));
                 let sides = [0..decide, decide..decide + agree].map(|part| -> Result<_, Error> {
@@ -134,7 +139,14 @@ pub fn refine(
                     let db = output_sqnr(&draft.graph, mode, source, references, threads, &Silent)?;
                     Ok::<f64, Error>(10f64.powf(-0.1 * db))
                 };
-                zero_point::adjust(ground, &mut next, config, &loss, progress)?;
+                match method {
+                    ByOutputs::Lapq(config) => {
+                        lapq::tune(ground, &mut next, config, &pool, &loss, progress)?;
+                    }
+                    ByOutputs::ZeroPoint(config) => {
+                        zero_point::adjust(ground, &mut next, config, &loss, progress)?;
+                    }
+                }
             }
             Stage::Whole(config) => {
                 e2e_qp::tune(ground, &mut next, &runs, config, &pool, progress)?;
@@ -143,8 +155,14 @@ pub fn refine(
         guard_biases(&ground, &mut next);
         let (before_db, after_db) = (mark.best_db, closeness(&next)?);
         let kept = !exploring || after_db > before_db;
-        let step = Step { methods: stage.name(), before_db, after_db, kept, time: stage_begun.elapsed() };
-        stage.findings().iter().for_each(|found| progress.line(found));
+        let step = Step {
+            methods: stage.name(),
+            before_db,
+            after_db,
+            kept,
+            findings: stage.findings(),
+            time: stage_begun.elapsed(),
+        };
         progress.line(&format!("step {step}"));
         mark.done.push(step);
         if kept {

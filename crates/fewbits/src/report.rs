@@ -266,7 +266,9 @@ fn step(step: &refine::Step) -> Step {
 fn accuracies(mode: Mode, scores: &Scores) -> Vec<Accuracy> {
     let (metrics, samples) = match *scores {
         Scores::Classification { top1, top5, samples } => ([("top-1", top1), ("top-5", top5)], samples),
-        Scores::Detection { ap, ap50, samples } => ([("AP", ap), ("AP50", ap50)], samples),
+        Scores::Detection { coco, samples, .. } => {
+            ([("AP", coco.ap.unwrap_or(0.0)), ("AP50", coco.ap50.unwrap_or(0.0))], samples)
+        }
     };
     let accuracy = |(metric, percent): (&str, f64)| Accuracy {
         mode,

@@ -2,6 +2,7 @@
 //! network quantized with what was found.
 
 mod drop;
+mod inside;
 mod journal;
 pub mod report;
 mod result;
@@ -10,6 +11,7 @@ mod trials;
 
 use crate::{
     Error, Model,
+    methods::Method,
     progress::Progress,
     quantize::{self, Quantized, quantize},
     refine::{MEMORY, Runs},
@@ -23,15 +25,16 @@ use fewbits_quant::calibrate;
 use fewbits_search::{
     Bits, Budget, Given, LatencyTable, Level, Metric, Problem, Rounding, SearchError, Sensitivity, Whole,
     allocate::{self, Allocator},
-    sensitivity,
+    hessian, sensitivity,
     strategy::{self as sampling, Trial, evolution, random, rl},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
+use inside::Rounder;
 use journal::Journal;
 use result::Told;
 pub use result::{Figure, Found, Point, Row, Sort};
@@ -65,6 +68,8 @@ pub struct Settings {
     pub evaluations: usize,
     /// Whether the agent and evolution begin with random assignments, not with what sensitivities say.
     pub cold_start: bool,
+    /// A method that rounds the weights of the assignments that are tried; without one they go to the nearest codes.
+    pub inside: Option<Method>,
     /// Time after which none is tried any more.
     pub time_budget: Duration,
     /// Times of layers, for latency budgets.
@@ -91,6 +96,7 @@ impl Settings {
             samples: 64,
             evaluations: 600,
             cold_start: false,
+            inside: None,
             time_budget: Duration::from_secs(1800),
             latency: None,
             journal: None,
@@ -137,8 +143,14 @@ pub fn search(
     let activations = fixed.then_some(&first.grids);
     let metric = search.metric.unwrap_or_else(|| search.strategy.metric(classifies(&ground)));
     let rounding = Rounding::from(&settings.policy);
+    let edge_bits = Some(settings.policy.edge_bits).filter(|edge| search.widths.iter().any(|width| width < edge));
 
     let mut table = match search.strategy {
+        Strategy::Hessian => {
+            let config = hessian::Config { seed: settings.seed, ..hessian::Config::default() };
+            let traces = hessian::traces(ground, &runs, &config, &pool, progress)?;
+            traces.sensitivity(ground, activations, &search.widths, rounding, &pool)?
+        }
         strategy => {
             let level = search.level.unwrap_or(strategy.level());
             let config = sensitivity::Config { metric, level, widths: search.widths.clone(), rounding, memory: MEMORY };
@@ -146,12 +158,18 @@ pub fn search(
         }
     };
     let mut whole = Whole::new(ground, &Runs::batched(&seen, &first.float), activations, metric, rounding, &pool)?;
+    if let Some(method) = search.inside {
+        let widths: BTreeSet<u8> = search.widths.iter().copied().chain(edge_bits).collect();
+        let widths: Vec<u8> = widths.into_iter().collect();
+        let samples = Runs::of(&seen, &first.float);
+        let rounder = Rounder { ground, first: &first, settings, samples: &samples, threads: &pool };
+        whole = whole.with_rounded(inside::rounded(method, &widths, &rounder, progress)?);
+    }
     if !search.input_widths.is_empty() {
         whole = whole.with_inputs_at(input_grids(&first, settings, &search.input_widths)?);
         table.inputs = whole.input_damages(&search.input_widths, progress)?;
         table.input_widths.clone_from(&search.input_widths);
     }
-    let edge_bits = Some(settings.policy.edge_bits).filter(|edge| search.widths.iter().any(|width| width < edge));
     let asked = serde_json::json!({
         "model": fewbits_quant::plan::model_sha256(&first.prepared),
         "samples": seen.indices,

@@ -247,6 +247,7 @@ pub fn describe(request: &Request<'_>) -> serde_json::Value {
             "weight_bits": phase.goal.as_ref().map(|goal| goal.bits.weights),
             "activation_bits": phase.goal.as_ref().map(|goal| goal.bits.activations),
             "edge_bits": phase.goal.as_ref().map(|goal| goal.bits.edges),
+            "bits_of": phase.goal.as_ref().map(|goal| &goal.bits_of).filter(|bits| !bits.is_empty()),
             "per_channel": phase.goal.as_ref().map(|goal| goal.per_channel),
         })
     };

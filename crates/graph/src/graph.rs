@@ -135,6 +135,15 @@ impl Graph {
         false
     }
 
+    /// Whether a node that looks like a layer decodes what a detector puts out: it [weighs a softmax](Graph::weighs_softmax), or it is a
+    /// product with at most 4×4 constants, which turns centres and sizes of boxes into corners.
+    pub fn decodes_boxes(&self, node: usize, producers: &HashMap<&str, usize>) -> bool {
+        let weight = self.nodes[node].input(1).and_then(|name| self.constant(name));
+        let turns = matches!(self.nodes[node].op, Op::MatMul(_))
+            && weight.is_some_and(|w| w.dims.len() == 2 && w.dims.iter().all(|&n| n <= 4));
+        turns || self.weighs_softmax(node, producers)
+    }
+
     /// Whether `name` is a graph output.
     pub fn is_output(&self, name: &str) -> bool {
         self.outputs.iter().any(|o| o.name == name)

@@ -133,17 +133,22 @@ pub enum TensorQuant {
 pub struct Grids(pub BTreeMap<String, TensorQuant>);
 
 impl Grids {
+    /// The tensor whose grid `name` has: itself, unless it shares another's.
+    pub fn owner<'a>(&'a self, name: &'a str) -> &'a str {
+        let mut name = name;
+        for _ in 0..self.0.len() {
+            let Some(TensorQuant::SameAs(other)) = self.0.get(name) else { break };
+            name = other;
+        }
+        name
+    }
+
     /// The parameters of `name`, following `SameAs`; `None` for float tensors, biases and cycles.
     pub fn params(&self, name: &str) -> Option<&QuantParams> {
-        let mut name = name;
-        for _ in 0..=self.0.len() {
-            match self.0.get(name)? {
-                TensorQuant::Quantized(params) => return Some(params),
-                TensorQuant::SameAs(other) => name = other,
-                TensorQuant::Float | TensorQuant::BiasOf { .. } => return None,
-            }
+        match self.0.get(self.owner(name))? {
+            TensorQuant::Quantized(params) => Some(params),
+            TensorQuant::SameAs(_) | TensorQuant::Float | TensorQuant::BiasOf { .. } => None,
         }
-        None
     }
 
     /// Scales of a bias, `f32(scale_input · scale_weight[c])`; `None` if `name` is not the bias of two quantized tensors.

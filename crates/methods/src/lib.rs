@@ -14,7 +14,7 @@ pub mod draft;
 pub mod e2e_qp;
 pub mod equalization;
 pub mod error;
-
+pub mod lapq;
 pub mod mixed_clipping;
 pub mod moments;
 pub mod omse;
@@ -25,6 +25,7 @@ pub mod reconstruction;
 pub mod samples;
 pub mod seq_mse;
 pub mod walk;
+pub mod weighting;
 pub mod zero_point;
 pub mod zeroq_data;
 
@@ -33,6 +34,7 @@ pub use error::MethodError;
 pub use progress::Progress;
 pub use samples::Samples;
 pub use walk::{BlockMethod, Walk};
+pub use weighting::Weighting;
 
 #[cfg(test)]
 mod testing;

@@ -160,13 +160,13 @@ impl<'a> Placer<'a> {
         !self.keep_float.contains(&node.name) && list.iter().any(|op| op == node.op.name())
     }
 
-    /// A layer that can be quantized: constant float weight, no scaling of its own, no expectation over a softmax.
+    /// A layer that can be quantized: constant float weight, no scaling of its own, no decoding of boxes.
     fn is_layer(&self, node: usize) -> bool {
         let scales = matches!(&self.graph.nodes[node].op, Op::Gemm(g) if g.alpha != 1.0 || g.beta != 1.0);
         self.listed(&self.target.layers, node)
             && self.weight(node).is_some()
             && !scales
-            && !self.graph.weighs_softmax(node, &self.producers)
+            && !self.graph.decodes_boxes(node, &self.producers)
     }
 
     /// Name and channel axis of the node's constant weight.
@@ -423,6 +423,9 @@ impl<'a> Placer<'a> {
         }
         if self.graph.weighs_softmax(i, &self.producers) {
             return "decodes a softmax behind the last layer".into();
+        }
+        if self.graph.decodes_boxes(i, &self.producers) {
+            return "turns boxes, whose coordinates no grid holds, into corners".into();
         }
         if self.target.layers.iter().any(|l| l == op) {
             return "its weight is not a float constant, or it scales its result (alpha, beta)".into();

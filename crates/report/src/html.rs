@@ -15,7 +15,7 @@ mod steps;
 
 use crate::{
     numbers::{bits, bytes, count, exact, percent, ratio},
-    report::{Accuracy, Curve, Layer, Mode, Report, Runtime},
+    report::{Accuracy, Layer, Mode, Report, Runtime},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -81,7 +81,9 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
         out.write_str("</ul>")?;
     }
     accuracy(out, report)?;
-    training(out, report)?;
+    if let Some(training) = &report.training {
+        curves::section(out, training)?;
+    }
     sizes(out, report)?;
     if let Some(found) = &report.search {
         search::section(out, found)?;
@@ -175,44 +177,6 @@ fn accuracy(out: &mut String, report: &Report) -> fmt::Result {
         write!(out, "<td class=\"n\">{change}<td class=\"n\">{}</tr>", a.samples)?;
     }
     out.write_str("</table></div>")
-}
-
-/// Loss and accuracy, then a small picture for each scale.
-fn training(out: &mut String, report: &Report) -> fmt::Result {
-    let Some(training) = &report.training else { return Ok(()) };
-    out.write_str("<h2>Training</h2><div class=\"plots wide\">")?;
-    for (title, curves) in [("loss", &training.loss), ("accuracy", &training.accuracy)] {
-        if curves.is_empty() {
-            continue;
-        }
-        out.write_str("<figure class=\"plot\">")?;
-        curves::plot(out, title, curves, curves::Axis::Linear)?;
-        out.write_str("<div class=\"legend\">")?;
-        for (i, curve) in curves.iter().enumerate() {
-            let last =
-                curve.points.last().map_or(String::new(), |(_, value)| format!(", {} at last", plot::short(*value)));
-            write!(out, "<span class=\"c{}\">{}{last}</span>", i % 6, escape(&curve.name))?;
-        }
-        out.write_str("</div></figure>")?;
-    }
-    out.write_str("</div>")?;
-    if training.scales.is_empty() {
-        return Ok(());
-    }
-    out.write_str("<h3>Scales</h3><p class=\"soft\">Over the epochs, on a logarithmic axis.</p><div class=\"plots\">")?;
-    training.scales.iter().try_for_each(|curve| scale(out, curve))?;
-    out.write_str("</div>")
-}
-
-fn scale(out: &mut String, curve: &Curve) -> fmt::Result {
-    let name = escape(&curve.name);
-    out.write_str("<figure class=\"plot\">")?;
-    curves::plot(out, &curve.name, std::slice::from_ref(curve), curves::Axis::Logarithmic)?;
-    write!(out, "<figcaption><code title=\"{name}\">{name}</code>")?;
-    if let [(_, first), .., (_, last)] = &curve.points[..] {
-        write!(out, "<span class=\"soft\">{} → {}</span>", plot::short(*first), plot::short(*last))?;
-    }
-    out.write_str("</figcaption></figure>")
 }
 
 fn sizes(out: &mut String, report: &Report) -> fmt::Result {

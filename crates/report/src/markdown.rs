@@ -2,7 +2,7 @@
 
 use crate::{
     CandidateKind, Quality, Search, Sensitivity,
-    numbers::{bits, bytes, count, decibels, digits, percent, ratio},
+    numbers::{bits, bytes, count, decibels, digits, percent, ratio, significant},
     report::{Mode, Report, Runtime},
 };
 use std::fmt::{self, Write};
@@ -126,7 +126,7 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
 fn search(out: &mut String, found: &Search) -> fmt::Result {
     let (quality, show): (_, fn(f64) -> String) = match &found.quality {
         Quality::Accuracy(name) => (name, percent),
-        Quality::Damage(name) => (name, digits),
+        Quality::Damage(name) => (name, |damage| significant(damage, 3)),
     };
     writeln!(out, "\n## Search\n")?;
     let verdict = if found.kept { "kept" } else { "missed" };
@@ -154,7 +154,7 @@ fn damage(out: &mut String, sensitivity: &Sensitivity) -> fmt::Result {
     let widths: String = sensitivity.widths.iter().map(|width| format!(" {width} bits |")).collect();
     writeln!(out, "| layer |{widths} chosen |\n|---|{}---|", "--:|".repeat(sensitivity.widths.len()))?;
     for layer in &sensitivity.layers {
-        let damage: String = layer.damage.iter().map(|damage| format!(" {} |", digits(*damage))).collect();
+        let damage: String = layer.damage.iter().map(|damage| format!(" {} |", significant(*damage, 2))).collect();
         writeln!(out, "| {} |{damage} {} |", plain(&layer.name), bits(layer.bits))?;
     }
     Ok(())

@@ -39,6 +39,16 @@ pub(crate) fn digits(x: f64) -> String {
     }
 }
 
+/// This many digits that count: `0.0376` or `4.20e-4` for 3.
+pub(crate) fn significant(x: f64, digits: usize) -> String {
+    let decade = x.abs().log10().floor();
+    match x.abs() {
+        0.0 => "0".into(),
+        1e-3..1e6 => format!("{x:.*}", (digits as f64 - 1.0 - decade).max(0.0) as usize),
+        _ => format!("{x:.*e}", digits - 1),
+    }
+}
+
 /// `71.88 %`.
 pub(crate) fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
@@ -76,6 +86,8 @@ mod tests {
         ];
         assert_eq!(found, ["999 B", "13.4 MiB", "2.00 KiB", "300.8 M", "3.50 M", "17", "4.2e-4"]);
         assert_eq!([0, 999, 1000, 1_715_000].map(exact), ["0", "999", "1,000", "1,715,000"]);
+        let found = [0.037_61, 0.004_2, 1.0, 12.34, 0.000_42, 0.0, 2e6].map(|x| significant(x, 3));
+        assert_eq!(found, ["0.0376", "0.00420", "1.00", "12.3", "4.20e-4", "0", "2.00e6"]);
         assert_eq!([percent(0.71876), ratio(400, 100), ratio(1, 0)], ["71.88 %", "4.00×", "1.00×"]);
     }
 }

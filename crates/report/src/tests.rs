@@ -116,7 +116,7 @@ fn a_page_says_what_the_report_holds() {
         "| 4.00 KiB | 1.00 KiB | 4.00× |",
         "| 73.75 % | 100 |",
         "| 10.00 | 14.50 | 12.0 s | yes |",
-        "| 1.00 | 0.01 | 1.0e-4 | 4 |",
+        "| 1.0 | 0.010 | 1.0e-4 | 4 |",
         "| found | 200 | 50.00 % |",
     ] {
         assert!(text.contains(row), "no `{row}` in {text}");
@@ -189,7 +189,7 @@ fn curves_are_drawn_to_their_axes() {
 fn damage_is_coloured_by_its_logarithm_and_chosen_bits_are_framed() {
     let page = hostile().to_html();
     // From 1 to 1e-4 in four decades: 0.01 is half of the way.
-    for (damage, opacity) in [("1.00", "0.94"), ("0.01", "0.49"), ("1.0e−4", "0.04"), ("0.50", "0.87"), ("0", "0.04")]
+    for (damage, opacity) in [("1.0", "0.94"), ("0.010", "0.49"), ("1.0e−4", "0.04"), ("0.50", "0.87"), ("0", "0.04")]
     {
         let cell = page.split("<rect class=\"heat\" fill-opacity=\"").skip(1).find(|cell| {
             let text = cell.split("text-anchor=\"middle\">").nth(1).unwrap();
@@ -227,6 +227,22 @@ fn bits_are_as_high_as_they_are_many() {
         let bars = page.split(&begin).skip(1);
         let height = |bar: &str| bar.split("height=\"").nth(1).unwrap().split('"').next().unwrap().to_string();
         assert_eq!(bars.map(height).collect::<Vec<_>>(), heights, "{class}");
+    }
+}
+
+#[test]
+fn names_of_many_layers_do_not_cover_each_other() {
+    for (count, shown) in [(5, 5), (60, 60), (300, 75)] {
+        let layer = |i| LayerBits { name: format!("layer{i:03}"), weights: Some(4), activations: Some(8), bytes: 1 };
+        let found = Search { layers: (0..count).map(layer).collect(), ..search() };
+        let page = Report { search: Some(found), ..Report::default() }.to_html();
+        let names: Vec<f64> = page
+            .split("transform=\"translate(")
+            .skip(1)
+            .map(|text| text.split(' ').next().unwrap().parse().unwrap())
+            .collect();
+        assert_eq!(names.len(), shown);
+        assert!(names.windows(2).all(|pair| pair[1] - pair[0] >= 11.0), "{count} layers: {names:?}");
     }
 }
 

@@ -28,7 +28,7 @@ impl fmt::Display for Allocator {
         f.write_str(match self {
             Allocator::Greedy => "greedy",
             Allocator::GreedyRemeasured => "greedy-remeasure",
-            Allocator::Knapsack => "knapsack",
+            Allocator::Knapsack => "dp",
             Allocator::Ilp => "ilp",
         })
     }
@@ -41,12 +41,12 @@ impl FromStr for Allocator {
         match text {
             "greedy" => Ok(Allocator::Greedy),
             "greedy-remeasure" => Ok(Allocator::GreedyRemeasured),
-            "knapsack" => Ok(Allocator::Knapsack),
+            "dp" | "knapsack" => Ok(Allocator::Knapsack),
             "ilp" => Ok(Allocator::Ilp),
             _ => Err(SearchError::Unknown {
                 what: "allocator",
                 text: text.into(),
-                known: "greedy, greedy-remeasure, knapsack, ilp",
+                known: "dp, ilp, greedy, greedy-remeasure",
             }),
         }
     }
@@ -141,7 +141,7 @@ const CELLS: u64 = 1 << 19;
 /// # Errors
 /// [`SearchError::NotSeparable`] if there are several limits, or costs of two items together.
 pub fn knapsack(problem: &Problem) -> Result<Vec<usize>, SearchError> {
-    let (costs, limit) = problem.separable().ok_or(SearchError::NotSeparable { allocator: "knapsack" })?;
+    let (costs, limit) = problem.separable().ok_or(SearchError::NotSeparable { allocator: "dp" })?;
     let least: Vec<u64> = costs.iter().map(|cost| cost.iter().copied().min().unwrap_or(0)).collect();
     let above = |i: usize, c: usize| costs[i][c] - least[i];
     let most: u64 = costs.iter().zip(&least).map(|(cost, least)| cost.iter().max().unwrap_or(least) - least).sum();

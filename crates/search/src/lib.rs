@@ -8,6 +8,7 @@ pub mod allocate;
 pub mod budget;
 pub mod cost;
 pub mod error;
+pub mod hessian;
 pub mod latency;
 pub mod problem;
 mod rounding;
@@ -24,7 +25,7 @@ pub use rounding::Rounding;
 pub use sensitivity::{InputDamage, LayerDamage, Level, Sensitivity};
 pub use similarity::Metric;
 pub use strategy::{Measure, Settings, Trial};
-pub use whole::Whole;
+pub use whole::{Prepared, Whole};
 
 #[cfg(test)]
 mod testing;

@@ -187,15 +187,7 @@ pub fn measure(
     while let Some(block) = walk.block().cloned() {
         for layer in &block.layers {
             let found = probe.layer(&walk, layer)?;
-            // Errors of the uses of a shared weight add up as those of layers do.
-            match layers.iter_mut().find(|other| other.weight == found.weight) {
-                Some(other) => {
-                    other.macs += found.macs;
-                    other.edge |= found.edge;
-                    other.damage.iter_mut().zip(found.damage).for_each(|(sum, damage)| *sum += damage);
-                }
-                None => layers.push(found),
-            }
+            add(&mut layers, found);
             progress.step();
         }
         probe.keep(&walk)?;
@@ -214,6 +206,47 @@ pub fn measure(
         input_widths: vec![],
         inputs: vec![],
     })
+}
+
+/// Adds a layer to `layers`. Errors of the uses of a shared weight add up as those of layers do.
+pub(crate) fn add(layers: &mut Vec<LayerDamage>, found: LayerDamage) {
+    match layers.iter_mut().find(|other| other.weight == found.weight) {
+        Some(other) => {
+            other.macs += found.macs;
+            other.edge |= found.edge;
+            other.damage.iter_mut().zip(found.damage).for_each(|(sum, damage)| *sum += damage);
+        }
+        None => layers.push(found),
+    }
+}
+
+/// What `layer` is, and its damage at each width. `activations` have the grid of its input.
+pub(crate) fn describe(
+    ground: &Ground<'_>,
+    layer: &Layer,
+    activations: Option<&Grids>,
+    rounding: Rounding,
+    damage: Vec<f64>,
+) -> LayerDamage {
+    let node = &ground.float.nodes[layer.node];
+    let dims = &weight(ground, layer).dims;
+    let input = activations.and_then(|grids| grids.params(&layer.input));
+    LayerDamage {
+        layer: node.name.clone(),
+        weight: layer.weight.clone(),
+        input: ground.placement.owner(&layer.input).into(),
+        edge: layer.edge,
+        elements: dims.iter().product::<usize>() as u64,
+        rows: dims[layer.axis] as u64,
+        scales: rounding.scales(dims, layer.axis) as u64,
+        macs: cost::macs(node, ground.facts),
+        input_bits: input.map_or(8, |params| params.grid.bits),
+        damage,
+    }
+}
+
+pub(crate) fn weight<'a>(ground: &Ground<'a>, layer: &Layer) -> &'a Arc<Tensor> {
+    ground.float.constant(&layer.weight).expect("a layer's weight is a constant")
 }
 
 /// What is kept from block to block.
@@ -282,25 +315,7 @@ impl<'a> Probe<'a> {
                 local.iter().map(|damage| damage * weight).collect()
             }
         };
-        let node = &self.ground.float.nodes[layer.node];
-        let dims = &self.weight(layer).dims;
-        let input = self.activations.and_then(|grids| grids.params(&layer.input));
-        Ok(LayerDamage {
-            layer: node.name.clone(),
-            weight: layer.weight.clone(),
-            input: self.ground.placement.owner(&layer.input).into(),
-            edge: layer.edge,
-            elements: dims.iter().product::<usize>() as u64,
-            rows: dims[layer.axis] as u64,
-            scales: rounding.scales(dims, layer.axis) as u64,
-            macs: cost::macs(node, self.ground.facts),
-            input_bits: input.map_or(8, |params| params.grid.bits),
-            damage,
-        })
-    }
-
-    fn weight(&self, layer: &Layer) -> &'a Arc<Tensor> {
-        self.ground.float.constant(&layer.weight).expect("a layer's weight is a constant")
+        Ok(describe(&self.ground, layer, self.activations, *rounding, damage))
     }
 
     /// Damage at the output of `layer` at each of `widths`.
@@ -381,7 +396,7 @@ impl<'a> Probe<'a> {
     fn weights(&self, layer: &Layer, widths: &[u8], threads: &Threads) -> Result<Vec<Arc<Tensor>>, SearchError> {
         let slots: Vec<OnceLock<Result<Arc<Tensor>, QuantError>>> = widths.iter().map(|_| OnceLock::new()).collect();
         threads.run(widths.len(), |i| {
-            let weight = self.weight(layer);
+            let weight = weight(&self.ground, layer);
             slots[i].get_or_init(|| self.config.rounding.apply(&layer.weight, weight, layer.axis, widths[i]));
         });
         slots.into_iter().map(|slot| Ok(slot.into_inner().expect("every slot was filled")?)).collect()

@@ -14,6 +14,9 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+/// By name of a weight and bits: the constants that a layer has with these bits, its weight on the grid among them.
+pub type Prepared = BTreeMap<(String, u8), Vec<(String, Arc<Tensor>)>>;
+
 /// A network whose weights and inputs of layers can be given widths. Weights once rounded are kept.
 #[derive(Debug)]
 pub struct Whole<'a> {
@@ -26,7 +29,7 @@ pub struct Whole<'a> {
     threads: &'a Threads,
     inputs: Vec<Vec<Tensor>>,
     references: Vec<Vec<Tensor>>,
-    rounded: BTreeMap<(String, u8), Arc<Tensor>>,
+    rounded: Prepared,
     /// Damage by run of the best assignment that [`Whole::compared`] has seen.
     best: Option<Vec<f64>>,
 }
@@ -68,7 +71,7 @@ impl<'a> Whole<'a> {
             threads,
             inputs,
             references,
-            rounded: BTreeMap::new(),
+            rounded: Prepared::new(),
             best: None,
         })
     }
@@ -77,6 +80,12 @@ impl<'a> Whole<'a> {
     #[must_use]
     pub fn with_inputs_at(self, inputs_at: BTreeMap<u8, Grids>) -> Self {
         Whole { inputs_at, ..self }
+    }
+
+    /// The same with weights that a method has rounded. What is not among them is rounded to the nearest codes.
+    #[must_use]
+    pub fn with_rounded(self, rounded: Prepared) -> Self {
+        Whole { rounded, ..self }
     }
 
     /// Damage at the outputs of the network with these bits; weights and inputs that are not named stay as they are.
@@ -162,9 +171,10 @@ impl<'a> Whole<'a> {
             let weight = self.ground.float.constant(&layer.weight).expect("a layer's weight is a constant");
             let key = (layer.weight.clone(), bits);
             if !self.rounded.contains_key(&key) {
-                self.rounded.insert(key.clone(), self.rounding.apply(&layer.weight, weight, layer.axis, bits)?);
+                let rounded = self.rounding.apply(&layer.weight, weight, layer.axis, bits)?;
+                self.rounded.insert(key.clone(), vec![(layer.weight, rounded)]);
             }
-            graph.constants.insert(layer.weight, self.rounded[&key].clone());
+            graph.constants.extend(self.rounded[&key].iter().cloned());
         }
         let mut grids = self.activations.clone().unwrap_or_default();
         for (name, bits) in &bits.inputs {
@@ -221,12 +231,12 @@ pub(crate) fn outputs(
 }
 
 /// `task(0..count)` on all threads; the error of the lowest number, if any.
-fn in_order<T: Send + Sync>(
+pub(crate) fn in_order<T: Send + Sync, E: Send + Sync>(
     count: usize,
     threads: &Threads,
-    task: impl Fn(usize) -> Result<T, MethodError> + Sync + Send,
-) -> Result<Vec<T>, MethodError> {
-    let slots: Vec<OnceLock<Result<T, MethodError>>> = (0..count).map(|_| OnceLock::new()).collect();
+    task: impl Fn(usize) -> Result<T, E> + Sync + Send,
+) -> Result<Vec<T>, E> {
+    let slots: Vec<OnceLock<Result<T, E>>> = (0..count).map(|_| OnceLock::new()).collect();
     threads.run(count, |i| {
         slots[i].get_or_init(|| task(i));
     });

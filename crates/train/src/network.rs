@@ -35,17 +35,6 @@ pub struct Bits {
     pub edges: u8,
 }
 
-impl Bits {
-    /// Of the activation at `site`.
-    fn of(self, site: &Site) -> u8 {
-        match site {
-            Site::Activation { feeds_layer: true, edge: false, .. } => self.activations,
-            Site::Activation { feeds_layer: true, edge: true, .. } => self.edges.max(self.activations),
-            _ => REST,
-        }
-    }
-}
-
 /// What is trained towards.
 #[derive(Clone, Debug)]
 pub struct Goal {
@@ -55,6 +44,8 @@ pub struct Goal {
     pub settings: Settings,
     /// Widths.
     pub bits: Bits,
+    /// Widths of single weights and of activations that layers multiply, by name in the deployed network, in place of these.
+    pub bits_of: BTreeMap<String, u8>,
     /// One scale for each output channel of a weight, not one for all.
     pub per_channel: bool,
     /// Offsets also where a Relu cuts off everything below zero. Such a grid keeps ONNX Runtime from fusing the Relu.
@@ -63,6 +54,24 @@ pub struct Goal {
 
 /// Bits of tensors that no layer multiplies.
 const REST: u8 = 8;
+
+impl Goal {
+    /// Bits of the activation `name` at `site`.
+    fn activation_bits(&self, name: &str, site: &Site) -> u8 {
+        let usual = match site {
+            Site::Activation { feeds_layer: true, edge: false, .. } => self.bits.activations,
+            Site::Activation { feeds_layer: true, edge: true, .. } => self.bits.edges.max(self.bits.activations),
+            _ => return REST,
+        };
+        self.bits_of.get(name).copied().unwrap_or(usual)
+    }
+
+    /// Bits of the weight `name`, of a first or last layer if `edge`.
+    fn weight_bits(&self, name: &str, edge: bool) -> u8 {
+        let usual = if edge { self.bits.edges.max(self.bits.weights) } else { self.bits.weights };
+        self.bits_of.get(name).copied().unwrap_or(usual)
+    }
+}
 
 /// A layer in both forms.
 #[derive(Clone, Debug)]
@@ -120,7 +129,7 @@ impl Network {
         let all = passes::drop_neutral_slots(&passes::prepare(&network.base)?.0);
         for (name, site) in &place(&all, target, &BTreeSet::new()).sites {
             if all.nodes.iter().any(|n| n.output() == name && passes::is_layer_input_slot(n))
-                && goal.bits.of(site) < REST
+                && goal.activation_bits(name, site) < REST
             {
                 network.slots.insert(name.clone());
             }
@@ -183,7 +192,7 @@ impl Network {
             // Edges, and what no layer multiplies, are rounded so finely that LSQ+ serves for all methods.
             let own = *feeds_layer && !*edge;
             let method = if own || keeps_ranges(goal.method) { goal.method } else { Method::LsqPlus };
-            let bits = goal.bits.of(site);
+            let bits = goal.activation_bits(name, site);
             let mut settings = goal.settings.clone();
             if !own {
                 settings = Settings {
@@ -205,7 +214,7 @@ impl Network {
         }
         for layer in &self.layers {
             let weight = self.graph.constant(&layer.trained).map_or(0, |t| t.len());
-            let bits = if layer.edge { goal.bits.edges.max(goal.bits.weights) } else { goal.bits.weights };
+            let bits = goal.weight_bits(&layer.deployed, layer.edge);
             let method = match layer.edge && !keeps_ranges(goal.method) {
                 true => Method::Lsq,
                 false => goal.method,

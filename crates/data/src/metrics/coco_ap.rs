@@ -1,11 +1,13 @@
-//! Average precision of boxes with the semantics of pycocotools' `COCOeval(.., "bbox")`.
+//! Average precision and recall of boxes with the semantics of pycocotools' `COCOeval(.., "bbox")`.
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use crate::{Annotation, Coco};
 
-/// Detections of one class in one image that count.
-const MAX_DETECTIONS: usize = 100;
+/// Detections of one class in one image that count, the best ones. Precision is of the last.
+const MAX_DETECTIONS: [usize; 3] = [1, 10, 100];
 /// IoU thresholds .50, .55 … .95.
 const THRESHOLDS: usize = 10;
 /// Recall points 0, .01 … 1.
@@ -26,21 +28,54 @@ pub struct Detection {
     pub bbox: [f64; 4],
 }
 
-/// Average precisions in 0…1; `None` where the truth has no object of that kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+/// Average precisions and recalls in 0…1; `None` where the truth has no object of that kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct CocoScores {
-    /// Mean over the thresholds IoU .50, .55 … .95.
+    /// Average precision: mean over the thresholds IoU .50, .55 … .95.
     pub ap: Option<f64>,
     /// At IoU .50.
     pub ap50: Option<f64>,
     /// At IoU .75.
     pub ap75: Option<f64>,
-    /// Objects below 32² pixels.
+    /// Of objects up to 32² pixels.
     pub ap_small: Option<f64>,
-    /// Objects from 32² to 96² pixels.
+    /// Of objects from 32² to 96² pixels.
     pub ap_medium: Option<f64>,
-    /// Objects above 96² pixels.
+    /// Of objects from 96² pixels.
     pub ap_large: Option<f64>,
+    /// Average recall, over the same thresholds, of the best detection of each class in each image.
+    pub ar1: Option<f64>,
+    /// Of the best 10.
+    pub ar10: Option<f64>,
+    /// Of the best 100.
+    pub ar100: Option<f64>,
+    /// Of the best 100, objects up to 32² pixels.
+    pub ar_small: Option<f64>,
+    /// From 32² to 96² pixels.
+    pub ar_medium: Option<f64>,
+    /// From 96² pixels.
+    pub ar_large: Option<f64>,
+}
+
+impl CocoScores {
+    /// The same in percent.
+    pub fn percent(self) -> Self {
+        let percent = |score: Option<f64>| score.map(|s| 100.0 * s);
+        Self {
+            ap: percent(self.ap),
+            ap50: percent(self.ap50),
+            ap75: percent(self.ap75),
+            ap_small: percent(self.ap_small),
+            ap_medium: percent(self.ap_medium),
+            ap_large: percent(self.ap_large),
+            ar1: percent(self.ar1),
+            ar10: percent(self.ar10),
+            ar100: percent(self.ar100),
+            ar_small: percent(self.ar_small),
+            ar_medium: percent(self.ar_medium),
+            ar_large: percent(self.ar_large),
+        }
+    }
 }
 
 /// Scores detections against the truth (test `equals_pycocotools`, to 1e-9).
@@ -48,39 +83,51 @@ pub struct CocoScores {
 /// For each class and IoU threshold, detections in order of score take the free object of the same image that they
 /// overlap most, if the overlap reaches the threshold; precision is made monotone and averaged over 101 recalls
 /// (0, .01 … 1), then over thresholds and classes. At most 100 detections of a class in an image count. Crowd regions
-/// and objects outside the range of areas are ignored, and so are detections matched to them.
+/// and objects outside the range of areas are ignored, and so are detections matched to them. Of equal scores, the image with the lower
+/// id is first.
 pub fn coco_scores(truth: &Coco, detections: &[Detection]) -> CocoScores {
-    let mut groups: BTreeMap<(usize, usize), Group> = BTreeMap::new();
+    let mut groups: BTreeMap<(usize, u64), Group> = BTreeMap::new();
     for object in &truth.annotations {
-        groups.entry((object.class, object.image)).or_default().objects.push(object);
+        groups.entry((object.class, truth.image_ids[object.image])).or_default().objects.push(object);
     }
     for detection in detections {
-        groups.entry((detection.class, detection.image)).or_default().detections.push(detection);
+        groups.entry((detection.class, truth.image_ids[detection.image])).or_default().detections.push(detection);
     }
     for group in groups.values_mut() {
         group.detections.sort_by(|a, b| b.score.total_cmp(&a.score));
-        group.detections.truncate(MAX_DETECTIONS);
+        group.detections.truncate(MAX_DETECTIONS[2]);
         let overlaps = |d: &&Detection| group.objects.iter().map(|o| iou(&d.bbox, &o.bbox, o.crowd)).collect();
         group.overlaps = group.detections.iter().map(overlaps).collect();
     }
-    let mean = |area: usize, thresholds: std::ops::Range<usize>| {
-        let curves: Vec<[[f64; RECALL_POINTS]; THRESHOLDS]> = (0..truth.category_ids.len())
+    let classes = |area: usize| -> Vec<ClassScores> {
+        (0..truth.category_ids.len())
             .filter_map(|class| {
                 let of_class: Vec<&Group> = groups.range((class, 0)..(class + 1, 0)).map(|(_, group)| group).collect();
-                precision(&of_class, AREAS[area])
+                class_scores(&of_class, AREAS[area])
             })
-            .collect();
-        let values: f64 = curves.iter().flat_map(|c| &c[thresholds.clone()]).flatten().sum();
-        let count = curves.len() * thresholds.len() * RECALL_POINTS;
-        (count > 0).then(|| values / count as f64)
+            .collect()
     };
+    let mean = |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+    let precision = |classes: &[ClassScores], thresholds: std::ops::Range<usize>| {
+        mean(classes.iter().flat_map(|c| &c.precision[thresholds.clone()]).flatten().copied().collect())
+    };
+    let recall = |classes: &[ClassScores], limit: usize| {
+        mean(classes.iter().flat_map(|c| c.recall.iter().map(move |r| r[limit])).collect())
+    };
+    let [all, small, medium, large] = std::array::from_fn(classes);
     CocoScores {
-        ap: mean(0, 0..THRESHOLDS),
-        ap50: mean(0, 0..1),
-        ap75: mean(0, 5..6),
-        ap_small: mean(1, 0..THRESHOLDS),
-        ap_medium: mean(2, 0..THRESHOLDS),
-        ap_large: mean(3, 0..THRESHOLDS),
+        ap: precision(&all, 0..THRESHOLDS),
+        ap50: precision(&all, 0..1),
+        ap75: precision(&all, 5..6),
+        ap_small: precision(&small, 0..THRESHOLDS),
+        ap_medium: precision(&medium, 0..THRESHOLDS),
+        ap_large: precision(&large, 0..THRESHOLDS),
+        ar1: recall(&all, 0),
+        ar10: recall(&all, 1),
+        ar100: recall(&all, 2),
+        ar_small: recall(&small, 2),
+        ar_medium: recall(&medium, 2),
+        ar_large: recall(&large, 2),
     }
 }
 
@@ -160,8 +207,16 @@ impl Group<'_> {
     }
 }
 
-/// Interpolated precision at each threshold and recall point; `None` if no object counts.
-fn precision(groups: &[&Group<'_>], area: (f64, f64)) -> Option<[[f64; RECALL_POINTS]; THRESHOLDS]> {
+/// One class, all images, one range of areas.
+struct ClassScores {
+    /// Interpolated precision at each threshold and recall point.
+    precision: [[f64; RECALL_POINTS]; THRESHOLDS],
+    /// Share of the objects that are found, at each threshold, under each of [`MAX_DETECTIONS`].
+    recall: [[f64; 3]; THRESHOLDS],
+}
+
+/// `None` if no object counts.
+fn class_scores(groups: &[&Group<'_>], area: (f64, f64)) -> Option<ClassScores> {
     let counting = |g: &Group<'_>| (0..g.objects.len()).filter(|&o| !g.ignores(o, area)).count();
     let objects: usize = groups.iter().map(|g| counting(g)).sum();
     if objects == 0 {
@@ -170,10 +225,15 @@ fn precision(groups: &[&Group<'_>], area: (f64, f64)) -> Option<[[f64; RECALL_PO
     let scores: Vec<f64> = groups.iter().flat_map(|g| g.detections.iter().map(|d| d.score)).collect();
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-    let mut curves = [[0.0; RECALL_POINTS]; THRESHOLDS];
-    for (index, curve) in curves.iter_mut().enumerate() {
+    let mut found = ClassScores { precision: [[0.0; RECALL_POINTS]; THRESHOLDS], recall: [[0.0; 3]; THRESHOLDS] };
+    for index in 0..THRESHOLDS {
         let threshold = linspace(0.5, 0.95, THRESHOLDS, index);
-        let outcomes: Vec<Outcome> = groups.iter().flat_map(|g| g.outcomes(area, threshold)).collect();
+        let outcomes: Vec<Vec<Outcome>> = groups.iter().map(|g| g.outcomes(area, threshold)).collect();
+        for (recall, limit) in found.recall[index].iter_mut().zip(MAX_DETECTIONS) {
+            let best = outcomes.iter().flat_map(|image| image.iter().take(limit));
+            *recall = best.filter(|o| **o == Outcome::Right).count() as f64 / objects as f64;
+        }
+        let outcomes: Vec<Outcome> = outcomes.concat();
         let (mut right, mut wrong) = (0usize, 0usize);
         let mut points: Vec<(f64, f64)> = Vec::with_capacity(order.len());
         for &detection in &order {
@@ -185,11 +245,11 @@ fn precision(groups: &[&Group<'_>], area: (f64, f64)) -> Option<[[f64; RECALL_PO
         for i in (1..points.len()).rev() {
             points[i - 1].1 = points[i - 1].1.max(points[i].1);
         }
-        for (i, value) in curve.iter_mut().enumerate() {
+        for (i, value) in found.precision[index].iter_mut().enumerate() {
             let recall = linspace(0.0, 1.0, RECALL_POINTS, i);
             let first = points.partition_point(|p| p.0 < recall);
             *value = points.get(first).map_or(0.0, |p| p.1);
         }
     }
-    Some(curves)
+    Some(found)
 }

@@ -84,7 +84,8 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
 const SHOWN: usize = 8;
 
 fn text(report: &Report, verbose: bool) -> String {
-    let Comparison { samples, max_abs_diff, sqnr_db, cosine, threshold_db, tensors, .. } = &report.comparison;
+    let Comparison { samples, max_abs_diff, sqnr_db, cosine, threshold_db, tensors, explanations, .. } =
+        &report.comparison;
     let mut lines = vec![
         format!("A {} ({}), B {} ({})", report.a, report.modes[0], report.b, report.modes[1]),
         format!("{samples} samples, {:.1} s, {} tensors in common", report.seconds, tensors.len()),
@@ -105,6 +106,10 @@ fn text(report: &Report, verbose: bool) -> String {
     if sqnr_db < &200.0 && !tensors.is_empty() {
         lines.push(String::new());
         lines.extend(table(tensors, verbose));
+    }
+    if !explanations.is_empty() {
+        lines.extend([String::new(), "why:".into()]);
+        lines.extend(explanations.iter().map(|why| format!("  {}: {}", why.tensor, why.message)));
     }
     lines.join("\n")
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Preprocessing")]
 pub struct PreprocessArgs {
-    /// A preset: imagenet, tf, cifar10, yolox or none
+    /// A preset: imagenet, tf, cifar10, yolox, darknet or none
     #[arg(long, value_name = "PRESET")]
     pub preprocess: Option<String>,
     /// Resize the shorter side to this many pixels; 0 keeps the image as it is
@@ -35,9 +35,10 @@ pub struct PreprocessArgs {
     /// Channel order: rgb, bgr or gray
     #[arg(long, value_name = "ORDER")]
     pub channels: Option<String>,
-    /// Fit into the network's input at the image's proportions and pad with this value
-    #[arg(long, value_name = "FILL", conflicts_with_all = ["resize", "resize_to"])]
-    pub letterbox: Option<u8>,
+    /// Fit into the network's input at the image's proportions and pad with this value: 114 puts the image into the top left corner,
+    /// 114:center into the middle
+    #[arg(long, value_name = "FILL[:center]", conflicts_with_all = ["resize", "resize_to"])]
+    pub letterbox: Option<String>,
     /// Folder of the images of a COCO annotation file
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
@@ -118,11 +119,12 @@ impl PreprocessArgs {
             let (height, width) = sides.ok_or_else(|| usage(format!("`{size}` is no size like 320x320")))?;
             chosen.resize = Resize::Exact { height, width };
         }
-        if let Some(fill) = self.letterbox {
-            let size = model.input_size();
-            let (height, width) =
-                size.ok_or_else(|| usage("--letterbox needs a model with a fixed input size".into()))?;
-            chosen.resize = Resize::Letterbox { height, width, fill };
+        if let Some(padding) = &self.letterbox {
+            let size = model.input_size().or(chosen.output_size());
+            let size = size.ok_or_else(|| usage("--letterbox needs a model that says its input size".into()))?;
+            let letterbox = Resize::letterbox(padding, size);
+            chosen.resize =
+                letterbox.ok_or_else(|| usage(format!("`{padding}` is no padding like 114 or 114:center")))?;
         }
         match self.crop {
             Some(0) => chosen.crop = None,
@@ -165,7 +167,7 @@ fn unknown(model: &Model) -> Error {
     Error::Usage {
         what: format!("`{}` does not say how its images are prepared", model.path.display()),
         hint:
-            "say it with --preprocess imagenet|tf|cifar10|yolox|none or with --resize, --crop, --scale, --mean, --std"
+            "say it with --preprocess imagenet|tf|cifar10|yolox|darknet|none or with --resize, --crop, --scale, --mean, --std"
                 .into(),
     }
 }

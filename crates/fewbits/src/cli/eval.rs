@@ -8,11 +8,11 @@ use super::{
 };
 use fewbits::{
     Error,
-    evaluate::{Scores, evaluate},
+    evaluate::{Boxes, Scores, evaluate_boxes},
     stream::Source,
 };
 use serde::Serialize;
-use std::{path::PathBuf, time::Instant};
+use std::{path::PathBuf, str::FromStr, time::Instant};
 
 /// Accuracy of a model on labelled data.
 #[derive(Debug, clap::Args)]
@@ -28,8 +28,21 @@ pub struct Args {
     /// Exit with 1 if top-1 (or AP) is below this many percent
     #[arg(long, value_name = "PERCENT")]
     at_least: Option<f64>,
+    /// Of a detector: candidates at or below this score are no boxes [default: 0.005]
+    #[arg(long, value_parser = share::<f32>, value_name = "X")]
+    score_threshold: Option<f32>,
+    /// Of a detector: candidates that overlap a better one of their class by more than this IoU are no boxes [default: 0.45 for YOLOv3, 0.65
+    /// for YOLOX]
+    #[arg(long, value_parser = share::<f64>, value_name = "X")]
+    nms_iou: Option<f64>,
     #[command(flatten)]
     preprocess: PreprocessArgs,
+}
+
+/// A number from 0 to 1.
+fn share<T: FromStr + Copy + Into<f64>>(text: &str) -> Result<T, String> {
+    let number = text.parse().ok().filter(|&x: &T| (0.0..=1.0).contains(&x.into()));
+    number.ok_or_else(|| "it must be a number from 0 to 1".into())
 }
 
 #[derive(Debug, Serialize)]
@@ -48,7 +61,8 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.first(args.limit), dataset: &dataset, preprocess: &preprocess };
     let start = Instant::now();
-    let scores = evaluate(&model.graph, mode, &source, out.global.threads, &*out.progress())?;
+    let chosen = Boxes { score_threshold: args.score_threshold, nms_iou: args.nms_iou };
+    let scores = evaluate_boxes(&model.graph, mode, &source, chosen, out.global.threads, &*out.progress())?;
     let report = Report {
         model: args.subject.model.display().to_string(),
         mode: mode_name(mode),
@@ -61,11 +75,27 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
 }
 
 fn text(report: &Report) -> String {
-    let line = match &report.scores {
+    let (line, more) = match &report.scores {
         Scores::Classification { top1, top5, samples } => {
-            format!("top-1 {top1:.2} %   top-5 {top5:.2} %   {samples} samples")
+            (format!("top-1 {top1:.2} %   top-5 {top5:.2} %   {samples} samples"), String::new())
         }
-        Scores::Detection { ap, ap50, samples } => format!("AP {ap:.2}   AP50 {ap50:.2}   {samples} images"),
+        Scores::Detection { coco, selection, samples } => {
+            let list = |scores: &[Option<f64>]| {
+                let shown = scores.iter().map(|score| score.map_or("none".into(), |s| format!("{s:.2}")));
+                shown.collect::<Vec<String>>().join(" / ")
+            };
+            let more = format!(
+                "\nAP75 {}   AP small / medium / large {}\nAR at 1 / 10 / 100 boxes {}   AR small / medium / large {}\n\
+                 boxes: score above {}, suppressed within a class from IoU {}",
+                list(&[coco.ap75]),
+                list(&[coco.ap_small, coco.ap_medium, coco.ap_large]),
+                list(&[coco.ar1, coco.ar10, coco.ar100]),
+                list(&[coco.ar_small, coco.ar_medium, coco.ar_large]),
+                selection.score_threshold,
+                selection.nms_iou,
+            );
+            (format!("AP {}   AP50 {}   {samples} images", list(&[coco.ap]), list(&[coco.ap50])), more)
+        }
     };
-    format!("{}, {}: {line}, {:.1} s", report.model, report.mode, report.seconds)
+    format!("{}, {}: {line}, {:.1} s{more}", report.model, report.mode, report.seconds)
 }

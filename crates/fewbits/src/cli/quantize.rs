@@ -78,7 +78,7 @@ pub struct PolicyArgs {
     /// What is done against the damage of rounding: auto, none, or a list of methods
     #[arg(long, default_value = "auto", value_name = "NAME[,NAME…]")]
     method: Methods,
-    /// When `--method auto` begins no further step, e.g. 90s or 10m
+    /// How long it may take with `--method auto`, e.g. 90s or 10m; a step under way then ends with what it has
     #[arg(long, default_value = "10m", value_parser = super::duration, value_name = "TIME")]
     time_budget: Duration,
     /// Steps for each layer or block whose rounding is learned [default: 2000 with adaround, 500 with brecq and qdrop]
@@ -192,7 +192,10 @@ fn text(summary: &Summary, quantized: &Quantized, path: &std::path::Path, args: 
         let chosen = if trial.rule == quantized.rule { "  <- chosen" } else { "" };
         lines.push(format!("ranges {:<18} {:6.2} dB{chosen}", trial.rule.to_string(), trial.sqnr_db));
     }
-    lines.extend(quantized.steps.iter().map(|step| format!("step {step}")));
+    for step in &quantized.steps {
+        lines.push(format!("step {step}"));
+        lines.extend(step.findings.iter().map(|found| format!("     {found}")));
+    }
     for layer in summary.layers.iter().filter(|l| l.runtime == "float") {
         lines.push(format!("float: {} ({}): {}", layer.name, layer.op, layer.reason));
     }

@@ -1,9 +1,11 @@
 //! `fewbits repro`: a published table, found again on the user's data, beside the published numbers.
 
+mod post;
+
 use super::{Verdict, data::PreprocessArgs, output::Output, quantize::command_line};
 use fewbits::{
     Error, Model,
-    repro::{self, Effort, Event, Line, Request, Results, Run, Subject, Table},
+    repro::{self, Effort, Event, Line, Request, Results, Run, Subject, Table, post::post_tables},
 };
 use fewbits_quant::target::Target;
 use serde::Serialize;
@@ -12,9 +14,11 @@ use std::{fmt::Write, path::PathBuf, sync::Arc};
 /// Find a published table again on your data.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// lsqplus-table2, lsqplus-table3, lsqplus-table4, lsqplus-table5, lsqplus-table6 or lsq-bn-table4
+    /// lsqplus-table2, lsqplus-table3, lsqplus-table4, lsqplus-table5, lsqplus-table6 or lsq-bn-table4, which train; zero-point or
+    /// mixed-clipping, which do not
     table: String,
-    /// Labelled images to train on. For small ones (up to 64x64) a proxy network is trained, for others the paper's
+    /// Images to train on, with labels: for small ones (up to 64x64) a proxy network is trained, for others the paper's. Or images to
+    /// calibrate on, if the table does not train
     #[arg(long, value_name = "DATA")]
     data: PathBuf,
     /// Labelled images to score on
@@ -23,6 +27,9 @@ pub struct Args {
     /// Labels of an .npy file of images in --val; --labels are those of --data
     #[arg(long, value_name = "FILE.npy")]
     val_labels: Option<PathBuf>,
+    /// Images of a COCO file in --val; --images are those of --data
+    #[arg(long, value_name = "DIR")]
+    val_images: Option<PathBuf>,
     /// A trained float network of the table's architecture or its proxy; without it one is trained first
     #[arg(long, value_name = "MODEL.onnx")]
     model: Option<PathBuf>,
@@ -47,6 +54,15 @@ pub struct Args {
     /// Images of a batch [default: 128 for small images, else 64; 64 with --quick]
     #[arg(long, value_parser = super::count(), value_name = "N")]
     batch: Option<usize>,
+    /// Bits whose bytes no row of zero-point and mixed-clipping exceeds [default: 4]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
+    weights: Option<u8>,
+    /// Bits of activations in zero-point and mixed-clipping
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
+    activations: u8,
+    /// Assignments of bits that a search of zero-point and mixed-clipping tries [default: 600; 40 with --quick]
+    #[arg(long, value_parser = super::count(), value_name = "N")]
+    evaluations: Option<usize>,
     /// Folder of the results and runs; what is finished there is not repeated
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -74,6 +90,9 @@ struct Verified {
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
+    if let Some(table) = post_tables().iter().find(|table| table.name == args.table) {
+        return post::run(table, args, out);
+    }
     let table = find(&args.table)?;
     let training = Arc::new(args.preprocess.open(&args.data)?);
     let labelled = PreprocessArgs { labels: args.val_labels.clone(), ..args.preprocess.clone() };
@@ -132,8 +151,9 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
 
 fn find(name: &str) -> Result<Table, Error> {
     let mut tables = repro::tables();
-    let names: Vec<&str> = tables.iter().map(|t| t.name).collect();
-    match names.iter().position(|n| *n == name) {
+    let of_post = post_tables();
+    let names: Vec<&str> = tables.iter().map(|t| t.name).chain(of_post.iter().map(|t| t.name)).collect();
+    match tables.iter().position(|table| table.name == name) {
         Some(i) => Ok(tables.swap_remove(i)),
         None => {
             Err(Error::Usage { what: format!("no table `{name}`"), hint: format!("tables are {}", names.join(", ")) })

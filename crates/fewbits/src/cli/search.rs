@@ -5,7 +5,7 @@ use fewbits::{
     Error, Model,
     evaluate::{Scores, evaluate},
     latency,
-    methods::Methods,
+    methods::{Method, Methods},
     plan, quantize, report,
     search::{self, Found, Row, Settings, Strategy, search},
     stream::Source,
@@ -70,6 +70,9 @@ pub struct Args {
     /// The most assignments of bits that are tried on the whole network
     #[arg(long, alias = "episodes", default_value_t = 600, value_parser = super::count(), value_name = "N")]
     evaluations: usize,
+    /// Judge assignments with weights rounded by this method, e.g. mixed-clipping or comq, not to the nearest codes
+    #[arg(long, value_name = "NAME")]
+    inside: Option<Method>,
     /// Let rl and evolution begin with random assignments, not with what the sensitivities of single layers say
     #[arg(long)]
     cold_start: bool,
@@ -152,6 +155,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         samples: args.damage_samples,
         evaluations: args.evaluations,
         cold_start: args.cold_start,
+        inside: args.inside,
         time_budget: args.time_budget,
         latency: args.latency_table.as_deref().map(latency::load).transpose()?,
         journal: Some(beside("search.jsonl")),
@@ -232,7 +236,8 @@ fn text(report: &Report, args: &Args) -> String {
         Some(Scores::Classification { top1, top5, samples }) => {
             lines.push(format!("top-1 {top1:.2} %   top-5 {top5:.2} %   {samples} samples"));
         }
-        Some(Scores::Detection { ap, ap50, samples }) => {
+        Some(Scores::Detection { coco, samples, .. }) => {
+            let [ap, ap50] = [coco.ap, coco.ap50].map(|ap| ap.unwrap_or(0.0));
             lines.push(format!("AP {ap:.2}   AP50 {ap50:.2}   {samples} images"));
         }
         None => {}

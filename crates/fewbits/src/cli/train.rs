@@ -2,7 +2,7 @@
 
 use super::{Verdict, data::PreprocessArgs, output::Output, quantize::command_line};
 use fewbits::{
-    Error, Model, export, report,
+    Error, Model, export, plan, report,
     train::{Request, Trained, describe, train},
 };
 use fewbits_data::Augment;
@@ -16,6 +16,7 @@ use fewbits_train::{
     schedule::Decay,
 };
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     path::{Path, PathBuf},
     str::FromStr,
@@ -51,6 +52,9 @@ pub struct Args {
     /// Bits of the activations that layers multiply; others keep 8
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
     activations: u8,
+    /// Bits of single layers as a plan of this model has them, in place of --weights and --activations
+    #[arg(long, value_name = "PLAN.json")]
+    plan: Option<PathBuf>,
     /// Bits of weights and inputs of first and last layers, if more than the above
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
     edge_bits: u8,
@@ -214,7 +218,14 @@ impl RecipeArgs {
     }
 
     /// The recipe for `method` (`None` trains in float).
-    pub fn recipe(&self, method: Option<Method>, bits: Bits, per_channel: bool, seed: u64) -> Result<Recipe, Error> {
+    pub fn recipe(
+        &self,
+        method: Option<Method>,
+        bits: Bits,
+        bits_of: &BTreeMap<String, u8>,
+        per_channel: bool,
+        seed: u64,
+    ) -> Result<Recipe, Error> {
         let decay: Decay = parse("--schedule", &self.schedule)?;
         let fold = match &self.fold {
             None if method == Some(Method::LsqBn) => Fold::Running,
@@ -226,12 +237,14 @@ impl RecipeArgs {
                 })?
             }
         };
-        let goal = |weights: u8, activations: u8| -> Result<Option<Goal>, Error> {
+        // Of a phase in which nothing has fewer bits than `least`.
+        let goal = |least: u8| -> Result<Option<Goal>, Error> {
             let Some(method) = method else { return Ok(None) };
-            let bits = Bits { weights, activations, ..bits };
+            let bits = Bits { weights: bits.weights.max(least), activations: bits.activations.max(least), ..bits };
+            let bits_of = bits_of.iter().map(|(name, &own)| (name.clone(), own.max(least))).collect();
             let settings = self.settings()?;
             let offsets_everywhere = self.configuration.is_some();
-            Ok(Some(Goal { method, settings, bits, per_channel, offsets_everywhere }))
+            Ok(Some(Goal { method, settings, bits, bits_of, per_channel, offsets_everywhere }))
         };
         let mut phases = Vec::new();
         for &wide in &self.progressive {
@@ -239,10 +252,9 @@ impl RecipeArgs {
                 let what = format!("--progressive {wide}: widths are 2 to 8 bits");
                 return Err(Error::Usage { what, hint: "e.g. --progressive 8,4".into() });
             }
-            let (weights, activations) = (bits.weights.max(wide), bits.activations.max(wide));
-            phases.push(Phase { epochs: self.epochs, goal: goal(weights, activations)? });
+            phases.push(Phase { epochs: self.epochs, goal: goal(wide)? });
         }
-        phases.push(Phase { epochs: self.epochs, goal: goal(bits.weights, bits.activations)? });
+        phases.push(Phase { epochs: self.epochs, goal: goal(0)? });
         let moments = Moments::default();
         Ok(Recipe {
             phases,
@@ -309,7 +321,8 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let validation = Arc::new(labelled.open(&args.val)?);
     let preprocess = args.preprocess.resolve(&model, &training, out)?;
     let bits = Bits { weights: args.weights, activations: args.activations, edges: args.edge_bits };
-    let recipe = args.recipe.recipe(method, bits, args.granularity == "channel", out.global.seed)?;
+    let bits_of = args.plan.as_deref().map(|path| plan::layer_bits(&model, path)).transpose()?.unwrap_or_default();
+    let recipe = args.recipe.recipe(method, bits, &bits_of, args.granularity == "channel", out.global.seed)?;
     if method.is_some() && args.edge_bits > args.weights.min(args.activations) {
         out.note(&format!("first and last layers keep {} bits (--edge-bits)", args.edge_bits));
     }

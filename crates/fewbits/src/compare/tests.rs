@@ -136,6 +136,122 @@ fn grids_are_looked_at_without_changing_what_is_computed() {
     assert_eq!(found.max_abs_diff, apart.fold(0.0, f64::max), "an unobserved run puts out the same");
 }
 
+/// Grids fine enough for 40 dB and more; the widths of `few` are replaced, scales so that the range stays.
+fn grids(few: &[(&str, u8)]) -> Grids {
+    let bits = |name: &str| few.iter().find(|(few, _)| *few == name).map_or(8, |(_, bits)| *bits);
+    let tensor = |name: &str, least: f32, greatest: f32| {
+        let grid = Grid::activations(bits(name));
+        let scale = (greatest - least) / grid.steps() as f32;
+        QuantParams::per_tensor(grid, scale, (-least / scale).round() as i32)
+    };
+    let weight = |name: &str, channels: usize| {
+        let grid = Grid::weights(bits(name));
+        QuantParams::per_channel(grid, 0, vec![1.0 / grid.qmax() as f32; channels])
+    };
+    let all = [
+        ("x", tensor("x", -1.0, 1.0)),
+        ("w1", weight("w1", 4)),
+        ("r1", tensor("r1", 0.0, 6.0)),
+        ("w2", weight("w2", 3)),
+        ("c2", tensor("c2", -12.0, 12.0)),
+    ];
+    Grids(all.map(|(name, params)| (name.to_string(), TensorQuant::Quantized(params))).into())
+}
+
+/// What is said of `graph` under `grids`: tensor, cause and sentence of each explanation.
+fn why(graph: &Graph, grids: &Grids) -> Vec<Explanation> {
+    on_samples(graph, graph, Mode::FakeQuant(grids), QUANTIZED_THRESHOLD_DB, 2).unwrap().explanations
+}
+
+#[test]
+fn what_is_at_fault_is_named() {
+    let graph = network();
+    let scaled = |name: &str, factor: f32| {
+        let mut grids = grids(&[]);
+        let Some(TensorQuant::Quantized(params)) = grids.0.get_mut(name) else { panic!("{name} has no grid") };
+        params.scale.iter_mut().for_each(|scale| *scale *= factor);
+        grids
+    };
+    // A channel with a hundredth of the others' weights, and so of their outputs.
+    let uneven = with_weight("w1", |w| w[..18].iter_mut().for_each(|w| *w *= 0.01));
+    for (graph, grids, tensor, cause, words) in [
+        (&graph, grids(&[("x", 2)]), "r1", Cause::FewBits, "2 bits are few for its input `x`"),
+        (&graph, grids(&[("w1", 2)]), "r1", Cause::FewBits, "2 bits are few for the weights `w1`"),
+        (&graph, grids(&[("r1", 3)]), "r1", Cause::FewBits, "3 bits are few for its values"),
+        (&graph, grids(&[("w2", 3)]), "c2", Cause::FewBits, "3 bits are few for the weights `w2`"),
+        (&graph, scaled("r1", 0.25), "r1", Cause::Clipping, "beyond the grid's 0.000 … 1.500"),
+        (&graph, scaled("r1", 60.0), "r1", Cause::Outliers, "of 256 codes"),
+        (&graph, scaled("w2", 16.0), "c2", Cause::Outliers, "the weights `w2`"),
+        (&uneven, grids(&[("r1", 4)]), "r1", Cause::NarrowChannels, "1 of 4 channels of its values"),
+    ] {
+        let found = why(graph, &grids);
+        let of: Vec<_> = found.iter().filter(|why| why.tensor == tensor).collect();
+        assert!(matches!(of[..], [why] if why.cause == cause && why.message.contains(words)), "{words}: {found:#?}");
+    }
+}
+
+#[test]
+fn the_share_that_is_clipped_is_counted() {
+    let graph = network();
+    let mut grids = grids(&[]);
+    grids.0.insert("r1".into(), TensorQuant::Quantized(QuantParams::per_tensor(Grid::activations(8), 1.0 / 255.0, 0)));
+    let one = Threads::new(1);
+    let mut executor = Executor::new(&graph, Mode::Float, &one).observing(["r1".to_string()]);
+    let (mut above, mut all) = (0, 0);
+    for sample in varied(350).chunks(50) {
+        let mut tap = |tensor: Tapped<'_>| {
+            let values = tensor.to_f32();
+            all += values.len();
+            above += values.iter().filter(|x| **x > 1.0 + 0.5 / 255.0).count();
+        };
+        executor.run_tapped(&[Tensor::f32(&[1, 2, 5, 5], sample.to_vec())], &mut tap).unwrap();
+    }
+    let words = format!("{:.2} % of its values lie beyond", 100.0 * above as f64 / all as f64);
+    let found = why(&graph, &grids);
+    assert!(above > 0 && found.iter().any(|why| why.message.starts_with(&words)), "no `{words}` in {found:#?}");
+}
+
+#[test]
+fn noise_that_came_in_is_not_blamed_on_the_layer() {
+    let found = why(&network(), &grids(&[("r1", 2)]));
+    let of = |tensor: &str| found.iter().find(|why| why.tensor == tensor);
+    assert_eq!(of("r1").unwrap().cause, Cause::FewBits);
+    // The convolution behind it has most of its noise from there, and the mean of what it puts out is near zero.
+    assert_eq!(of("c2").unwrap().cause, Cause::Inherited);
+    assert!(of("c2").unwrap().message.contains("came in with `r1`"), "{found:#?}");
+    assert_eq!(of("p").unwrap().cause, Cause::Cancellation);
+    assert!(of("p").unwrap().message.contains("came in with `c2`"), "{found:#?}");
+}
+
+#[test]
+fn a_coarse_grid_in_front_of_a_layer_alone_is_named() {
+    let mut graph = network();
+    graph.nodes.insert(2, node("slot", "Identity", Attrs::default(), &["r1"], "r1.few"));
+    graph.nodes[3].inputs[0] = "r1.few".into();
+    let mut grids = grids(&[]);
+    let params = QuantParams::per_tensor(Grid::activations(2), 1.5, 0);
+    grids.0.insert("r1.few".into(), TensorQuant::Quantized(params));
+    let found = on_samples(&network(), &graph, Mode::FakeQuant(&grids), QUANTIZED_THRESHOLD_DB, 2).unwrap();
+    let of = found.explanations.iter().find(|why| why.tensor == "c2").unwrap();
+    assert_eq!(of.cause, Cause::FewBits);
+    assert!(of.message.contains("2 bits are few for its input `r1.few`"), "{of:?}");
+}
+
+#[test]
+fn float_networks_differ_by_constants_or_operators() {
+    let causes = |other: &Graph| {
+        let found = float(&network(), other).explanations;
+        found.into_iter().map(|why| (why.tensor, (why.cause, why.message))).collect::<BTreeMap<_, _>>()
+    };
+    let found = causes(&with_weight("w2", |w| w[5] += 0.5));
+    assert_eq!(found["c2"], (Cause::Constants, "`w2` is not the same in both networks".into()));
+    let mut other = network();
+    other.nodes[3] = node("pool", "GlobalMaxPool", Attrs::default(), &["c2"], "p");
+    let found = causes(&other);
+    assert_eq!(found["p"].0, Cause::Unknown, "{found:#?}");
+    assert!(causes(&network()).is_empty());
+}
+
 #[test]
 fn models_that_do_not_fit_are_refused_by_name() {
     let refused = |change: &dyn Fn(&mut Graph)| {

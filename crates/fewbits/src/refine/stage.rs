@@ -5,22 +5,32 @@ use crate::{
     quantize::Settings,
 };
 use fewbits_methods::{
-    BlockMethod, aciq::Aciq, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp,
+    BlockMethod, aciq::Aciq, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp, lapq,
     mixed_clipping::MixedClipping, omse::Omse, qdrop::QDrop, reconstruction, seq_mse::SeqMse, zero_point,
 };
+use std::time::Instant;
 
 /// What is done at once and measured.
 pub enum Stage {
     /// Methods that share a walk.
     Walk(Vec<Box<dyn BlockMethod>>),
-    /// Grids of activations.
-    Grids(zero_point::Config),
+    /// What is judged by the outputs of the whole network.
+    Outputs(ByOutputs),
     /// The whole network.
     Whole(e2e_qp::Config),
 }
 
+/// A method that tries grids and measures the outputs.
+pub enum ByOutputs {
+    /// Scales of weights.
+    Lapq(lapq::Config),
+    /// Grids of activations.
+    ZeroPoint(zero_point::Config),
+}
+
 impl Stage {
-    fn of(method: Method, settings: &Settings) -> Option<Stage> {
+    /// The stage of `method`, to be over by `deadline`; `None` if it is none of its own.
+    pub fn of(method: Method, settings: &Settings, deadline: Option<Instant>) -> Option<Stage> {
         let seed = settings.seed;
         let learned = |config: reconstruction::Config| {
             let iterations = settings.iterations.unwrap_or(config.iterations);
@@ -36,8 +46,12 @@ impl Stage {
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
             Method::QDrop => Box::new(QDrop { config: learned(QDrop::default().config) }),
             Method::BnTune => Box::new(BnTune::default()),
-            Method::ZeroPoint => return Some(Stage::Grids(zero_point::Config::default())),
-            Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, ..e2e_qp::Config::default() })),
+            Method::Lapq => return Some(Stage::Outputs(ByOutputs::Lapq(lapq::Config::default()))),
+            Method::ZeroPoint => {
+                let config = zero_point::Config { deadline, ..zero_point::Config::default() };
+                return Some(Stage::Outputs(ByOutputs::ZeroPoint(config)));
+            }
+            Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, deadline, ..Default::default() })),
             Method::ZeroqData | Method::Equalize | Method::BiasCorrection => return None,
         };
         Some(Stage::Walk(vec![walked]))
@@ -47,7 +61,7 @@ impl Stage {
     pub fn findings(&self) -> Vec<String> {
         match self {
             Stage::Walk(methods) => methods.iter().flat_map(|m| m.findings()).collect(),
-            Stage::Grids(_) | Stage::Whole(_) => vec![],
+            Stage::Outputs(_) | Stage::Whole(_) => vec![],
         }
     }
 
@@ -55,14 +69,15 @@ impl Stage {
     pub fn name(&self) -> String {
         match self {
             Stage::Walk(methods) => methods.iter().map(|m| m.name()).collect::<Vec<_>>().join(", "),
-            Stage::Grids(_) => Method::ZeroPoint.to_string(),
+            Stage::Outputs(ByOutputs::Lapq(_)) => Method::Lapq.to_string(),
+            Stage::Outputs(ByOutputs::ZeroPoint(_)) => Method::ZeroPoint.to_string(),
             Stage::Whole(_) => Method::E2eQp.to_string(),
         }
     }
 }
 
-/// The stages, one after the other. Neighbours that walk share a walk where they are asked for; by default each is measured.
-pub fn stages(settings: &Settings) -> Vec<Stage> {
+/// The stages, one after the other, which stop at `deadline`. Neighbours that walk share a walk where they are asked for; by default each is measured.
+pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
     let explores = settings.methods.explores(&settings.policy);
     let chosen: Vec<Method> = match &settings.methods {
         Methods::Auto if !explores => vec![],
@@ -71,7 +86,7 @@ pub fn stages(settings: &Settings) -> Vec<Stage> {
         Methods::List(list) => list.clone(),
     };
     let mut stages: Vec<Stage> = Vec::new();
-    for stage in chosen.into_iter().filter_map(|method| Stage::of(method, settings)) {
+    for stage in chosen.into_iter().filter_map(|method| Stage::of(method, settings, deadline)) {
         match (stages.last_mut(), stage) {
             (Some(Stage::Walk(methods)), Stage::Walk(more)) if settings.methods != Methods::Auto => {
                 methods.extend(more)

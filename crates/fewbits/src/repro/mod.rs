@@ -7,6 +7,7 @@
 mod lsq_bn;
 mod lsqplus;
 mod plan;
+pub mod post;
 mod results;
 mod table;
 

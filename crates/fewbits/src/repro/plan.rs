@@ -13,6 +13,7 @@ use fewbits_train::{
     schedule::Decay,
 };
 use fewbits_zoo::{Options, ZooError};
+use std::collections::BTreeMap;
 
 /// The largest side of images for which proxies are trained.
 const SMALL: usize = 64;
@@ -175,6 +176,7 @@ pub fn row_recipe(row: &Row, effort: &Effort, images: usize, seed: u64) -> Optio
         method: *method,
         settings: Settings { delay: DELAY.min(steps / 4) as u32, ..(**settings).clone() },
         bits: Bits { weights: row.weights, activations: row.activations, edges: EDGE_BITS },
+        bits_of: BTreeMap::new(),
         per_channel: false,
         offsets_everywhere: *method == Method::LsqPlus,
     };

@@ -3,6 +3,7 @@
 
 mod cli;
 mod desk;
+mod detectors;
 mod determinism;
 mod exactness;
 mod methods;

@@ -34,7 +34,7 @@ pub(super) fn insert(graph: &mut Graph) -> Result<usize, GraphError> {
     let (consumers, producers) = (graph.consumers(), graph.producers());
     let is_layer = |i: usize| {
         matches!(graph.nodes[i].op, Op::Conv(_) | Op::ConvTranspose(_) | Op::Gemm(_) | Op::MatMul(_) | Op::Opaque(_))
-            && !graph.weighs_softmax(i, &producers)
+            && !graph.decodes_boxes(i, &producers)
     };
     for i in (0..graph.nodes.len()).rev() {
         let readers = graph.nodes[i].outputs.iter().filter_map(|o| consumers.get(o.as_str())).flatten();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{clipping::aciq::mean_and_width, progress::Silent, testing, walk::walk_through};
+use crate::{progress::Silent, testing, walk::walk_through};
 use fewbits_kernels::Threads;
 
 #[test]
@@ -8,7 +8,7 @@ fn channels_keep_their_deviation_and_their_weights_stay_codes() {
     let (samples, threads) = (testing::images(24, &network.shape), Threads::new(2));
     let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
     let mut draft = network.draft.clone();
-    walk_through::<MethodError>(&mut walk, &mut draft, &[&Aciq::default()], &Silent, |_, _| Ok(())).unwrap();
+    walk_through::<MethodError>(&mut walk, &mut draft, &[&Aciq::default()], None, &Silent, |_, _| Ok(())).unwrap();
     for layer in crate::layers(&network.graph, &network.placement) {
         let values = |graph: &fewbits_graph::Graph| graph.constant(&layer.weight).unwrap().as_f32().unwrap().to_vec();
         let (old, new, params) = (values(&network.graph), values(&draft.graph), draft.grids.params(&layer.weight));
@@ -30,4 +30,11 @@ fn channels_keep_their_deviation_and_their_weights_stay_codes() {
     let fresh = &testing::images(36, &network.shape)[24..];
     let (before, after) = (testing::damage(&network, &network.draft, fresh), testing::damage(&network, &draft, fresh));
     assert!(after < before, "{after} instead of {before}");
+}
+
+#[test]
+fn nothing_is_divided_by_a_deviation_of_zero() {
+    assert_eq!(deviation_factor(&[0.3, -0.1], &[0.0, 0.0]), 1.0);
+    assert_eq!(deviation_factor(&[0.3], &[0.3]), 1.0);
+    assert_eq!(deviation_factor(&[0.2, -0.2], &[0.1, -0.1]), 2.0);
 }

@@ -57,7 +57,7 @@ fn low_bit_networks_come_closer_whatever_the_number_of_threads() {
         let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
         let mut draft = network.draft.clone();
         let tune = BnTune::default();
-        walk_through::<MethodError>(&mut walk, &mut draft, &[&tune], &Silent, |_, _| Ok(())).unwrap();
+        walk_through::<MethodError>(&mut walk, &mut draft, &[&tune], None, &Silent, |_, _| Ok(())).unwrap();
         draft
     };
     let draft = improved(1);

@@ -81,10 +81,3 @@ fn short_rows_are_judged_together_each_in_its_own_size() {
     let own: Vec<_> = wide.chunks(100).map(|row| Clip::Kl.magnitude(row, 4)).collect();
     assert_eq!(Clip::Kl.magnitudes(&wide, 100, 4, &Threads::new(2)), own);
 }
-
-#[test]
-fn nothing_is_divided_by_a_deviation_of_zero() {
-    assert_eq!(weights::deviation_factor(&[0.3, -0.1], &[0.0, 0.0]), 1.0);
-    assert_eq!(weights::deviation_factor(&[0.3], &[0.3]), 1.0);
-    assert_eq!(weights::deviation_factor(&[0.2, -0.2], &[0.1, -0.1]), 2.0);
-}

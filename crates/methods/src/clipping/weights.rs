@@ -3,25 +3,25 @@
 //! What enters: a layer, its moments, and a method's choice of scales. What leaves: the draft with rounded weights, these scales, and a
 //! bias without the mean error. It does not know how scales are chosen.
 
-use super::{Clip, aciq::mean_and_width, on_all, rounded};
+use super::{Clip, on_all, rounded};
 use crate::{
     Draft, Ground, Layer, MethodError, Walk,
     moments::{Group, Moments, Shape},
 };
 use fewbits_graph::{Granularity, QuantParams, Tensor};
 use fewbits_kernels::Threads;
-use fewbits_quant::ranges::Prior;
 
 /// The float weights of a layer, by the groups that share a scale: output channels, or all of them.
 #[derive(Debug)]
 pub struct Weights<'a> {
+    /// The layer.
+    pub layer: &'a Layer,
     /// The layer as a matrix product.
     pub shape: &'a Shape,
     /// A row of `K` numbers for each output channel.
     pub rows: Vec<f32>,
     /// The grid, with the scales that it has so far.
     pub params: QuantParams,
-    layer: &'a Layer,
 }
 
 /// Weights on their grid: codes times scales.
@@ -34,7 +34,8 @@ pub struct Rounded {
 }
 
 impl<'a> Weights<'a> {
-    fn of(ground: Ground<'_>, draft: &Draft, layer: &'a Layer, shape: &'a Shape) -> Option<Self> {
+    /// The weights of `layer`, whose shape is `shape`; `None` if they have no grid by channels or as a whole.
+    pub fn of(ground: Ground<'_>, draft: &Draft, layer: &'a Layer, shape: &'a Shape) -> Option<Self> {
         let params = draft.grids.params(&layer.weight)?.clone();
         let rows = shape.rows(ground.float.constant(&layer.weight)?.as_f32()?);
         let scales = if params.granularity == Granularity::Tensor { 1 } else { shape.channels() };
@@ -83,17 +84,6 @@ impl<'a> Weights<'a> {
         Rounded { rows, scale }
     }
 
-    /// The same codes with scales that give each group its deviation back: `ξ = ‖w − E w‖ / ‖ŵ − E ŵ‖`.
-    pub fn with_deviation(&self, rounded: Rounded) -> Rounded {
-        let Rounded { mut rows, mut scale } = rounded;
-        for (group, (new, scale)) in rows.chunks_mut(self.width().max(1)).zip(&mut scale).enumerate() {
-            let stretched = *scale * deviation_factor(self.group(group), new);
-            new.iter_mut().for_each(|w| *w = (*w / *scale).round_ties_even() * stretched);
-            *scale = stretched;
-        }
-        Rounded { rows, scale }
-    }
-
     /// What rounding `group` to each of `candidates` adds to the variance of the outputs, by these moments.
     pub fn output_errors(&self, moments: &[Group], group: usize, candidates: &[impl AsRef<[f32]>]) -> Vec<f64> {
         let (k, outputs) = (self.shape.inputs, self.shape.outputs);
@@ -108,15 +98,16 @@ impl<'a> Weights<'a> {
         errors
     }
 
-    /// Puts `rounded` into the draft, and takes the mean that rounding adds to the outputs off the bias.
-    fn write(&self, ground: Ground<'_>, draft: &mut Draft, moments: &Moments, rounded: Rounded) {
+    /// The mean that rounding to `rows` adds to each output channel. Means that errors before the layer bring are left alone: behind Relus
+    /// they belong to noise in part, and taken off layer after layer they take the signal with them.
+    fn shifts(&self, moments: &Moments, rows: &[f32]) -> Vec<f64> {
         let (k, outputs) = (self.shape.inputs, self.shape.outputs);
-        let pairs = self.rows.chunks(k).zip(rounded.rows.chunks(k)).enumerate();
-        // Only what this layer's rounding adds: means that errors before it bring belong to noise behind Relus in part, and taken off layer
-        // after layer they take the signal with them.
-        let shift =
-            |(c, (old, new)): (usize, (&[f32], &[f32]))| moments.fit[c / outputs].mean_of(&difference(old, new));
-        let shifts: Vec<f64> = pairs.map(shift).collect();
+        let pairs = self.rows.chunks(k).zip(rows.chunks(k)).enumerate();
+        pairs.map(|(c, (old, new))| moments.fit[c / outputs].mean_of(&difference(old, new))).collect()
+    }
+
+    /// Puts `rounded` into the draft, and takes `shifts`, a number for each output channel, off the float bias.
+    pub fn write(&self, ground: Ground<'_>, draft: &mut Draft, rounded: Rounded, shifts: &[f64]) {
         let float = |name: &String| ground.float.constant(name);
         if let Some(old) = float(&self.layer.weight) {
             draft.set_constant(&self.layer.weight, self.shape.tensor(&old.dims, rounded.rows));
@@ -125,17 +116,10 @@ impl<'a> Weights<'a> {
         if let Some((name, old)) = self.layer.bias.as_ref().and_then(|name| Some((name, float(name)?)))
             && let Some(values) = old.as_f32().filter(|b| b.len() == shifts.len())
         {
-            let new = values.iter().zip(&shifts).map(|(b, shift)| (f64::from(*b) - shift) as f32).collect();
+            let new = values.iter().zip(shifts).map(|(b, shift)| (f64::from(*b) - shift) as f32).collect();
             draft.set_constant(name, Tensor::f32(&old.dims, new));
         }
     }
-}
-
-/// `ξ`; 1 where a deviation is zero.
-pub(super) fn deviation_factor(old: &[f32], new: &[f32]) -> f32 {
-    let deviation = |values| mean_and_width(values, Prior::Gauss).1;
-    let factor = (deviation(old) / deviation(new)) as f32;
-    if factor.is_normal() { factor } else { 1.0 }
 }
 
 fn difference(old: &[f32], new: &[f32]) -> Vec<f32> {
@@ -156,7 +140,8 @@ pub fn round_layers(
         let Some(moments) = Moments::of(walk, draft, layer)? else { continue };
         if let Some(weights) = Weights::of(walk.ground(), draft, layer, &moments.shape) {
             let rounded = round(&weights, &moments, layer);
-            weights.write(walk.ground(), draft, &moments, rounded);
+            let shifts = weights.shifts(&moments, &rounded.rows);
+            weights.write(walk.ground(), draft, rounded, &shifts);
         }
     }
     Ok(())

@@ -34,11 +34,11 @@ mod descent;
 
 use crate::{
     BlockMethod, Draft, Layer, MethodError, Walk,
+    clipping::{Rounded, Weights, on_all},
     moments::{Group, Moments},
 };
 use descent::{Descent, Point, codes_of};
 use fewbits_graph::{Granularity, QuantParams};
-use std::sync::{Mutex, PoisonError};
 
 /// How the search is made.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,49 +102,31 @@ struct Channel {
 impl Comq {
     fn layer(&self, walk: &Walk<'_>, draft: &mut Draft, layer: &Layer, moments: &Moments) {
         let shape = &moments.shape;
-        let (Some(params), Some(float)) =
-            (draft.grids.params(&layer.weight).cloned(), walk.ground().float.constant(&layer.weight))
-        else {
+        let (Some(weights), Some(current)) = (
+            Weights::of(walk.ground(), draft, layer, shape),
+            draft.graph.constant(&layer.weight).and_then(|t| t.as_f32()),
+        ) else {
             return;
         };
-        let (Some(weight), Some(current)) =
-            (float.as_f32(), draft.graph.constant(&layer.weight).and_then(|t| t.as_f32()))
-        else {
-            return;
-        };
-        let (wanted, current) = (shape.rows(weight), shape.rows(current));
-        let k = shape.inputs;
-        let channels: Vec<Mutex<Option<Channel>>> = (0..shape.channels()).map(|_| Mutex::new(None)).collect();
-        walk.threads().run(shape.channels(), |c| {
+        let (current, k) = (shape.rows(current), shape.inputs);
+        let channels = on_all(walk.threads(), shape.channels(), |c| {
             let row = |rows: &[f32]| rows[c * k..][..k].to_vec();
             let task = Task {
                 config: &self.config,
-                params: &params,
+                params: &weights.params,
                 fit: &moments.fit[c / shape.outputs],
                 held: &moments.held[c / shape.outputs],
                 output: c % shape.outputs,
-                wanted: row(&wanted),
-                scale: params.scale[if params.scale.len() == 1 { 0 } else { c }],
+                wanted: row(&weights.rows),
+                scale: weights.params.scale[if weights.params.scale.len() == 1 { 0 } else { c }],
             };
-            *channels[c].lock().unwrap_or_else(PoisonError::into_inner) = Some(task.solve(&row(&current)));
+            task.solve(&row(&current))
         });
-        let channels: Vec<Channel> =
-            channels.into_iter().filter_map(|c| c.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
-        let mut params = params;
-        if params.granularity != Granularity::Tensor {
-            params.scale = channels.iter().map(|c| c.scale).collect();
-        }
+        let single = weights.params.granularity == Granularity::Tensor;
+        let scale = if single { weights.params.scale.clone() } else { channels.iter().map(|c| c.scale).collect() };
         let rows = channels.iter().flat_map(|c| c.row.iter().copied()).collect();
-        draft.set_constant(&layer.weight, shape.tensor(&float.dims, rows));
-        draft.set_params(&layer.weight, params);
-        let bias = layer.bias.as_ref().filter(|_| self.config.bias);
-        if let Some((name, old)) = bias.and_then(|name| Some((name, walk.ground().float.constant(name)?)))
-            && let Some(values) = old.as_f32().filter(|b| b.len() == channels.len())
-        {
-            let new = values.iter().zip(&channels).map(|(b, c)| (f64::from(*b) - c.shift) as f32).collect();
-            let tensor = fewbits_graph::Tensor::f32(&old.dims, new);
-            draft.set_constant(name, tensor);
-        }
+        let shifts: Vec<f64> = channels.iter().map(|c| c.shift).filter(|_| self.config.bias).collect();
+        weights.write(walk.ground(), draft, Rounded { rows, scale }, &shifts);
     }
 }
 

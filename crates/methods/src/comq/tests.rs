@@ -61,7 +61,8 @@ fn four_bit_networks_come_closer_whatever_the_number_of_threads() {
         let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
         let mut draft = network.draft.clone();
         let progress = crate::progress::Silent;
-        walk_through::<MethodError>(&mut walk, &mut draft, &[&Comq::default()], &progress, |_, _| Ok(())).unwrap();
+        walk_through::<MethodError>(&mut walk, &mut draft, &[&Comq::default()], None, &progress, |_, _| Ok(()))
+            .unwrap();
         draft
     };
     let draft = improved(1);

@@ -13,7 +13,8 @@
 //! Networks that mix the images of a batch are left alone.
 //!
 //! # Cost
-//! Forward and back through the network for `steps · batch` samples, and its activations in memory for one batch.
+//! Forward and back through the network for `steps · batch` samples, and its activations in memory for one batch. Under a deadline there
+//! are as many steps as the first ones let expect, and what is learned until then stays.
 //!
 //! # Config
 //! [`Config`].
@@ -26,7 +27,7 @@
 //! Convolutional networks; symmetric scales; activations' scales and biases are learned too; the float network is the teacher.
 
 use crate::{
-    Draft, Ground, Layer, MethodError, Progress, Samples, layers,
+    Draft, Ground, Layer, MethodError, Progress, Samples, Weighting, layers,
     reconstruction::{Rounding, pick},
 };
 use fewbits_graph::{
@@ -36,11 +37,11 @@ use fewbits_graph::{
 };
 use fewbits_kernels::Threads;
 use fewbits_quant::placement::Site;
-use fewbits_train::{
-    loss::distillation,
-    optimizer::{Group, Moments, Optimizer, Rule},
-};
-use std::{ops::Range, sync::Arc};
+use fewbits_train::optimizer::{Group, Moments, Optimizer, Rule};
+use std::{ops::Range, sync::Arc, time::Instant};
+
+/// Steps whose time says how many there can be.
+const TIMED_STEPS: usize = 3;
 
 /// How scales and biases are learned.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,11 +54,13 @@ pub struct Config {
     pub rate: f32,
     /// Start of the random numbers.
     pub seed: u64,
+    /// When learning is over, if the steps would take longer.
+    pub deadline: Option<Instant>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { steps: 200, batch: 8, rate: 1e-3, seed: 0 }
+        Config { steps: 200, batch: 8, rate: 1e-3, seed: 0, deadline: None }
     }
 }
 
@@ -79,15 +82,21 @@ pub fn tune(
     let targets = (0..samples.count()).map(|i| Ok(float.run(&read(samples, i)?)?));
     let targets = targets.collect::<Result<Vec<Vec<Tensor>>, MethodError>>()?;
     let weights = Weighting::of(&targets);
-    for step in 0..config.steps {
+    let (begun, mut step, mut steps) = (Instant::now(), 0, config.steps);
+    while step < steps && config.deadline.is_none_or(|deadline| Instant::now() < deadline) {
         let mut batch = Vec::new();
         for place in 0..tuner.batch {
             let inputs = varied(samples, config.seed, step * tuner.batch + place)?;
             let targets = float.run(&inputs)?;
             batch.push((inputs, targets));
         }
-        tuner.step(&batch, &weights, step, threads);
+        tuner.step(&batch, &weights, step as f32 / steps as f32, threads);
         progress.step();
+        step += 1;
+        if let (TIMED_STEPS, Some(deadline)) = (step, config.deadline) {
+            let left = deadline.saturating_duration_since(Instant::now()).as_secs_f64();
+            steps = steps.min(step + (left / begun.elapsed().as_secs_f64() * step as f64) as usize);
+        }
     }
     progress.end();
     tuner.finish(draft);
@@ -115,64 +124,6 @@ fn varied(samples: &dyn Samples, seed: u64, number: usize) -> Result<Vec<Tensor>
         *own = Tensor::f32(&own.dims, mixed);
     }
     Ok(own)
-}
-
-/// How differences of an output count.
-enum Weighting {
-    /// As log-probabilities of so many classes.
-    Classes(usize),
-    /// Squares, each times one over the variance of its channel: factors, and elements between two channels.
-    Channels(Vec<f32>, usize),
-}
-
-impl Weighting {
-    fn of(targets: &[Vec<Tensor>]) -> Vec<Weighting> {
-        let outputs = targets.first().map_or(0, Vec::len);
-        (0..outputs).map(|o| Self::of_output(targets, o)).collect()
-    }
-
-    fn of_output(targets: &[Vec<Tensor>], output: usize) -> Weighting {
-        let dims = &targets[0][output].dims;
-        let (channels, inner) = match dims[..] {
-            [_, classes] if classes > 1 => return Weighting::Classes(classes),
-            [_, channels, ref rest @ ..] if rest.len() >= 2 => (channels, rest.iter().product()),
-            [.., last] => (last, 1),
-            [] => (1, 1),
-        };
-        let mut sums = vec![[0f64; 3]; channels];
-        for target in targets {
-            for (i, x) in target[output].as_f32().into_iter().flatten().enumerate() {
-                let sum = &mut sums[i / inner % channels];
-                *sum = [sum[0] + 1.0, sum[1] + f64::from(*x), sum[2] + f64::from(*x).powi(2)];
-            }
-        }
-        let factor = |[count, sum, squares]: [f64; 3]| {
-            let variance = (squares - sum * sum / count.max(1.0)) / count.max(1.0);
-            if variance > 1e-12 * squares { (1.0 / variance) as f32 } else { 0.0 }
-        };
-        Weighting::Channels(sums.into_iter().map(factor).collect(), inner)
-    }
-
-    /// Gradient of the loss with respect to `output`, for `samples` samples.
-    fn gradient(&self, output: &[f32], target: &[f32], samples: usize) -> Vec<f32> {
-        let mut gradient = vec![0.0; output.len()];
-        match self {
-            Weighting::Classes(classes) => {
-                // An output that is not finite has no direction to go.
-                let rows = output.len() / classes;
-                if distillation(output, target, rows, 1.0, 1.0, &mut gradient).is_err() {
-                    gradient.fill(0.0);
-                }
-            }
-            Weighting::Channels(factors, inner) => {
-                let scale = 2.0 * samples as f32 / output.len() as f32 / samples as f32;
-                for (i, ((g, a), b)) in gradient.iter_mut().zip(output).zip(target).enumerate() {
-                    *g = scale * factors[i / inner % factors.len()] * (a - b);
-                }
-            }
-        }
-        gradient
-    }
 }
 
 /// The weight of a layer, whose scales are learned as factors of what they were.
@@ -301,8 +252,8 @@ impl Tuner {
         }
     }
 
-    /// A step on samples with what the float network makes of them.
-    fn step(&mut self, batch: &[(Vec<Tensor>, Vec<Tensor>)], weights: &[Weighting], step: usize, threads: &Threads) {
+    /// A step on samples with what the float network makes of them, when a share `progress` of all steps is done.
+    fn step(&mut self, batch: &[(Vec<Tensor>, Vec<Tensor>)], weights: &[Weighting], progress: f32, threads: &Threads) {
         let joined = |tensors: &[&Tensor]| -> Vec<f32> {
             tensors.iter().flat_map(|t| t.as_f32().unwrap_or_default().iter().copied()).collect()
         };
@@ -312,8 +263,7 @@ impl Tuner {
         let inputs: Vec<Vec<f32>> = (0..batch[0].0.len()).map(all).collect();
         let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
         self.tape.forward(&mut self.leaves, &inputs, threads);
-        let gradient =
-            |(o, weighting): (usize, &Weighting)| weighting.gradient(self.tape.output(o), &wanted(o), batch.len());
+        let gradient = |(o, weighting): (usize, &Weighting)| weighting.gradient(self.tape.output(o), &wanted(o));
         let outputs: Vec<Vec<f32>> = weights.iter().enumerate().map(gradient).collect();
         let outputs: Vec<&[f32]> = outputs.iter().map(Vec::as_slice).collect();
         self.tape.backward(&self.leaves, &inputs, &outputs, &mut self.gradients, threads);
@@ -329,7 +279,6 @@ impl Tuner {
         for (_, [leaf, own]) in &self.activations {
             gradients[*own] = self.start[*leaf] * self.gradients[*leaf];
         }
-        let progress = step as f32 / self.config.steps as f32;
         let rate = 0.5 * self.config.rate * (1.0 + (std::f32::consts::PI * progress).cos());
         self.optimizer.step(rate, &mut self.learned, &gradients);
         let factors = self.layers.iter().flat_map(|l| l.factors.clone());

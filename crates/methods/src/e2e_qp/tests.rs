@@ -5,7 +5,7 @@ use crate::{progress::Silent, testing};
 fn the_outputs_come_closer_whatever_the_number_of_threads() {
     let network = testing::zoo("demo", 4, 4);
     let samples = testing::images(48, &network.shape);
-    let config = Config { steps: 60, batch: 8, rate: 3e-3, seed: 1 };
+    let config = Config { steps: 60, batch: 8, rate: 3e-3, seed: 1, deadline: None };
     // Only weights on the grid have codes.
     let mut start = network.draft.clone();
     for layer in layers(&network.graph, &network.placement) {
@@ -18,6 +18,10 @@ fn the_outputs_come_closer_whatever_the_number_of_threads() {
         assert!(tune(network.ground(), &mut draft, &samples, &config, &Threads::new(threads), &Silent).unwrap());
         draft
     };
+    let late = Config { deadline: Some(Instant::now()), ..config.clone() };
+    let mut untouched = start.clone();
+    tune(network.ground(), &mut untouched, &samples, &late, &Threads::new(1), &Silent).unwrap();
+    assert_eq!(untouched, start);
     let draft = tuned(1);
     assert_eq!(draft, tuned(3));
     let fresh = &testing::images(60, &network.shape)[48..];

@@ -9,12 +9,17 @@
 //! `s_c ∝ √(a_c / r_c)` with `r_c` the largest weight on channel `c`. Tensors that residual additions tie together are scaled
 //! together, with all layers that write and read them.
 //!
+//! Clip 0…m (ReLU6) does not scale, but a channel that stays below `m` does not meet it. With `u_c = a_c/m` and a margin, `s_c` between
+//! `u_c` and 1 leaves what was seen as it is: `s_c = u_c` in front of depthwise layers, `√(u_c · max r / r_c)` within these limits in
+//! front of dense ones, 1 where a channel reaches `m`. The Clip then limits each small channel near the largest value that it showed.
+//!
 //! # When it helps
 //! Networks without BatchNormalization-friendly ranges: channels of one tensor that differ by a factor of ten or more.
 //!
 //! # When it fails
-//! Behind Clip and other functions that do not scale, and where something else than a layer reads: these are left alone. SiLU has
-//! a way of its own, [`silu_patches`].
+//! Behind other functions that do not scale, and where something else than a layer reads: these are left alone. SiLU has a way of
+//! its own, [`silu_patches`]. In front of Clip, a channel that no sample drove is left alone; one that samples drove less than
+//! other images do is clipped, from [`MARGIN`] times the largest value seen.
 //!
 //! # Cost
 //! Channel extremes of a few samples; one multiplication per weight.
@@ -27,13 +32,13 @@
 //!
 //! # Departures
 //! Activation ranges instead of the weight ranges of layer 1, since per-channel scales make these irrelevant; the depthwise case;
-//! groups tied by additions; no absorption of biases.
+//! groups tied by additions; channels below a Clip in place of Clip taken for Relu; no absorption of biases.
 
 mod silu;
 
 pub use silu::silu_patches;
 
-use fewbits_graph::{Graph, Op, Tensor};
+use fewbits_graph::{Graph, Node, Op, Tensor};
 use fewbits_quant::Stats;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,9 +47,11 @@ use std::{
 
 /// Largest factor between two channels' scales, either way from their middle: smaller ranges are noise.
 const MOST: f64 = 256.0;
+/// Largest values in front of a Clip are taken to be this many times what was seen.
+const MARGIN: f64 = 1.25;
 
 /// Tensors whose channels can only be scaled together: what one layer writes, what Relu, pooling and residual additions make of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Group {
     /// Positions of the layers that write into it.
     pub writers: Vec<usize>,
@@ -52,12 +59,22 @@ pub struct Group {
     pub readers: Vec<usize>,
     /// What they read.
     pub tensors: BTreeSet<String>,
+    /// Those of them that a Clip makes, each with its upper bound.
+    pub ceilings: BTreeMap<String, f32>,
 }
 
-/// Whether `f(s·x) = s·f(x)` for positive `s` per channel, of all inputs together.
-fn scales_through(op: &Op) -> bool {
-    matches!(op, Op::Identity(_) | Op::Relu(_) | Op::LeakyRelu(_) | Op::Add(_))
-        || matches!(op, Op::MaxPool(_) | Op::AveragePool(_) | Op::Resize(_))
+/// Whether `f(s·x) = s·f(x)` for positive `s` per channel, of all inputs together, below the ceiling if there is one.
+fn scales_through(graph: &Graph, node: &Node) -> bool {
+    matches!(node.op, Op::Identity(_) | Op::Relu(_) | Op::LeakyRelu(_) | Op::Add(_))
+        || matches!(node.op, Op::MaxPool(_) | Op::AveragePool(_) | Op::Resize(_))
+        || ceiling(graph, node).is_some()
+}
+
+/// The upper bound of a Clip whose lower one is zero.
+fn ceiling(graph: &Graph, node: &Node) -> Option<f32> {
+    let bound = |i: usize| graph.constant(node.input(i)?)?.scalar_f32();
+    let most = bound(2).filter(|most| *most > 0.0 && most.is_finite());
+    most.filter(|_| matches!(node.op, Op::Clip(_)) && bound(1) == Some(0.0))
 }
 
 /// The groups that only layers write to and read from, in graph order.
@@ -77,7 +94,7 @@ pub fn groups(graph: &Graph) -> Vec<Group> {
         }
         name
     }
-    for node in graph.nodes.iter().filter(|n| scales_through(&n.op)) {
+    for node in graph.nodes.iter().filter(|n| scales_through(graph, n)) {
         let data = if let Op::Add(_) = node.op { node.inputs.len() } else { 1 };
         for input in &node.inputs[..data] {
             let (from, to) = (root(&link, input), root(&link, node.output()));
@@ -90,7 +107,14 @@ pub fn groups(graph: &Graph) -> Vec<Group> {
     let mut closed: BTreeSet<&str> = BTreeSet::new();
     let outside = graph.inputs.iter().chain(&graph.outputs).map(|v| v.name.as_str());
     closed.extend(outside.chain(graph.constants.keys().map(String::as_str)).map(|name| root(&link, name)));
-    for (i, node) in graph.nodes.iter().enumerate().filter(|(_, n)| !scales_through(&n.op)) {
+    for (i, node) in graph.nodes.iter().enumerate() {
+        if let Some(ceiling) = ceiling(graph, node) {
+            let group = found.entry(root(&link, node.output())).or_default();
+            group.ceilings.insert(node.output().into(), ceiling);
+        }
+        if scales_through(graph, node) {
+            continue;
+        }
         if is_layer(i) {
             let read = found.entry(root(&link, &node.inputs[0])).or_default();
             read.readers.push(i);
@@ -102,7 +126,9 @@ pub fn groups(graph: &Graph) -> Vec<Group> {
         }
     }
     let open = |(name, group): (&str, Group)| {
-        let usable = !closed.contains(name) && !group.writers.is_empty() && !group.readers.is_empty();
+        // Only of what layers read is it known how near it comes to a ceiling.
+        let known = group.ceilings.keys().all(|clipped| group.tensors.contains(clipped));
+        let usable = known && !closed.contains(name) && !group.writers.is_empty() && !group.readers.is_empty();
         usable.then_some(group)
     };
     let mut groups: Vec<Group> = found.into_iter().filter_map(open).collect();
@@ -154,7 +180,7 @@ pub fn patches(graph: &Graph, stats: &Stats) -> BTreeMap<String, Arc<Tensor>> {
     changed.into_iter().filter_map(|name| Some((name.clone(), patched.constant(&name)?.clone()))).collect()
 }
 
-/// `s_c` with geometric mean one; `None` if there is nothing to equalize or the shapes do not fit.
+/// `s_c`, with geometric mean one where there is no ceiling; `None` if there is nothing to equalize or the shapes do not fit.
 fn scales(graph: &Graph, group: &Group, stats: &Stats) -> Option<Vec<f64>> {
     let mut reach: Vec<f32> = Vec::new();
     for tensor in &group.tensors {
@@ -173,6 +199,9 @@ fn scales(graph: &Graph, group: &Group, stats: &Stats) -> Option<Vec<f64>> {
         }
         weight.iter_mut().zip(&read).for_each(|(w, r)| *w = w.max(*r));
     }
+    if !group.ceilings.is_empty() {
+        return below_ceilings(group, stats, &weight, depthwise);
+    }
     let raw = |(&a, &r): (&f32, &f32)| match (f64::from(a), f64::from(r)) {
         (a, r) if !(a > 0.0 && r > 0.0 && a.is_finite()) => None,
         (a, _) if depthwise => Some(a),
@@ -184,6 +213,24 @@ fn scales(graph: &Graph, group: &Group, stats: &Stats) -> Option<Vec<f64>> {
     // Silent channels stay as they are.
     let limit = |s: Option<f64>| s.map_or(1.0, |s| (s.ln() - middle).exp().clamp(1.0 / MOST, MOST));
     (known.len() > 1).then(|| raw.into_iter().map(limit).collect())
+}
+
+/// `s_c` from `u_c` to one. `weight` is `r_c`.
+fn below_ceilings(group: &Group, stats: &Stats, weight: &[f32], depthwise: bool) -> Option<Vec<f64>> {
+    let mut used = vec![0f64; weight.len()];
+    for (tensor, ceiling) in &group.ceilings {
+        let largest = stats.0.get(tensor)?.channels.as_ref()?.largest();
+        let of = |l: f32| MARGIN * f64::from(l) / f64::from(*ceiling);
+        used.iter_mut().zip(largest).for_each(|(u, l)| *u = u.max(of(l)));
+    }
+    let most = f64::from(weight.iter().copied().fold(0f32, f32::max));
+    let scale = |(u, &r): (f64, &f32)| match (u, f64::from(r)) {
+        (u, r) if !(u > 0.0 && u < 1.0 && r > 0.0) => 1.0,
+        (u, _) if depthwise => u.max(1.0 / MOST),
+        (u, r) => (u * most / r).sqrt().clamp(u.max(1.0 / MOST), 1.0),
+    };
+    let scales: Vec<f64> = used.into_iter().zip(weight).map(scale).collect();
+    scales.iter().any(|s| *s < 1.0).then_some(scales)
 }
 
 /// Largest magnitude for each index along `axis`; `None` if an element is not finite.

@@ -68,6 +68,42 @@ fn the_network_computes_the_same_with_like_ranges() {
     assert!(spread(&equal_stats, "c2") < spread(&stats, "c2"));
 }
 
+/// The same with Clip 0…6 for LeakyRelu, and a channel that reaches 6.
+fn clipped() -> Graph {
+    let mut graph = network();
+    for (name, value) in [("least", 0.0), ("most", 6.0)] {
+        graph.constants.insert(name.into(), Arc::new(Tensor::f32(&[], vec![value])));
+    }
+    graph.nodes[1].op = Op::from_attrs("Clip", &Attrs::default()).unwrap();
+    graph.nodes[1].inputs = ["c1", "least", "most"].map(String::from).to_vec();
+    graph
+}
+
+#[test]
+fn channels_below_a_ceiling_are_raised_to_it() {
+    let graph = clipped();
+    let (before, stats) = run(&graph);
+    let reach = |stats: &Stats| stats.0["r1"].channels.as_ref().unwrap().largest();
+    assert!(reach(&stats)[2] == 6.0 && reach(&stats)[0] < 0.1, "{:?}", reach(&stats));
+    let mut equalized = graph.clone();
+    equalized.constants.extend(patches(&graph, &stats));
+    let (after, equal_stats) = run(&equalized);
+    for (a, b) in before.iter().zip(&after) {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
+    }
+    for (channel, reach) in reach(&equal_stats).into_iter().enumerate() {
+        let wanted = if channel == 2 { 6.0 } else { 6.0 / MARGIN as f32 };
+        assert!((reach - wanted).abs() < 1e-3, "channel {channel} reaches {reach}, not {wanted}");
+    }
+    // A dense reader shares with its weights, within the same limits.
+    let group = Group { ceilings: BTreeMap::from([("r1".into(), 6.0)]), ..Group::default() };
+    let used = reach(&stats).into_iter().map(|a| MARGIN * f64::from(a) / 6.0).collect::<Vec<_>>();
+    let weight = [0.5, 1.0, 2.0, 0.1];
+    let shared = below_ceilings(&group, &stats, &weight, false).unwrap();
+    assert!((shared[0] - (used[0] * 4.0).sqrt()).abs() < 1e-9 && shared[2] == 1.0, "{shared:?}");
+    assert!(shared.iter().zip(&used).all(|(s, u)| *s <= 1.0 && *s >= u.min(1.0)), "{shared:?}");
+}
+
 #[test]
 fn tensors_with_other_readers_and_other_functions_are_left_alone() {
     let graph = network();

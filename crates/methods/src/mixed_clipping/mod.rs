@@ -3,9 +3,8 @@
 //! # What it does
 //! Each layer's weights are rounded under every rule of [`CLIPS`], and the rule with the least error of the layer's *outputs* is kept:
 //! `Σ v G vᵀ` over its channels, `v = ŵ − w`, with the moments `G` of the inputs that the quantized network gives it, from samples that
-//! were held back. So a rule is judged by what the layer multiplies, and not by the weights alone. Clipping changes deviation and mean:
-//! each channel's deviation is brought back by a factor on its scale, as in `aciq`, and what rounding adds to the mean of the outputs goes
-//! off the bias.
+//! were held back. So a rule is judged by what the layer multiplies, and not by the weights alone. What clipping and rounding add to the
+//! mean of the outputs goes off the bias.
 //!
 //! # When it helps
 //! Mixed precision: a rule that is right at eight bits (no clipping) is wrong at three, and layers differ in their distributions. It costs
@@ -87,8 +86,7 @@ impl MixedClipping {
         let candidate = |clip: &Clip| {
             let found = weights.clips(*clip, threads);
             let scale = (0..).zip(&found).map(|(group, found)| weights.scale(group, *found)).collect();
-            let on_grid = || weights.with_deviation(weights.rounded(scale));
-            found.iter().any(Option::is_some).then(|| (*clip, on_grid()))
+            found.iter().any(Option::is_some).then(|| (*clip, weights.rounded(scale)))
         };
         let mut candidates: Vec<(Clip, Rounded)> = self.config.clips.iter().filter_map(candidate).collect();
         let by_group = weights.each_group(threads, |group| {

@@ -31,6 +31,7 @@ use crate::{
     clipping::{largest, round_layers, rounded},
 };
 use fewbits_graph::Grid;
+use fewbits_kernels::float::vectors::dot;
 
 /// Starting scales, as shares of the one that clips nothing, from 1.1 down in steps of 0.01: a few weights may meet codes better a
 /// little beyond it.
@@ -70,9 +71,8 @@ fn best_scale(row: &[f32], bits: u8) -> Option<f32> {
 fn settle(row: &[f32], mut scale: f32, bits: u8) -> f32 {
     for _ in 0..TURNS {
         let new = rounded(row, scale, bits);
-        let sum = |other: &[f32]| new.iter().zip(other).map(|(t, w)| f64::from(*t) * f64::from(*w)).sum::<f64>();
         // With codes times scale in place of codes: `α = scale · ⟨w, ŵ⟩ / ⟨ŵ, ŵ⟩`.
-        let next = (f64::from(scale) * sum(row) / sum(&new)) as f32;
+        let next = scale * dot(row, &new) / dot(&new, &new);
         if next == scale || !next.is_normal() || next <= 0.0 {
             break;
         }

@@ -19,7 +19,7 @@ fn learned_within(network: &Network, method: &dyn BlockMethod, threads: usize, m
     let threads = Threads::new(threads);
     let mut walk = Walk::new(network.ground(), &samples, memory, &threads).unwrap();
     let mut draft = network.draft.clone();
-    walk_through::<MethodError>(&mut walk, &mut draft, &[method], &Silent, |_, _| Ok(())).unwrap();
+    walk_through::<MethodError>(&mut walk, &mut draft, &[method], None, &Silent, |_, _| Ok(())).unwrap();
     draft
 }
 

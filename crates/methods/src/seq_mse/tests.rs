@@ -7,7 +7,7 @@ fn improved(network: &testing::Network, start: &Draft, threads: usize) -> Draft 
     let (samples, threads) = (testing::images(48, &network.shape), Threads::new(threads));
     let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
     let mut draft = start.clone();
-    walk_through::<MethodError>(&mut walk, &mut draft, &[&SeqMse::default()], &Silent, |_, _| Ok(())).unwrap();
+    walk_through::<MethodError>(&mut walk, &mut draft, &[&SeqMse::default()], None, &Silent, |_, _| Ok(())).unwrap();
     draft
 }
 

@@ -17,6 +17,7 @@ use fewbits_kernels::Threads;
 use std::{
     ops::Range,
     sync::{Mutex, PoisonError},
+    time::Instant,
 };
 pub(crate) use store::Store;
 
@@ -227,7 +228,8 @@ pub trait BlockMethod {
     }
 }
 
-/// Takes `draft` through the rest of the walk, each block by `methods` one after the other. `done` is told the draft behind each block.
+/// Takes `draft` through the rest of the walk, each block by `methods` one after the other, until `deadline`; blocks behind it stay as they
+/// are. `done` is told the draft behind each block.
 ///
 /// # Errors
 /// Those of the methods, of the walk, and of `done`.
@@ -235,13 +237,14 @@ pub fn walk_through<E: From<MethodError>>(
     walk: &mut Walk<'_>,
     draft: &mut Draft,
     methods: &[&dyn BlockMethod],
+    deadline: Option<Instant>,
     progress: &dyn Progress,
     mut done: impl FnMut(usize, &Draft) -> Result<(), E>,
 ) -> Result<(), E> {
     let (at, blocks) = walk.position();
     let names: Vec<&str> = methods.iter().map(|m| m.name()).collect();
     progress.begin(&names.join(", "), blocks - at);
-    while walk.block().is_some() {
+    while walk.block().is_some() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
         methods.iter().try_for_each(|method| method.improve(walk, draft))?;
         walk.advance(draft)?;
         done(walk.position().0, draft)?;

@@ -1,7 +1,7 @@
 //! On a small residual network, the walk computes on both sides what the whole networks compute.
 
 use super::*;
-use crate::{Layer, testing};
+use crate::{Layer, progress::Silent, testing};
 
 #[test]
 fn every_block_sees_what_the_whole_networks_compute() {
@@ -25,6 +25,21 @@ fn every_block_sees_what_the_whole_networks_compute() {
             walk.advance(&network.draft).unwrap();
         }
     }
+}
+
+#[test]
+fn a_walk_stops_at_its_deadline() {
+    let network = testing::residual();
+    let samples = testing::images(2, &network.shape);
+    let threads = Threads::new(1);
+    let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
+    let mut through = |deadline| {
+        let mut draft = network.draft.clone();
+        walk_through::<MethodError>(&mut walk, &mut draft, &[], deadline, &Silent, |_, _| Ok(())).unwrap();
+        walk.position().0
+    };
+    assert_eq!(through(Some(Instant::now())), 0);
+    assert!(through(None) > 2);
 }
 
 #[test]

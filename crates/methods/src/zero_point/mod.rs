@@ -14,7 +14,7 @@
 //! At eight bits there is little to win. It sees one tensor at a time.
 //!
 //! # Cost
-//! A pass over the chosen samples for each candidate of each activation and sweep.
+//! A pass over the chosen samples for each candidate of each activation and sweep. Under a deadline the last activations are left alone.
 //!
 //! # Config
 //! [`Config`].
@@ -30,6 +30,7 @@
 use crate::{Draft, Ground, Progress};
 use fewbits_graph::QuantParams;
 use fewbits_quant::placement::Site;
+use std::time::Instant;
 
 /// Which candidates are tried.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,11 +43,13 @@ pub struct Config {
     pub factors: Vec<f32>,
     /// Part of the loss by which a candidate must be better.
     pub least_gain: f64,
+    /// When no further activation is looked at.
+    pub deadline: Option<Instant>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { sweeps: 2, shifts: vec![-1, 1], factors: vec![0.8, 0.9, 1.1], least_gain: 1e-3 }
+        Config { sweeps: 2, shifts: vec![-1, 1], factors: vec![0.8, 0.9, 1.1], least_gain: 1e-3, deadline: None }
     }
 }
 
@@ -77,6 +80,9 @@ pub fn adjust<E>(
     for _ in 0..config.sweeps {
         let mut moved = false;
         for (name, site) in &names {
+            if config.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                break;
+            }
             let Some(params) = draft.grids.params(name).cloned() else { continue };
             let mut best: Option<(f64, QuantParams)> = None;
             for candidate in candidates(&params, site, config) {

@@ -24,6 +24,8 @@ fn a_window_that_stands_wrong_is_moved_back() {
     };
     let config = Config { shifts: vec![-60, -20, 20], ..Config::default() };
     let Ok(before) = loss(&draft, Half::Held);
+    let late = Config { deadline: Some(Instant::now()), ..config.clone() };
+    assert_eq!(adjust(network.ground(), &mut draft, &late, &loss, &Silent), Ok(0));
     let Ok(changed) = adjust(network.ground(), &mut draft, &config, &loss, &Silent);
     let Ok(after) = loss(&draft, Half::Held);
     assert!(changed >= 1 && after < 0.5 * before, "{after} instead of {before}");

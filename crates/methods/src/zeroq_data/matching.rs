@@ -120,9 +120,8 @@ fn compare(target: &Target, images: usize, x: &[f32], dx: &mut [f32], threads: &
     threads.run(images, |i| {
         let planes = x[i * row..][..row].chunks(positions).zip(&target.mean);
         // About the mean that they should have: nothing cancels where it matters.
-        let sums_of = |(x, &mean): (&[f32], &f32)| {
-            [sum(x, |x| x - mean), sum(x, |x| (x - mean) * (x - mean))].map(f64::from)
-        };
+        let sums_of =
+            |(x, &mean): (&[f32], &f32)| [sum(x, |x| x - mean), sum(x, |x| (x - mean) * (x - mean))].map(f64::from);
         *sums[i].lock().unwrap_or_else(PoisonError::into_inner) = planes.map(sums_of).collect();
     });
     let sums: Vec<Vec<[f64; 2]>> =

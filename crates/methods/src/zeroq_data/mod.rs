@@ -2,16 +2,17 @@
 //!
 //! # What it does
 //! A BatchNormalization keeps mean `μ` and variance `σ²` of each channel that came to it in training. Images are looked for that bring
-//! the same: from noise, by gradient descent on the image itself, with the least
-//! `Σ_layers Σ_channels (μ − μ̃)² + (σ − σ̃)²`, where `μ̃` and `σ̃ = √(variance + 10⁻⁶)` are over the positions of one image. The
-//! image's own channels are one more layer with `μ = 0`, `σ = 1`. The images are in the network's input space, that is, normalised.
+//! the same: from noise, by gradient descent on the images themselves, with the least
+//! `Σ_layers mean_channels ((μ − μ̃)² + (√(σ² + ε) − √(σ̃² + ε))²) / (σ² + ε)`, where `μ̃` and `σ̃²` are over the positions of all images
+//! of a group and `ε` is the normalization's own. So a channel counts by what the network makes of it, whatever its range. A
+//! classifier should also find a class in each image, drawn by chance: the cross entropy is added. The pixels themselves
+//! are one more layer, and keep within what 0…255 can become ([`Pixels`]).
 //!
 //! # When it helps
 //! Where there is no data at all to calibrate with. Ranges come out close to those of real images.
 //!
 //! # When it fails
-//! Where BatchNormalizations have been folded already, as in most exported models: an error says so. With [`Config::plain`] the
-//! input term alone makes smooth noise, which sees to it that something runs and to little else. Activations behind
+//! Where BatchNormalizations have been folded already, as in most exported models: an error says so. Activations behind
 //! normalizations over a single position (classifiers) are not matched.
 //!
 //! # Cost
@@ -21,12 +22,13 @@
 //! [`Config`].
 //!
 //! # Source
-//! Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework" (CVPR 2020), §3.1 and its published program.
+//! Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework" (CVPR 2020), §3.1 and its published program; classes and statistics
+//! of groups as in Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion" (CVPR 2020), §3.2.
 //!
 //! # Departures
-//! Variances are those of the population. Images are optimised in groups of [`GROUP`] and fewer for large networks: they do not
-//! depend on each other but for the common step size. The start may be smooth, the step size is 0.1 and falls sooner, and a group is done
-//! when it has fallen far enough; of all iterations the best counts.
+//! Distances in units of each channel, variances of the population, images that the preprocessing could have made. Groups have
+//! [`GROUP`] images and fewer for large networks. The start may be smooth, the step size falls sooner, and a group is done when it has
+//! fallen far enough; of all iterations the best counts.
 
 mod matching;
 
@@ -51,7 +53,7 @@ const FALL: f32 = 0.3;
 /// A loss that falls by less than this part is a plateau.
 const PROGRESS: f64 = 1e-3;
 /// [`Config::class_weight`] by default.
-const CLASS_WEIGHT: f64 = 0.1;
+const CLASS_WEIGHT: f64 = 1.0;
 /// Pixels between the knots of a smooth start.
 const KNOTS: usize = 8;
 
@@ -82,7 +84,7 @@ pub struct Config {
     pub images: usize,
     /// Steps for each, at most.
     pub iterations: usize,
-    /// Of Adam, at the beginning.
+    /// Of Adam, at the beginning, in deviations of the pixels.
     pub learning_rate: f32,
     /// Steps without progress after which the step size falls.
     pub patience: usize,
@@ -100,8 +102,8 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             images: 64,
-            iterations: 200,
-            learning_rate: 0.1,
+            iterations: 80,
+            learning_rate: 0.2,
             patience: 15,
             smooth: true,
             class_weight: CLASS_WEIGHT,
@@ -225,7 +227,9 @@ fn descend(
     let mut gradient = vec![0.0; len];
     let mut best = images.clone();
     let (mut first, mut least, mut plateau) = (None, f64::INFINITY, f64::INFINITY);
-    let (mut rate, mut waited) = (config.learning_rate, 0);
+    // In units of the pixels' deviation.
+    let unit = pixels.iter().map(|p| p.deviation).sum::<f32>() / pixels.len() as f32;
+    let (mut rate, mut waited) = (config.learning_rate * unit, 0);
     for iteration in 0..=config.iterations {
         let loss = matching.gradient(&images, &mut gradient, threads);
         first.get_or_insert(loss);
@@ -242,7 +246,7 @@ fn descend(
             (rate, waited) = (rate * FALL, 0);
             // What was found is a better place to go on from than where large steps led.
             images.copy_from_slice(&best);
-            if rate < LEAST_RATE * config.learning_rate {
+            if rate < LEAST_RATE * config.learning_rate * unit {
                 break;
             }
         }

@@ -28,6 +28,17 @@ fn network() -> Graph {
     graph
 }
 
+/// The distance of images from everything that [`network`] remembers, and classes for two of them.
+fn matching(graph: &Graph, images: usize) -> Matching {
+    let shape = [images, 3, 16, 16];
+    let facts = fewbits_graph::exec::infer(graph, &[SHAPE.to_vec()]).unwrap();
+    let (logits, count) = logits(graph, &facts).unwrap();
+    assert_eq!(count, 10);
+    let classes = (images == 2).then(|| Classes { logits: logits.into(), labels: vec![3, 8], weight: 0.7 });
+    let input = Target { tensor: "x".into(), mean: vec![0.1; 3], variance: vec![0.5; 3], epsilon: 0.0 };
+    Matching::new(graph, &targets(graph), classes, input, &shape).unwrap()
+}
+
 #[test]
 fn the_gradient_is_that_of_finite_differences() {
     let mut graph = network();
@@ -36,13 +47,11 @@ fn the_gradient_is_that_of_finite_differences() {
         node.op = fewbits_graph::ops::Sigmoid {}.into();
         node.inputs.truncate(1);
     }
-    let targets = targets(&graph);
-    assert!(targets.len() > 3, "the network has normalizations");
-    let shape = [2, 3, 16, 16];
-    let mut matching = Matching::new(&graph, &targets, &shape).unwrap();
+    assert!(targets(&graph).len() > 3, "the network has normalizations");
+    let mut matching = matching(&graph, 2);
     let threads = Threads::new(1);
     let config = Config { smooth: false, ..Config::default() };
-    let images: Vec<f32> = (0..2).flat_map(|i| start(&SHAPE, &config, i)).collect();
+    let images: Vec<f32> = (0..2).flat_map(|i| start(&SHAPE, &[Pixels::default(); 3], &config, i)).collect();
     let mut gradient = vec![0.0; images.len()];
     let mut unused = gradient.clone();
     matching.gradient(&images, &mut gradient, &threads);
@@ -52,7 +61,7 @@ fn the_gradient_is_that_of_finite_differences() {
         let along: Vec<f32> = images.iter().map(|_| random.normal() as f32).collect();
         let mut at = |step: f32| {
             let moved: Vec<f32> = images.iter().zip(&along).map(|(x, d)| x + step * d).collect();
-            2.0 * matching.gradient(&moved, &mut unused, &threads)
+            matching.gradient(&moved, &mut unused, &threads)
         };
         let expected = (at(1e-2) - at(-1e-2)) / 2e-2;
         let found: f64 = gradient.iter().zip(&along).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
@@ -64,20 +73,41 @@ fn the_gradient_is_that_of_finite_differences() {
 #[test]
 fn images_come_to_match_whatever_the_number_of_threads() {
     let graph = trained(&network());
-    let config = Config { images: 3, smooth: false, ..Config::default() };
+    let pixels = vec![Pixels { mean: 0.1, deviation: 0.7, least: -0.9, most: 1.2 }; 3];
+    let config = Config { images: 3, smooth: false, class_weight: 0.0, pixels, ..Config::default() };
     let made = |threads| distill(&graph, &SHAPE, &config, &Threads::new(threads), &Silent).unwrap();
     let images = made(2);
     assert_eq!(images, made(1));
     assert_eq!(images.len(), 3);
     let threads = Threads::new(1);
-    let targets = targets(&graph);
-    let mut matching = Matching::new(&graph, &targets, &SHAPE).unwrap();
-    let mut unused = vec![0.0; SHAPE.iter().product()];
-    for (i, image) in images.iter().enumerate() {
-        let first = matching.gradient(&start(&SHAPE, &config, i as u64), &mut unused, &threads);
-        let last = matching.gradient(image[0].as_f32().unwrap(), &mut unused, &threads);
-        assert!(last < 0.1 * first, "image {i}: {first} -> {last}");
-    }
+    let mut matching = matching(&graph, 3);
+    let mut unused = vec![0.0; 3 * SHAPE.iter().product::<usize>()];
+    let begun: Vec<f32> = (0..3).flat_map(|i| start(&SHAPE, &config.pixels, &config, i)).collect();
+    let found: Vec<f32> = images.iter().flat_map(|image| image[0].as_f32().unwrap().to_vec()).collect();
+    assert!(found.iter().all(|x| (-0.9..=1.2).contains(x)), "pixels keep their limits");
+    let first = matching.gradient(&begun, &mut unused, &threads);
+    let last = matching.gradient(&found, &mut unused, &threads);
+    assert!(last < 0.2 * first, "{first} -> {last}");
+}
+
+#[test]
+fn classifiers_find_the_classes_that_were_drawn() {
+    let graph = trained(&network());
+    let made = |class_weight| {
+        let config = Config { images: 4, class_weight, ..Config::default() };
+        distill(&graph, &SHAPE, &config, &Threads::new(1), &Silent).unwrap()
+    };
+    let hits = |images: Vec<Vec<Tensor>>| {
+        let found = |(i, image): (u64, &Vec<Tensor>)| {
+            let logits = crate::testing::tensors(&graph, Mode::Float, image, &[&graph.outputs[0].name]).remove(0);
+            let logits = logits.as_f32().unwrap().to_vec();
+            let best = (0..10).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+            best == Random::keyed(&[0, i, 1]).below(10)
+        };
+        (0..).zip(&images).filter(|image| found(*image)).count()
+    };
+    assert!(hits(made(0.0)) < 4, "without being told, images are of other classes");
+    assert_eq!(hits(made(1.0)), 4);
 }
 
 /// `graph` with the running statistics that a few images bring to each normalization, one after the other.
@@ -110,7 +140,4 @@ fn without_normalizations_it_says_so() {
     let config = Config { images: 1, iterations: 20, ..Config::default() };
     let error = distill(&folded, &SHAPE, &config, &Threads::new(1), &Silent).unwrap_err();
     assert!(error.to_string().contains("no BatchNormalization") && error.hint().is_some());
-    let plain = Config { plain: true, ..config };
-    let images = distill(&folded, &SHAPE, &plain, &Threads::new(1), &Silent).unwrap();
-    assert_eq!(images[0][0].dims, SHAPE);
 }

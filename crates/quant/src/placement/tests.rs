@@ -66,6 +66,40 @@ fn an_expectation_over_a_softmax_is_no_layer() {
 }
 
 #[test]
+fn decoded_boxes_have_no_grid() {
+    let nodes = [
+        (op("Conv", &[]), &["x", "w", "b"][..], "a"),
+        (op("Transpose", &[("perm", Attr::Ints(vec![0, 2, 3, 1]))]), &["a"], "t"),
+        (op("Exp", &[]), &["t"], "e"),
+        (op("Add", &[]), &["t", "grid"], "g"),
+        (op("Mul", &[]), &["g", "stride"], "m"),
+        (op("Concat", &[("axis", Attr::Int(3))]), &["m", "e"], "boxes"),
+        (op("MatMul", &[]), &["boxes", "corners"], "y"),
+    ];
+    let mut graph = graph(&nodes);
+    let square = Tensor::f32(&[4, 4], [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]].concat().repeat(2));
+    for (name, tensor) in
+        [("grid", Tensor::f32(&[2], vec![3.0, 7.0])), ("stride", Tensor::f32(&[1], vec![8.0])), ("corners", square)]
+    {
+        graph.constants.insert(name.into(), Arc::new(tensor));
+    }
+    for target in ["ort", "tensorrt", "generic"] {
+        let placement = place(&graph, &target.parse().unwrap(), &BTreeSet::new());
+        assert!(runs_in_integers(&placement, "a"), "{target}");
+        for (_, _, name) in &nodes[2..] {
+            assert!(!runs_in_integers(&placement, name) && !placement.sites.contains_key(*name), "{target}: {name}");
+        }
+        assert!(!placement.sites.contains_key("corners"), "{target}");
+        let matmul = placement.nodes.iter().find(|n| n.node == "y").unwrap();
+        assert!(matmul.reason.contains("boxes"), "{target}: {}", matmul.reason);
+    }
+    // A product with more than boxes is a layer.
+    graph.constants.insert("corners".into(), Arc::new(Tensor::f32(&[4, 5], vec![0.5; 20])));
+    let placement = place(&graph, &"ort".parse().unwrap(), &BTreeSet::new());
+    assert!(runs_in_integers(&placement, "y"));
+}
+
+#[test]
 fn a_transposed_convolution_between_grids_has_rounded_weights() {
     let conv = op("Conv", &[]);
     let transposed = op("ConvTranspose", &[]);

@@ -38,7 +38,7 @@ pub(super) fn section(out: &mut String, layers: &[LayerBits]) -> fmt::Result {
     })?;
     write!(
         out,
-        "<div class=\"scroll picture\"><svg class=\"big\" style=\"max-width:{width:.0}px\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"bits by layer\">"
+        "<div class=\"scroll picture\"><svg class=\"big\" style=\"width:{width:.0}px\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"bits by layer\">"
     )?;
     for step in (2..=up as u32).step_by(2).map(f64::from).chain((2..=down as u32).step_by(2).map(|b| -f64::from(b))) {
         let y = line - BIT * step;

@@ -1,7 +1,7 @@
-//! Numbers over epochs, as SVG.
+//! How a training went: numbers over epochs, as SVG.
 
 use super::{escape, plot::short};
-use crate::report::Curve;
+use crate::report::{Curve, Training};
 use std::fmt::{self, Write};
 
 /// Size of a picture in its own units; the page scales it.
@@ -12,7 +12,7 @@ const LABELS: f64 = 12.0;
 
 /// How values become heights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Axis {
+enum Axis {
     Linear,
     /// What is not positive is left out.
     Logarithmic,
@@ -25,8 +25,44 @@ impl Axis {
     }
 }
 
+/// Loss and accuracy, then a small picture for each scale.
+pub(super) fn section(out: &mut String, training: &Training) -> fmt::Result {
+    out.write_str("<h2>Training</h2><div class=\"plots wide\">")?;
+    for (title, curves) in [("loss", &training.loss), ("accuracy", &training.accuracy)] {
+        if curves.is_empty() {
+            continue;
+        }
+        out.write_str("<figure class=\"plot\">")?;
+        plot(out, title, curves, Axis::Linear)?;
+        out.write_str("<div class=\"legend\">")?;
+        for (i, curve) in curves.iter().enumerate() {
+            let last = curve.points.last().map_or(String::new(), |(_, value)| format!(", {} at last", short(*value)));
+            write!(out, "<span class=\"c{}\">{}{last}</span>", i % 6, escape(&curve.name))?;
+        }
+        out.write_str("</div></figure>")?;
+    }
+    out.write_str("</div>")?;
+    if training.scales.is_empty() {
+        return Ok(());
+    }
+    out.write_str("<h3>Scales</h3><p class=\"soft\">Over the epochs, on a logarithmic axis.</p><div class=\"plots\">")?;
+    training.scales.iter().try_for_each(|curve| scale(out, curve))?;
+    out.write_str("</div>")
+}
+
+fn scale(out: &mut String, curve: &Curve) -> fmt::Result {
+    let name = escape(&curve.name);
+    out.write_str("<figure class=\"plot\">")?;
+    plot(out, &curve.name, std::slice::from_ref(curve), Axis::Logarithmic)?;
+    write!(out, "<figcaption><code title=\"{name}\">{name}</code>")?;
+    if let [(_, first), .., (_, last)] = &curve.points[..] {
+        write!(out, "<span class=\"soft\">{} → {}</span>", short(*first), short(*last))?;
+    }
+    out.write_str("</figcaption></figure>")
+}
+
 /// A line for each curve, in the colour of its place; the labels are the least and the greatest value, and the first and the last epoch.
-pub(super) fn plot(out: &mut String, title: &str, curves: &[Curve], axis: Axis) -> fmt::Result {
+fn plot(out: &mut String, title: &str, curves: &[Curve], axis: Axis) -> fmt::Result {
     let points = || curves.iter().flat_map(|curve| &curve.points).filter(|(_, value)| axis.place(*value).is_some());
     let ends = |values: &mut dyn Iterator<Item = f64>| {
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)))

@@ -48,7 +48,7 @@ pub(super) fn figure(out: &mut String, search: &Search) -> fmt::Result {
     }
     write!(out, "<path class=\"dots c6\" d=\"{}\"/>", dots(&front)?)?;
     let marked = || search.candidates.iter().filter(|c| c.kind != CandidateKind::Tried);
-    let mut taken: Vec<(f64, f64)> = marked().filter_map(place).chain(front).collect();
+    let mut taken: Vec<(f64, f64)> = marked().filter_map(place).chain(along(&front)).collect();
     for candidate in marked() {
         let Some((x, y)) = place(candidate) else { continue };
         match candidate.kind {
@@ -77,6 +77,18 @@ fn front(candidates: &[Candidate], less_is_better: bool) -> Vec<&Candidate> {
     sorted
 }
 
+/// Places on the line through `points`, no farther apart than a label is high.
+fn along(points: &[(f64, f64)]) -> impl Iterator<Item = (f64, f64)> {
+    points.windows(2).flat_map(|pair| {
+        let ((x, y), (to_x, to_y)) = (pair[0], pair[1]);
+        let steps = ((to_x - x).hypot(to_y - y) / LABEL.1).ceil() as u32;
+        (0..=steps).map(move |i| {
+            let share = f64::from(i) / f64::from(steps.max(1));
+            (x + share * (to_x - x), y + share * (to_y - y))
+        })
+    })
+}
+
 fn dots(places: &[(f64, f64)]) -> Result<String, fmt::Error> {
     let mut path = String::new();
     places.iter().try_for_each(|(x, y)| write!(path, "M{x:.1} {y:.1}h0"))?;
@@ -86,8 +98,17 @@ fn dots(places: &[(f64, f64)]) -> Result<String, fmt::Error> {
 /// The middle of a label near a mark, where nothing is yet; right of it if there is no such place.
 fn beside((x, y): (f64, f64), taken: &mut Vec<(f64, f64)>) -> (f64, f64) {
     let (across, up) = (MARK + 3.0 + LABEL.0 / 2.0, MARK + 1.0 + LABEL.1 / 2.0);
-    let places =
-        [(x + across, y), (x + across, y - up), (x, y - up), (x, y + up), (x - across, y), (x - across, y + up)];
+    let sides = [
+        (across, 0.0),
+        (across, -up),
+        (across, up),
+        (0.0, -up),
+        (0.0, up),
+        (-across, 0.0),
+        (-across, up),
+        (-across, -up),
+    ];
+    let places = sides.map(|(right, down)| (x + right, y + down));
     let free = |&(x, y): &(f64, f64)| {
         let apart = |(a, b): &(f64, f64)| (a - x).abs() > LABEL.0 / 2.0 + MARK || (b - y).abs() > LABEL.1 / 2.0 + MARK;
         x + LABEL.0 / 2.0 < WIDTH && taken.iter().all(apart)

@@ -1,7 +1,7 @@
 //! Damage by layer and width, as SVG: a row for each layer, a column for each width, the stronger the colour the more damage.
 
 use super::{escape, names::short_names};
-use crate::{Sensitivity, numbers::digits};
+use crate::{Sensitivity, numbers::significant};
 use std::fmt::{self, Write};
 
 /// Size of the picture in its own units; the page scales it.
@@ -34,7 +34,7 @@ pub(super) fn section(out: &mut String, sensitivity: &Sensitivity) -> fmt::Resul
     let (width, height) = (left + cell * columns, HEAD + ROW * sensitivity.layers.len() as f64);
     write!(
         out,
-        "<div class=\"scroll picture\"><svg class=\"big\" style=\"max-width:{width:.0}px\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"damage by layer and width\">"
+        "<div class=\"scroll picture\"><svg class=\"big\" style=\"width:{width:.0}px\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"damage by layer and width\">"
     )?;
     for (i, bits) in sensitivity.widths.iter().enumerate() {
         let x = left + cell * (i as f64 + 0.5);
@@ -63,7 +63,7 @@ pub(super) fn section(out: &mut String, sensitivity: &Sensitivity) -> fmt::Resul
                 write!(out, "<rect class=\"chosen\" {place}/>")?;
             }
             let class = if strength > STRONG { "on" } else { "ink" };
-            let text = if damage.is_finite() { digits(*damage).replace('-', "−") } else { "–".into() };
+            let text = if damage.is_finite() { significant(*damage, 2).replace('-', "−") } else { "–".into() };
             write!(
                 out,
                 "<text class=\"{class}\" x=\"{:.1}\" y=\"{baseline:.1}\" text-anchor=\"middle\">{text}</text>",

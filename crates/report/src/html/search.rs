@@ -3,7 +3,7 @@
 use super::{bars, escape, front, rewards};
 use crate::{
     CandidateKind, Quality, Search,
-    numbers::{bytes, count, digits, exact, percent},
+    numbers::{bytes, count, exact, percent, significant},
 };
 use std::fmt::{self, Write};
 
@@ -18,7 +18,7 @@ pub(super) fn section(out: &mut String, search: &Search) -> fmt::Result {
         count(search.bops)
     )?;
     table(out, search)?;
-    let (has_front, has_rewards) = (search.candidates.len() > 1, !search.rewards.is_empty());
+    let (has_front, has_rewards) = (search.candidates.len() > 2, !search.rewards.is_empty());
     if has_front || has_rewards {
         out.write_str("<div class=\"plots wide\">")?;
         if has_front {
@@ -36,7 +36,7 @@ pub(super) fn section(out: &mut String, search: &Search) -> fmt::Result {
 fn table(out: &mut String, search: &Search) -> fmt::Result {
     let (name, show): (_, fn(f64) -> String) = match &search.quality {
         Quality::Accuracy(name) => (name, percent),
-        Quality::Damage(name) => (name, digits),
+        Quality::Damage(name) => (name, |damage| significant(damage, 3)),
     };
     out.write_str("<div class=\"scroll\"><table><tr><th>network<th class=\"n\">bytes<th class=\"n\">size")?;
     write!(out, "<th class=\"n\">{}</tr>", escape(name))?;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    Budget, Item, Kind, Term,
+    Budget, Item, Kind, Limit, Term,
     allocate::{
         knapsack,
         tests::{least_damage, priced, problem, random_problem},
@@ -40,7 +40,7 @@ fn random_pairs(seed: u64, weights: usize, limits: usize, decades: f64) -> Probl
         terms[1].push(Term { item: weight, other: Some(other), cost });
     }
     let choice: Vec<usize> = items.iter().map(|item| random.below(item.widths.len() as u64) as usize).collect();
-    let limit = |terms| Limit { budget: Budget::Size(0), most: 0, terms };
+    let limit = |terms| Limit { budget: Budget::Size(0), most: 0, unit: 1.0, rest: 0, terms };
     let limits: Vec<Limit> = terms.into_iter().rev().take(limits).map(limit).collect();
     let mut problem = Problem { items, limits };
     let most: Vec<u64> = (0..problem.limits.len()).map(|l| problem.cost(l, &choice)).collect();
@@ -82,6 +82,10 @@ fn as_good_as_the_knapsack_on_a_whole_network() {
         let problem = random_problem(seed, 60, 4000);
         let [exact, table] = [ilp(&problem), knapsack(&problem)].map(|choices| problem.damage(&choices.unwrap()));
         assert!((exact / table - 1.0).abs() < 1e-8, "seed {seed}: {exact}, {table}");
+        let mut twice = problem.clone();
+        twice.limits.push(Limit { most: problem.limits[0].most + 1000, ..problem.limits[0].clone() });
+        let again = problem.damage(&ilp(&twice).unwrap());
+        assert!((exact / again - 1.0).abs() < 1e-8, "seed {seed}: {exact}, {again}");
     }
 }
 

@@ -22,6 +22,7 @@ pub struct Shape {
 
 impl Shape {
     /// How many parameters there are.
+    #[cfg(test)]
     pub fn len(self) -> usize {
         self.ranges()[5].end
     }
@@ -133,14 +134,18 @@ fn rectify(x: &mut [f32], bias: &[f32]) {
     }
 }
 
-/// Rows of `matrix` times `vector`, summed in 16 lanes that are joined at the end.
+/// Rows of `matrix` times `vector`, summed in 16 lanes that are joined pair by pair. Rows are multiples of 16 long.
 fn times(matrix: &[f32], vector: &[f32], products: &mut [f32]) {
-    for (row, product) in matrix.chunks_exact(vector.len()).zip(products) {
+    let (vector, _) = vector.as_chunks::<16>();
+    for (row, product) in matrix.chunks_exact(16 * vector.len()).zip(products) {
         let mut lanes = [0.0; 16];
-        for (row, vector) in row.chunks(16).zip(vector.chunks(16)) {
-            lanes.iter_mut().zip(row.iter().zip(vector)).for_each(|(lane, (a, b))| *lane += a * b);
+        for (a, b) in row.as_chunks::<16>().0.iter().zip(vector) {
+            (0..16).for_each(|i| lanes[i] += a[i] * b[i]);
         }
-        *product = lanes.iter().sum();
+        for half in [8, 4, 2, 1] {
+            (0..half).for_each(|i| lanes[i] += lanes[i + half]);
+        }
+        *product = lanes[0];
     }
 }
 

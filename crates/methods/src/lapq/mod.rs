@@ -1,0 +1,144 @@
+//! LAPQ: scales of weights by what they do to the loss of the whole network.
+//!
+//! # What it does
+//! For `p` from 2 to 4 all weights get the scales of least `Σ |w − ŵ|^p`, and the loss is measured; a parabola through the losses says
+//! which `p` to begin with. From there one factor for each layer's scales is searched by Powell's method on the loss. With every change of
+//! scales the mean that rounding adds to the outputs is taken off the biases, from statistics. The result is kept if the loss on other samples agrees.
+//!
+//! # When it helps
+//! At four bits and fewer, where layers' errors make up for each other or add up, which no layer knows alone.
+//!
+//! # When it fails
+//! With few samples the loss is ragged. All channels of a layer move together. Codes are the nearest ones (`comq` searches them).
+//!
+//! # Cost
+//! About three passes over the chosen samples for each layer and sweep.
+//!
+//! # Config
+//! [`Config`].
+//!
+//! # Source
+//! Nahshan et al., "Loss Aware Post-training Quantization" (2019), and the authors' code.
+//!
+//! # Departures
+//! Weights only; ranges of activations are chosen by the network's outputs elsewhere (`--ranges auto`, `zero-point`). The loss is given:
+//! distance from the float network's outputs, so that no labels are needed. Factors are searched by their logarithms.
+
+mod powell;
+
+use crate::{
+    Draft, Ground, Layer, Progress,
+    bias_correction::corrections,
+    clipping::{Clip, Weights},
+    draft::layers,
+    moments::Shape,
+    zero_point::Half,
+};
+use fewbits_kernels::Threads;
+pub use powell::Powell;
+
+/// How scales are searched.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The least and the largest `p`.
+    pub powers: [f32; 2],
+    /// How many are tried, evenly spread.
+    pub count: usize,
+    /// The search over logarithms of factors.
+    pub powell: Powell,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { powers: [2.0, 4.0], count: 10, powell: Powell { sweeps: 1, step: 0.1 } }
+    }
+}
+
+/// Changes the scales of weights in `draft`; returns whether the result was kept. `loss` is lower where outputs are closer.
+///
+/// # Errors
+/// Those of `loss`.
+pub fn tune<E>(
+    ground: Ground<'_>,
+    draft: &mut Draft,
+    config: &Config,
+    threads: &Threads,
+    loss: &dyn Fn(&Draft, Half) -> Result<f64, E>,
+    progress: &dyn Progress,
+) -> Result<bool, E> {
+    let layers = layers(ground.float, ground.placement);
+    let shape = |layer: &Layer| Shape::of(ground.float, layer, &ground.facts.get(&layer.input)?.dims);
+    let shapes: Vec<Option<Shape>> = layers.iter().map(shape).collect();
+    let pairs = layers.iter().zip(&shapes);
+    let weights: Vec<Weights<'_>> =
+        pairs.filter_map(|(layer, shape)| Weights::of(ground, draft, layer, shape.as_ref()?)).collect();
+    progress.begin("lapq", config.count + 1 + 3 * weights.len() * config.powell.sweeps);
+    let with = |scales: &[Vec<f32>]| with_scales(ground, draft, &weights, scales);
+    let by_power = |p: f32| -> Vec<Vec<f32>> {
+        let scales = |weights: &Weights<'_>| {
+            let clips = weights.clips(Clip::Lp(p), threads);
+            (0..).zip(clips).map(|(group, clip)| weights.scale(group, clip)).collect()
+        };
+        weights.iter().map(scales).collect()
+    };
+    let measured = |scales: &[Vec<f32>]| {
+        progress.step();
+        loss(&with(scales), Half::Fit)
+    };
+    let [least, most] = config.powers;
+    let power = |i: usize| least + (most - least) * i as f32 / (config.count.max(2) - 1) as f32;
+    let mut tried = Vec::new();
+    for p in (0..config.count).map(power) {
+        tried.push((p, measured(&by_power(p))?));
+    }
+    if let Some(p) = vertex(&tried) {
+        tried.push((p.clamp(least, most), measured(&by_power(p.clamp(least, most)))?));
+    }
+    let best = tried.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
+    let (p, value) = best.unwrap_or((least, f64::INFINITY));
+    let start = by_power(p);
+    let scaled = |logarithms: &[f64]| -> Vec<Vec<f32>> {
+        let factors = logarithms.iter().map(|log| log.exp() as f32);
+        start.iter().zip(factors).map(|(scales, factor)| scales.iter().map(|s| s * factor).collect()).collect()
+    };
+    let mut logarithms = vec![0.0; weights.len()];
+    config.powell.minimise(&mut |at| measured(&scaled(at)), &mut logarithms, value)?;
+    let result = with(&scaled(&logarithms));
+    progress.end();
+    let kept = loss(&result, Half::Held)? <= loss(draft, Half::Held)?;
+    if kept {
+        *draft = result;
+    }
+    Ok(kept)
+}
+
+/// The float weights on grids with these scales, and the biases that go with them.
+fn with_scales(ground: Ground<'_>, draft: &Draft, weights: &[Weights<'_>], scales: &[Vec<f32>]) -> Draft {
+    let mut draft = draft.clone();
+    for (weights, scale) in weights.iter().zip(scales) {
+        let name = &weights.layer.weight;
+        draft.graph.constants.extend(ground.float.constants.get(name).map(|float| (name.clone(), float.clone())));
+        draft.set_params(name, fewbits_graph::QuantParams { scale: scale.clone(), ..weights.params.clone() });
+    }
+    let biases = corrections(ground.float, &draft.grids, ground.facts, ground.stats);
+    draft.graph.constants.extend(biases);
+    draft
+}
+
+/// Where the parabola of least squares through points with evenly spread abscissas is lowest; `None` if it opens downward.
+fn vertex(points: &[(f32, f64)]) -> Option<f32> {
+    let count = points.len() as f64;
+    let middle = points.iter().map(|(p, _)| f64::from(*p)).sum::<f64>() / count;
+    let sum = |power: i32, y: bool| -> f64 {
+        let term = |(p, loss): &(f32, f64)| (f64::from(*p) - middle).powi(power) * if y { *loss } else { 1.0 };
+        points.iter().map(term).sum()
+    };
+    // About the middle of evenly spread points the sums of odd powers are zero.
+    let slope = sum(1, true) / sum(2, false);
+    let curvature =
+        (count * sum(2, true) - sum(2, false) * sum(0, true)) / (count * sum(4, false) - sum(2, false).powi(2));
+    (curvature > 0.0 && curvature.is_finite()).then(|| (middle - 0.5 * slope / curvature) as f32)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,127 @@
+//! What it is to be like the float network at its outputs, without labels.
+//!
+//! Outputs of the float network and of another enter, a gradient leaves. It must not know where either comes from.
+
+use fewbits_graph::Tensor;
+use fewbits_train::loss::distillation;
+
+/// How differences of an output count: the loss is the Kullback-Leibler divergence of classes, else a mean of squares.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Weighting {
+    /// As log-probabilities of so many classes.
+    Classes(usize),
+    /// Squares, each times one over the variance of its channel: factors, and elements between two channels.
+    Channels(Vec<f32>, usize),
+}
+
+impl Weighting {
+    /// One for each output, from what the float network puts out for some samples, `[sample][output]`, images along axis 0.
+    pub fn of(targets: &[Vec<Tensor>]) -> Vec<Weighting> {
+        let outputs = targets.first().map_or(0, Vec::len);
+        (0..outputs).map(|o| Self::of_output(targets, o)).collect()
+    }
+
+    fn of_output(targets: &[Vec<Tensor>], output: usize) -> Weighting {
+        let dims = &targets[0][output].dims;
+        let (channels, inner) = match dims[..] {
+            [_, classes] if classes > 1 => return Weighting::Classes(classes),
+            [_, channels, ref rest @ ..] if rest.len() >= 2 => (channels, rest.iter().product()),
+            [.., last] => (last, 1),
+            [] => (1, 1),
+        };
+        let mut sums = vec![[0f64; 3]; channels];
+        for target in targets {
+            for (i, x) in target[output].as_f32().into_iter().flatten().enumerate() {
+                let sum = &mut sums[i / inner % channels];
+                *sum = [sum[0] + 1.0, sum[1] + f64::from(*x), sum[2] + f64::from(*x).powi(2)];
+            }
+        }
+        let factor = |[count, sum, squares]: [f64; 3]| {
+            let variance = (squares - sum * sum / count.max(1.0)) / count.max(1.0);
+            if variance > 1e-12 * squares { (1.0 / variance) as f32 } else { 0.0 }
+        };
+        Weighting::Channels(sums.into_iter().map(factor).collect(), inner)
+    }
+
+    /// Gradient of the loss, a mean over images, with respect to `output`, where the float network puts out `target`.
+    pub fn gradient(&self, output: &[f32], target: &[f32]) -> Vec<f32> {
+        let mut gradient = vec![0.0; output.len()];
+        match self {
+            Weighting::Classes(classes) => {
+                // An output that is not finite has no direction to go.
+                let rows = output.len() / classes;
+                if distillation(output, target, rows, 1.0, 1.0, &mut gradient).is_err() {
+                    gradient.fill(0.0);
+                }
+            }
+            Weighting::Channels(factors, inner) => {
+                let scale = 2.0 / output.len() as f32;
+                for (i, ((g, a), b)) in gradient.iter_mut().zip(output).zip(target).enumerate() {
+                    *g = scale * factors[i / inner % factors.len()] * (a - b);
+                }
+            }
+        }
+        gradient
+    }
+
+    /// `B·z` for signs `z`, where `B·Bᵀ` is the Hessian of the loss with respect to `target`, what the float network puts out:
+    /// `diag(p) − p·pᵀ` by image for classes of probabilities `p`, else diagonal.
+    pub fn curvature(&self, target: &[f32], mut sign: impl FnMut() -> f64) -> Vec<f32> {
+        match self {
+            Weighting::Classes(classes) => {
+                let images = (target.len() / classes) as f64;
+                let row = |logits: &[f32]| {
+                    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    let mut p: Vec<f64> = logits.iter().map(|x| f64::from(x - largest).exp()).collect();
+                    let sum: f64 = p.iter().sum();
+                    p.iter_mut().for_each(|p| *p /= sum);
+                    let roots: Vec<f64> = p.iter().map(|p| p.sqrt() * sign()).collect();
+                    let along: f64 = roots.iter().sum();
+                    let row = roots.iter().zip(&p).map(|(root, p)| ((root - p * along) / images.sqrt()) as f32);
+                    row.collect::<Vec<_>>()
+                };
+                target.chunks_exact(*classes).flat_map(row).collect()
+            }
+            Weighting::Channels(factors, inner) => {
+                let factor = |i: usize| f64::from(factors[i / inner % factors.len()]);
+                let scale = 2.0 / target.len() as f64;
+                (0..target.len()).map(|i| ((scale * factor(i)).sqrt() * sign()) as f32).collect()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn curvature_is_the_root_of_the_second_differences() {
+        let target = [0.3f32, -1.2, 2.0, 0.7, 1.5, -0.4, 0.1, 0.9];
+        let count = target.len();
+        let of_channels = Weighting::of(&[vec![Tensor::f32(&[1, 2, 2, 2], target.to_vec())]]).remove(0);
+        for weighting in [Weighting::Classes(4), of_channels] {
+            // Column i of B: the sign of element i alone is not 0.
+            let column = |i: usize| {
+                let mut next = 0;
+                weighting.curvature(&target, || {
+                    next += 1;
+                    if next == i + 1 { 1.0 } else { 0.0 }
+                })
+            };
+            let root: Vec<Vec<f32>> = (0..count).map(column).collect();
+            for i in 0..count {
+                let ends = [0.01f32, -0.01].map(|step| {
+                    let mut moved = target;
+                    moved[i] += step;
+                    weighting.gradient(&moved, &target)
+                });
+                for j in 0..count {
+                    let expected = (ends[0][j] - ends[1][j]) / 0.02;
+                    let found: f32 = root.iter().map(|column| column[i] * column[j]).sum();
+                    assert!((found - expected).abs() < 1e-4, "{weighting:?} {i} {j}: {found}, expected {expected}");
+                }
+            }
+        }
+    }
+}
