@@ -163,7 +163,7 @@ fn mix(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Squared error of the unit's outputs over `samples`, as `draft` computes them.
+/// Squared error of the unit's outputs, by importance, over `samples`, as `draft` computes them.
 fn error_on(
     walk: &Walk<'_>,
     part: &Graph,
@@ -181,9 +181,12 @@ fn error_on(
     let mut sum = 0.0;
     for &sample in samples {
         let outputs = executor.run(&examples.inputs(Side::Quantized, sample)?)?;
-        for (output, target) in outputs.iter().zip(examples.targets(sample)?) {
+        let importance = examples.importance(sample)?;
+        for (i, (output, target)) in outputs.iter().zip(examples.targets(sample)?).enumerate() {
+            let shares = importance.get(i).and_then(|t| t.as_f32()).unwrap_or_default();
+            let shares = shares.iter().copied().chain(std::iter::repeat(1.0));
             let pairs = output.as_f32().into_iter().flatten().zip(target.as_f32().into_iter().flatten());
-            sum += pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+            sum += pairs.zip(shares).map(|((a, b), share)| f64::from(share) * f64::from(a - b).powi(2)).sum::<f64>();
         }
     }
     Ok(sum)
@@ -330,7 +333,7 @@ impl<'a> Learner<'a> {
         step: usize,
         threads: &Threads,
     ) -> Result<(), MethodError> {
-        let (mut inputs, mut targets): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (vec![], vec![]);
+        let [mut inputs, mut targets, mut importance] = [const { Vec::<Vec<f32>>::new() }; 3];
         for (place, &sample) in samples.iter().enumerate() {
             let mut given = examples.inputs(Side::Quantized, sample)?;
             if self.config.mix > 0.0 {
@@ -339,6 +342,7 @@ impl<'a> Learner<'a> {
             }
             append(&mut inputs, &given);
             append(&mut targets, &examples.targets(sample)?);
+            append(&mut importance, &examples.importance(sample)?);
         }
         self.leaves.values.copy_from_slice(&self.values);
         for layer in &mut self.layers {
@@ -351,7 +355,10 @@ impl<'a> Learner<'a> {
         self.tape.forward(&mut self.leaves, &inputs, threads);
         let gradient = |(i, target): (usize, &Vec<f32>)| -> Vec<f32> {
             let factor = 2.0 / (self.batch * self.positions[i]) as f32;
-            self.tape.output(i).iter().zip(target).map(|(a, b)| factor * (a - b)).collect()
+            let mut gradient: Vec<f32> =
+                self.tape.output(i).iter().zip(target).map(|(a, b)| factor * (a - b)).collect();
+            gradient.iter_mut().zip(importance.get(i).into_iter().flatten()).for_each(|(g, share)| *g *= share);
+            gradient
         };
         let gradients: Vec<Vec<f32>> = targets.iter().enumerate().map(gradient).collect();
         let gradients: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
