@@ -217,6 +217,8 @@ struct Learner<'a> {
     scales: Vec<String>,
     /// Positions of each output per sample.
     positions: Vec<usize>,
+    /// Inputs, targets and importance of a batch.
+    given: [Vec<Vec<f32>>; 3],
 }
 
 impl<'a> Learner<'a> {
@@ -310,6 +312,7 @@ impl<'a> Learner<'a> {
             layers,
             scales,
             positions: examples.targets(0)?.iter().map(positions).collect(),
+            given: [const { vec![] }; 3],
         }))
     }
 
@@ -333,16 +336,19 @@ impl<'a> Learner<'a> {
         step: usize,
         threads: &Threads,
     ) -> Result<(), MethodError> {
-        let [mut inputs, mut targets, mut importance] = [const { Vec::<Vec<f32>>::new() }; 3];
+        let mut given = std::mem::take(&mut self.given);
+        given.iter_mut().flatten().for_each(Vec::clear);
+        let [inputs, targets, importance] = &mut given;
         for (place, &sample) in samples.iter().enumerate() {
-            let mut given = examples.inputs(Side::Quantized, sample)?;
+            append(inputs, &examples.inputs(Side::Quantized, sample)?);
             if self.config.mix > 0.0 {
-                let float = examples.inputs(Side::Float, sample)?;
-                given.iter_mut().zip(&float).for_each(|(own, float)| self.mix(own, float, step * self.batch + place));
+                for (own, float) in inputs.iter_mut().zip(examples.inputs(Side::Float, sample)?) {
+                    let (from, float) = (own.len() - float.len(), float.as_f32().unwrap_or_default());
+                    self.mix(&mut own[from..], float, step * self.batch + place);
+                }
             }
-            append(&mut inputs, &given);
-            append(&mut targets, &examples.targets(sample)?);
-            append(&mut importance, &examples.importance(sample)?);
+            append(targets, &examples.targets(sample)?);
+            append(importance, &examples.importance(sample)?);
         }
         self.leaves.values.copy_from_slice(&self.values);
         for layer in &mut self.layers {
@@ -379,23 +385,21 @@ impl<'a> Learner<'a> {
                 *scale = scale.max(f32::MIN_POSITIVE);
             }
         }
+        self.given = given;
         Ok(())
     }
 
     /// Replaces elements of `own` by the float network's, each with the probability `mix`.
-    fn mix(&self, own: &mut Tensor, float: &Tensor, place: usize) {
-        let (Some(values), Some(float)) = (own.as_f32(), float.as_f32()) else { return };
+    fn mix(&self, own: &mut [f32], float: &[f32], place: usize) {
         let limit = (self.config.mix * 2f64.powi(16)) as u64;
         let key = mix(self.config.seed ^ place as u64);
-        let mut mixed = values.to_vec();
-        for (i, (mixed, float)) in mixed.chunks_mut(4).zip(float.chunks(4)).enumerate() {
+        for (i, (own, float)) in own.chunks_mut(4).zip(float.chunks(4)).enumerate() {
             // Sixteen bits for each of four elements.
             let bits = mix(key ^ i as u64);
-            for (k, (mixed, float)) in mixed.iter_mut().zip(float).enumerate() {
-                *mixed = if bits >> (16 * k) & 0xffff < limit { *float } else { *mixed };
+            for (k, (own, float)) in own.iter_mut().zip(float).enumerate() {
+                *own = if bits >> (16 * k) & 0xffff < limit { *float } else { *own };
             }
         }
-        *own = Tensor::f32(&own.dims, mixed);
     }
 
     /// The draft with what was learned.
