@@ -43,6 +43,7 @@ impl Rounding {
 
     /// Whether `x` stays as it is: its bits times the step's `key` (multiplicative hashing, Dietzfelbinger et al. 1997). The element's
     /// own bits stand for its place, so that the choice is the same in both passes and on any number of threads.
+    #[inline]
     fn keeps(&self, key: u32, x: f32) -> bool {
         x.to_bits().wrapping_mul(key) < self.keep
     }
