@@ -79,11 +79,9 @@ impl<'a> Weighed<'a> {
         let dims: Vec<&[usize]> =
             rest.outputs.iter().map(|info| facts.get(&info.name).map_or(&[][..], |fact| &fact.dims)).collect();
         let gradients = toward_inputs((tape, leaves), &live, &dims, key);
-        for (name, target) in self.names.iter().zip(self.walk.targets(sample)?) {
-            // What nothing behind the block reads counts as it is.
-            let read = rest.inputs.iter().position(|info| info.name == *name);
-            let gradient = read.map_or(&[][..], |i| &gradients[i]);
-            self.store.put(name, sample, Tensor::f32(&target.dims, shares(gradient, target.len())))?;
+        for name in self.names {
+            let Some(i) = rest.inputs.iter().position(|info| info.name == *name) else { continue };
+            self.store.put(name, sample, Tensor::f32(&live[i].dims, shares(&gradients[i], live[i].len())))?;
         }
         Ok(())
     }
