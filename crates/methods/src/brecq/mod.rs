@@ -3,8 +3,7 @@
 //! # What it does
 //! Each block of the walk is learned as one: soft roundings of all its weights, biases, and scales of activations of fewer than eight
 //! bits ([`crate::reconstruction`]). Layers of a block make up for each other's errors, and an error that a Relu or a later layer hides
-//! costs nothing. Differences of the block's outputs count as much as they are estimated to change the network's outputs (the Fisher
-//! information's diagonal), and all the same where that cannot be found out: in the last block, and before operators without derivative.
+//! costs nothing.
 //!
 //! # When it helps
 //! Below eight bits, most with four-bit activations and in depthwise networks; behind COMQ, whose codes it begins with.
@@ -14,8 +13,7 @@
 //! another are left alone.
 //!
 //! # Cost
-//! One step forward and back through the network for each iteration and batch, all blocks together; for each block and sample, once
-//! forward and back through what follows.
+//! One step forward and back through the network for each iteration and batch, all blocks together.
 //!
 //! # Config
 //! [`Config`].
@@ -24,17 +22,14 @@
 //! Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction" (ICLR 2021), §3.2-3.3.
 //!
 //! # Departures
-//! The Fisher information is that of the float network's own classes, by random signs at the outputs; each sample has the same sum of it,
-//! and half of it is spread equally. Hundreds of steps at a higher rate in place of 20,000; biases and scales of activations are learned in the same steps.
-
-mod importance;
+//! Squared error in place of the Fisher-weighted one; hundreds of steps at a higher rate in place of 20,000; biases and scales of
+//! activations are learned in the same steps.
 
 pub use crate::reconstruction::Config;
 use crate::{
     BlockMethod, Draft, MethodError, Walk,
     reconstruction::{Unit, learn},
 };
-use importance::Weighed;
 
 /// The method.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,8 +63,5 @@ pub(crate) fn learn_block(walk: &Walk<'_>, draft: &mut Draft, config: &Config) -
     let names: Vec<&str> = block.outputs.iter().map(String::as_str).collect();
     let part = block.part(&draft.graph, &names)?;
     let unit = Unit { inputs: block.inputs.clone(), outputs: block.outputs.clone(), layers: block.layers.clone() };
-    match Weighed::of(walk, &block.outputs, config.seed)? {
-        Some(weighed) => learn(walk, draft, &unit, &part, &weighed, config),
-        None => learn(walk, draft, &unit, &part, walk, config),
-    }
+    learn(walk, draft, &unit, &part, walk, config)
 }

@@ -163,7 +163,7 @@ fn mix(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Squared error of the unit's outputs, by importance, over `samples`, as `draft` computes them.
+/// Squared error of the unit's outputs over `samples`, as `draft` computes them.
 fn error_on(
     walk: &Walk<'_>,
     part: &Graph,
@@ -181,12 +181,9 @@ fn error_on(
     let mut sum = 0.0;
     for &sample in samples {
         let outputs = executor.run(&examples.inputs(Side::Quantized, sample)?)?;
-        let importance = examples.importance(sample)?;
-        for (i, (output, target)) in outputs.iter().zip(examples.targets(sample)?).enumerate() {
-            let shares = importance.get(i).and_then(|t| t.as_f32()).unwrap_or_default();
-            let shares = shares.iter().copied().chain(std::iter::repeat(1.0));
+        for (output, target) in outputs.iter().zip(examples.targets(sample)?) {
             let pairs = output.as_f32().into_iter().flatten().zip(target.as_f32().into_iter().flatten());
-            sum += pairs.zip(shares).map(|((a, b), share)| f64::from(share) * f64::from(a - b).powi(2)).sum::<f64>();
+            sum += pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
         }
     }
     Ok(sum)
@@ -217,8 +214,8 @@ struct Learner<'a> {
     scales: Vec<String>,
     /// Positions of each output per sample.
     positions: Vec<usize>,
-    /// Inputs, targets and importance of a batch.
-    given: [Vec<Vec<f32>>; 3],
+    /// Inputs and targets of a batch.
+    given: [Vec<Vec<f32>>; 2],
 }
 
 impl<'a> Learner<'a> {
@@ -312,7 +309,7 @@ impl<'a> Learner<'a> {
             layers,
             scales,
             positions: examples.targets(0)?.iter().map(positions).collect(),
-            given: [const { vec![] }; 3],
+            given: [const { vec![] }; 2],
         }))
     }
 
@@ -338,7 +335,7 @@ impl<'a> Learner<'a> {
     ) -> Result<(), MethodError> {
         let mut given = std::mem::take(&mut self.given);
         given.iter_mut().flatten().for_each(Vec::clear);
-        let [inputs, targets, importance] = &mut given;
+        let [inputs, targets] = &mut given;
         for (place, &sample) in samples.iter().enumerate() {
             append(inputs, &examples.inputs(Side::Quantized, sample)?);
             if self.config.mix > 0.0 {
@@ -348,7 +345,6 @@ impl<'a> Learner<'a> {
                 }
             }
             append(targets, &examples.targets(sample)?);
-            append(importance, &examples.importance(sample)?);
         }
         self.leaves.values.copy_from_slice(&self.values);
         for layer in &mut self.layers {
@@ -361,10 +357,7 @@ impl<'a> Learner<'a> {
         self.tape.forward(&mut self.leaves, &inputs, threads);
         let gradient = |(i, target): (usize, &Vec<f32>)| -> Vec<f32> {
             let factor = 2.0 / (self.batch * self.positions[i]) as f32;
-            let mut gradient: Vec<f32> =
-                self.tape.output(i).iter().zip(target).map(|(a, b)| factor * (a - b)).collect();
-            gradient.iter_mut().zip(importance.get(i).into_iter().flatten()).for_each(|(g, share)| *g *= share);
-            gradient
+            self.tape.output(i).iter().zip(target).map(|(a, b)| factor * (a - b)).collect()
         };
         let gradients: Vec<Vec<f32>> = targets.iter().enumerate().map(gradient).collect();
         let gradients: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();

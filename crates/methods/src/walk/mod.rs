@@ -10,7 +10,7 @@ mod store;
 use crate::{Draft, Ground, MethodError, Progress, Samples};
 pub use blocks::{Block, blocks};
 use fewbits_graph::{
-    DType, Graph, GraphError, Tensor, ValueInfo,
+    Graph, Tensor,
     exec::{Executor, Mode},
 };
 use fewbits_kernels::Threads;
@@ -97,26 +97,6 @@ impl<'a> Walk<'a> {
     /// How many samples there are (runs, if the network's batch size is fixed).
     pub fn samples(&self) -> usize {
         self.samples
-    }
-
-    /// The float network behind the block, from the tensors that lead on to the outputs that are still to come.
-    pub(crate) fn rest(&self) -> Result<Graph, GraphError> {
-        let made: Vec<&String> = self.blocks.iter().take(self.at + 1).flat_map(|block| &block.outputs).collect();
-        let outputs = self.ground.float.outputs.iter().filter(|info| !made.contains(&&info.name));
-        let info = |name: &String| ValueInfo { name: name.clone(), dtype: DType::F32, dims: None };
-        let inputs: Vec<ValueInfo> = self.block().into_iter().flat_map(|block| &block.live).map(info).collect();
-        let outputs: Vec<&str> = outputs.map(|info| info.name.as_str()).collect();
-        let mut rest = self.ground.float.slice(&inputs, &outputs)?;
-        rest.inputs = inputs;
-        Ok(rest)
-    }
-
-    /// What the float network puts into [`Walk::rest`] for a sample.
-    ///
-    /// # Errors
-    /// [`MethodError::Spill`].
-    pub(crate) fn live(&self, sample: usize) -> Result<Vec<Tensor>, MethodError> {
-        self.block().into_iter().flat_map(|block| &block.live).map(|name| self.float.get(name, sample)).collect()
     }
 
     /// A place for tensors of a block by `count` numbers, in memory as far as the walk's limit goes.
