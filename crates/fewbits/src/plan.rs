@@ -40,6 +40,7 @@ pub fn describe(quantized: &Quantized, settings: &Settings, samples: usize) -> s
         "ranges": settings.ranges.to_string(),
         "range_rule": quantized.rule,
         "method": settings.methods.to_string(),
+        "iterations": settings.iterations,
         "keep_float": settings.keep_float,
         "samples": samples,
     })

@@ -98,6 +98,8 @@ pub struct Settings {
     pub keep_float: BTreeSet<String>,
     /// Time after which [`Methods::Auto`] goes no further: a step under way ends with what it has.
     pub time_budget: Duration,
+    /// Steps for each layer or block whose rounding is learned, if not the method's own default.
+    pub iterations: Option<usize>,
     /// Seed of everything random.
     pub seed: u64,
     /// The file that is made, for long steps to leave their state beside.
@@ -116,6 +118,7 @@ impl Settings {
             methods: Methods::Auto,
             keep_float: BTreeSet::new(),
             time_budget: TIME_BUDGET,
+            iterations: None,
             seed: 0,
             partial: None,
             resume: false,

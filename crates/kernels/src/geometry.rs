@@ -66,11 +66,13 @@ impl ConvGeometry {
     }
 
     /// Input channels that one output channel reads.
+    #[inline]
     pub fn group_in(&self) -> usize {
         self.in_channels / self.groups
     }
 
     /// Output channels of one group.
+    #[inline]
     pub fn group_out(&self) -> usize {
         self.out_channels / self.groups
     }

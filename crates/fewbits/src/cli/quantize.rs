@@ -82,6 +82,9 @@ pub struct PolicyArgs {
     /// How long it may take with `--method auto`, e.g. 90s or 10m; a step under way then ends with what it has
     #[arg(long, default_value = "10m", value_parser = super::duration, value_name = "TIME")]
     time_budget: Duration,
+    /// Steps for each layer or block whose rounding is learned [default: 2000 with adaround, 500 with brecq and qdrop]
+    #[arg(long, value_parser = super::count(), value_name = "N")]
+    iterations: Option<usize>,
 }
 
 impl PolicyArgs {
@@ -107,6 +110,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         methods: args.policy.method.without_data(),
         keep_float: args.keep_float.iter().cloned().collect::<BTreeSet<_>>(),
         time_budget: args.policy.time_budget,
+        iterations: args.policy.iterations,
         seed: out.global.seed,
         partial: Some(path.clone()),
         resume: args.resume,

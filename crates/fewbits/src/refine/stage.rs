@@ -32,7 +32,10 @@ impl Stage {
     /// The stage of `method`, to be over by `deadline`; `None` if it is none of its own.
     pub fn of(method: Method, settings: &Settings, deadline: Option<Instant>) -> Option<Stage> {
         let seed = settings.seed;
-        let learned = |config: reconstruction::Config| reconstruction::Config { seed, ..config };
+        let learned = |config: reconstruction::Config| {
+            let iterations = settings.iterations.unwrap_or(config.iterations);
+            reconstruction::Config { seed, iterations, ..config }
+        };
         let walked: Box<dyn BlockMethod> = match method {
             Method::MixedClipping => Box::new(MixedClipping::default()),
             Method::Aciq => Box::new(Aciq::default()),

@@ -11,7 +11,7 @@
 //! With fewer than some hundred samples; a layer is then left as it was.
 //!
 //! # Cost
-//! One step forward and back through the network for each iteration and batch, all layers together.
+//! One step forward and back through the layer for each iteration, on windows of at most 64 positions of each sample of the batch.
 //!
 //! # Config
 //! [`Config`].
@@ -20,16 +20,17 @@
 //! Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (ICML 2020), equations 20-25.
 //!
 //! # Departures
-//! Biases are learned too. It begins at the codes that the draft has. Hundreds of steps at a higher rate in place of 10,000.
+//! Biases are learned too. Layers see windows of their outputs (of 8 by 8 positions, four of each sample) in place of whole ones. It begins at the codes that the draft has. Hundreds of steps at a higher rate in place of 10,000.
+
+mod windows;
 
 pub use crate::reconstruction::Config;
 use crate::{
-    BlockMethod, Draft, Layer, MethodError, Walk,
-    reconstruction::{Examples, Unit, learn},
-    walk::{Run, Side},
+    BlockMethod, Draft, MethodError, Walk,
+    reconstruction::{Unit, learn},
 };
-use fewbits_graph::{DType, Graph, Op, Tensor, ValueInfo, exec::Mode};
-use std::sync::Mutex;
+use fewbits_graph::{DType, Graph, Op, ValueInfo};
+use windows::Windows;
 
 /// The method.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,8 +58,8 @@ impl BlockMethod for AdaRound {
             let part = draft.graph.slice(&[input], &[&output])?;
             let unit =
                 Unit { inputs: vec![layer.input.clone()], outputs: vec![output.clone()], layers: vec![layer.clone()] };
-            let examples = Ends::of(walk, draft, layer, &output)?;
-            learn(walk, draft, &unit, &part, &examples, &self.config)?;
+            let (windows, part) = Windows::of(walk, draft, layer, (part, &output), self.config.seed)?;
+            learn(walk, draft, &unit, &part, &windows, &self.config)?;
         }
         Ok(())
     }
@@ -72,61 +73,5 @@ fn activated(tensor: &str, graph: &Graph) -> String {
             node.output().to_string()
         }
         _ => tensor.to_string(),
-    }
-}
-
-/// What goes into a layer on both sides and what should come out, for all samples.
-struct Ends {
-    samples: Vec<[Tensor; 3]>,
-}
-
-impl Ends {
-    fn of(walk: &Walk<'_>, draft: &Draft, layer: &Layer, output: &str) -> Result<Self, MethodError> {
-        let Some(block) = walk.block() else { return Ok(Ends { samples: vec![] }) };
-        let given = block.inputs.iter().position(|name| *name == layer.input);
-        let float = block.part(walk.ground().float, &[output])?;
-        let inner = match given {
-            Some(_) => None,
-            None => {
-                Some([block.part(&draft.graph, &[&layer.input])?, block.part(walk.ground().float, &[&layer.input])?])
-            }
-        };
-        let mut runs = vec![Run { side: Side::Float, part: &float, mode: Mode::Float }];
-        if let Some([quantized, float]) = &inner {
-            runs.push(Run { side: Side::Quantized, part: quantized, mode: Mode::FakeQuant(&draft.grids) });
-            runs.push(Run { side: Side::Float, part: float, mode: Mode::Float });
-        }
-        let slots: Vec<Mutex<Option<[Tensor; 3]>>> = (0..walk.samples()).map(|_| Mutex::new(None)).collect();
-        walk.each(
-            &runs,
-            0..walk.samples(),
-            walk.threads().count(),
-            || (),
-            |(), sample, outputs| {
-                let mut tensors: Vec<Tensor> = outputs.into_iter().flatten().collect();
-                if let Some(i) = given {
-                    tensors.push(walk.inputs(Side::Quantized, sample)?.swap_remove(i));
-                    tensors.push(walk.inputs(Side::Float, sample)?.swap_remove(i));
-                }
-                if let Ok([target, quantized, float]) = <[Tensor; 3]>::try_from(tensors) {
-                    *slots[sample].lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-                        Some([quantized, float, target]);
-                }
-                Ok(())
-            },
-        )?;
-        let samples =
-            slots.into_iter().filter_map(|s| s.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
-        Ok(Ends { samples: samples.collect() })
-    }
-}
-
-impl Examples for Ends {
-    fn inputs(&self, side: Side, sample: usize) -> Result<Vec<Tensor>, MethodError> {
-        Ok(vec![self.samples[sample][usize::from(side == Side::Float)].clone()])
-    }
-
-    fn targets(&self, sample: usize) -> Result<Vec<Tensor>, MethodError> {
-        Ok(vec![self.samples[sample][2].clone()])
     }
 }

@@ -77,19 +77,32 @@ pub struct Unit {
     pub layers: Vec<Layer>,
 }
 
-/// The data of a unit: by sample, inputs of the quantized network and of the float network, and targets.
+/// The data of a unit: by example, inputs of the quantized network and of the float network, and targets.
 pub trait Examples: Sync {
-    /// Inputs of `sample` on one side.
-    ///
-    /// # Errors
-    /// Errors of the walk.
-    fn inputs(&self, side: Side, sample: usize) -> Result<Vec<Tensor>, MethodError>;
+    /// How many examples a sample has; they are numbered one behind the other.
+    fn per_sample(&self) -> usize {
+        1
+    }
 
-    /// Float outputs of `sample`.
+    /// Inputs of `example` on one side.
     ///
     /// # Errors
     /// Errors of the walk.
-    fn targets(&self, sample: usize) -> Result<Vec<Tensor>, MethodError>;
+    fn inputs(&self, side: Side, example: usize) -> Result<Vec<Tensor>, MethodError>;
+
+    /// Float outputs of `example`.
+    ///
+    /// # Errors
+    /// Errors of the walk.
+    fn targets(&self, example: usize) -> Result<Vec<Tensor>, MethodError>;
+
+    /// What the square of each output's difference counts, 1 on average; everything counts 1 if there is nothing here.
+    ///
+    /// # Errors
+    /// Errors of the walk.
+    fn importance(&self, _example: usize) -> Result<Vec<Tensor>, MethodError> {
+        Ok(vec![])
+    }
 }
 
 impl Examples for Walk<'_> {
@@ -115,7 +128,8 @@ pub fn learn(
     examples: &dyn Examples,
     config: &Config,
 ) -> Result<(), MethodError> {
-    let (held, seen): (Vec<usize>, Vec<usize>) = (0..walk.samples()).partition(|i| i % HELD_BACK == HELD_BACK - 1);
+    let is_held = |i: &usize| i / examples.per_sample() % HELD_BACK == HELD_BACK - 1;
+    let (held, seen): (Vec<usize>, Vec<usize>) = (0..walk.samples() * examples.per_sample()).partition(is_held);
     if seen.is_empty() {
         return Ok(());
     }
@@ -200,6 +214,8 @@ struct Learner<'a> {
     scales: Vec<String>,
     /// Positions of each output per sample.
     positions: Vec<usize>,
+    /// Inputs and targets of a batch.
+    given: [Vec<Vec<f32>>; 2],
 }
 
 impl<'a> Learner<'a> {
@@ -281,8 +297,7 @@ impl<'a> Learner<'a> {
             }
         }
         let count = values.len();
-        let positions =
-            |name: &String| ground.facts.get(name).map_or(1, |f| f.dims.iter().skip(2).product::<usize>().max(1));
+        let positions = |target: &Tensor| target.dims.iter().skip(2).product::<usize>().max(1);
         Ok(Some(Learner {
             config,
             batch,
@@ -293,7 +308,8 @@ impl<'a> Learner<'a> {
             leaves,
             layers,
             scales,
-            positions: unit.outputs.iter().map(positions).collect(),
+            positions: examples.targets(0)?.iter().map(positions).collect(),
+            given: [const { vec![] }; 2],
         }))
     }
 
@@ -317,18 +333,21 @@ impl<'a> Learner<'a> {
         step: usize,
         threads: &Threads,
     ) -> Result<(), MethodError> {
-        let (mut inputs, mut targets): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (vec![], vec![]);
+        let mut given = std::mem::take(&mut self.given);
+        given.iter_mut().flatten().for_each(Vec::clear);
+        let [inputs, targets] = &mut given;
         for (place, &sample) in samples.iter().enumerate() {
-            let mut given = examples.inputs(Side::Quantized, sample)?;
+            append(inputs, &examples.inputs(Side::Quantized, sample)?);
             if self.config.mix > 0.0 {
-                let float = examples.inputs(Side::Float, sample)?;
-                given.iter_mut().zip(&float).for_each(|(own, float)| self.mix(own, float, step * self.batch + place));
+                for (own, float) in inputs.iter_mut().zip(examples.inputs(Side::Float, sample)?) {
+                    let (from, float) = (own.len() - float.len(), float.as_f32().unwrap_or_default());
+                    self.mix(&mut own[from..], float, step * self.batch + place);
+                }
             }
-            append(&mut inputs, &given);
-            append(&mut targets, &examples.targets(sample)?);
+            append(targets, &examples.targets(sample)?);
         }
         self.leaves.values.copy_from_slice(&self.values);
-        for layer in &self.layers {
+        for layer in &mut self.layers {
             layer.soft.weights(&self.values[layer.range.clone()], &mut self.leaves.values[layer.range.clone()]);
         }
         for leaf in self.leaves.parameters.iter().filter(|l| l.name.ends_with(".quantizer")) {
@@ -350,7 +369,7 @@ impl<'a> Learner<'a> {
         });
         for layer in &self.layers {
             let range = layer.range.clone();
-            layer.soft.chain(&self.values[range.clone()], regularizer, &mut self.gradients[range]);
+            layer.soft.chain(regularizer, &mut self.gradients[range]);
         }
         self.optimizer.step(1.0, &mut self.values, &self.gradients);
         for name in &self.scales {
@@ -359,16 +378,21 @@ impl<'a> Learner<'a> {
                 *scale = scale.max(f32::MIN_POSITIVE);
             }
         }
+        self.given = given;
         Ok(())
     }
 
     /// Replaces elements of `own` by the float network's, each with the probability `mix`.
-    fn mix(&self, own: &mut Tensor, float: &Tensor, place: usize) {
-        let (Some(values), Some(float)) = (own.as_f32(), float.as_f32()) else { return };
-        let limit = (self.config.mix * 2f64.powi(32)) as u64;
+    fn mix(&self, own: &mut [f32], float: &[f32], place: usize) {
+        let limit = (self.config.mix * 2f64.powi(16)) as u64;
         let key = mix(self.config.seed ^ place as u64);
-        let choose = |(i, (a, b)): (usize, (&f32, &f32))| if mix(key ^ i as u64) >> 32 < limit { *b } else { *a };
-        *own = Tensor::f32(&own.dims, values.iter().zip(float).enumerate().map(choose).collect());
+        for (i, (own, float)) in own.chunks_mut(4).zip(float.chunks(4)).enumerate() {
+            // Sixteen bits for each of four elements.
+            let bits = mix(key ^ i as u64);
+            for (k, (own, float)) in own.iter_mut().zip(float).enumerate() {
+                *own = if bits >> (16 * k) & 0xffff < limit { *float } else { *own };
+            }
+        }
     }
 
     /// The draft with what was learned.

@@ -1,5 +1,6 @@
 //! The rounding of activations while a block is learned: a grid with a learned scale, from which elements can be left out.
 
+use super::mix;
 use fewbits_graph::{QuantParams, tape::Quantizer};
 use fewbits_kernels::{float::fake_quant::FakeQuant, simd::Isa};
 
@@ -35,13 +36,16 @@ impl Rounding {
         FakeQuant { scale: numbers[0], offset: 0.0, low: self.low, high: self.high }
     }
 
-    /// Whether `x` stays as it is in step `numbers[1]`. The element's own bits stand for its place, so that the choice is the same in
-    /// both passes and on any number of threads.
-    fn keeps(&self, numbers: &[f32], x: f32) -> bool {
-        let mut z = u64::from(x.to_bits()) ^ (u64::from(numbers[1].to_bits()) << 32);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) as u32) < self.keep
+    /// The odd factor by which elements are chosen in step `numbers[1]`.
+    fn key(numbers: &[f32]) -> u32 {
+        mix(u64::from(numbers[1].to_bits())) as u32 | 1
+    }
+
+    /// Whether `x` stays as it is: its bits times the step's `key` (multiplicative hashing, Dietzfelbinger et al. 1997). The element's
+    /// own bits stand for its place, so that the choice is the same in both passes and on any number of threads.
+    #[inline]
+    fn keeps(&self, key: u32, x: f32) -> bool {
+        x.to_bits().wrapping_mul(key) < self.keep
     }
 }
 
@@ -53,18 +57,20 @@ impl Quantizer for Rounding {
     fn forward(&self, numbers: &[f32], x: &[f32], y: &mut [f32]) {
         self.quantizer(numbers).forward(Isa::best(), x, y);
         if self.keep > 0 {
-            let kept = y.iter_mut().zip(x).filter(|(_, x)| self.keeps(numbers, **x));
-            kept.for_each(|(y, x)| *y = *x);
+            let key = Self::key(numbers);
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = if self.keeps(key, *x) { *x } else { *y });
         }
     }
 
     fn backward(&self, numbers: &[f32], x: &[f32], dy: &[f32], dx: &mut [f32], sums: &mut [f64]) {
         let gradients = if self.keep > 0 {
+            let key = Self::key(numbers);
             let rounded: Vec<f32> =
-                dy.iter().zip(x).map(|(dy, x)| if self.keeps(numbers, *x) { 0.0 } else { *dy }).collect();
+                dy.iter().zip(x).map(|(dy, x)| if self.keeps(key, *x) { 0.0 } else { *dy }).collect();
             let gradients = self.quantizer(numbers).backward(Isa::best(), x, &rounded, false, dx);
-            let kept = dx.iter_mut().zip(dy).zip(x).filter(|(_, x)| self.keeps(numbers, **x));
-            kept.for_each(|((dx, dy), _)| *dx = *dy);
+            for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
+                *dx = if self.keeps(key, *x) { *dy } else { *dx };
+            }
             gradients
         } else {
             self.quantizer(numbers).backward(Isa::best(), x, dy, false, dx)

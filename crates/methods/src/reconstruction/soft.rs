@@ -18,13 +18,19 @@ pub struct Soft {
     from: Vec<f32>,
     /// `s·d`
     step: Vec<f32>,
+    /// `h(V)` as [`Soft::weights`] last saw it.
+    share: Vec<f32>,
 }
 
-/// `h(V)` and its derivative.
-pub fn rectified_sigmoid(v: f32) -> (f32, f32) {
-    let sigmoid = 1.0 / (1.0 + (-v).exp());
-    let h = STRETCH * sigmoid + SHIFT;
-    if (0.0..=1.0).contains(&h) { (h, STRETCH * sigmoid * (1.0 - sigmoid)) } else { (h.clamp(0.0, 1.0), 0.0) }
+/// `h(V)`
+pub fn rectified_sigmoid(v: f32) -> f32 {
+    (STRETCH / (1.0 + (-v).exp()) + SHIFT).clamp(0.0, 1.0)
+}
+
+/// `∂h/∂V` where `h(V) = h`.
+fn slope(h: f32) -> f32 {
+    let sigmoid = (h - SHIFT) / STRETCH;
+    if h > 0.0 && h < 1.0 { STRETCH * sigmoid * (1.0 - sigmoid) } else { 0.0 }
 }
 
 /// `V` with `h(V) = h`, for `h` within 0.01 and 0.99.
@@ -37,7 +43,7 @@ impl Soft {
     /// Between the codes on both sides of `wanted`, at `wanted`. Where `current` (on the grid) is one of these, or further away, it is
     /// between `current` and its neighbour towards `wanted`, and at most half way. All slices have an element for each weight.
     pub fn new(wanted: &[f32], current: &[f32], scale: Vec<f32>, [low, high]: [f32; 2]) -> (Soft, Vec<f32>) {
-        let mut soft = Soft { from: Vec::new(), step: Vec::new(), scale };
+        let mut soft = Soft { from: Vec::new(), step: Vec::new(), share: vec![0.0; wanted.len()], scale };
         let mut start = Vec::new();
         for ((w, q), s) in wanted.iter().zip(current).zip(&soft.scale) {
             let (u, code) = (w / s, (q / s).round_ties_even().clamp(low, high));
@@ -53,22 +59,26 @@ impl Soft {
     }
 
     /// `ŵ`
-    pub fn weights(&self, v: &[f32], weights: &mut [f32]) {
-        for (((w, v), from), step) in weights.iter_mut().zip(v).zip(&self.from).zip(&self.step) {
-            *w = from + step * rectified_sigmoid(*v).0;
+    pub fn weights(&mut self, v: &[f32], weights: &mut [f32]) {
+        self.share.iter_mut().zip(v).for_each(|(h, v)| *h = rectified_sigmoid(*v));
+        for (((w, h), from), step) in weights.iter_mut().zip(&self.share).zip(&self.from).zip(&self.step) {
+            *w = from + step * h;
         }
     }
 
-    /// Turns `∂L/∂ŵ` into `∂L/∂V`, with that of `λ Σ (1 − |2h − 1|^β)` if there is a `regularizer` (`λ`, `β`).
-    pub fn chain(&self, v: &[f32], regularizer: Option<(f32, f32)>, gradient: &mut [f32]) {
-        for ((g, v), step) in gradient.iter_mut().zip(v).zip(&self.step) {
-            let (h, slope) = rectified_sigmoid(*v);
-            let mut sum = *g * step;
-            if let Some((strength, beta)) = regularizer {
+    /// Turns `∂L/∂ŵ` into `∂L/∂V`, at the `V` that [`Soft::weights`] last saw, with that of `λ Σ (1 − |2h − 1|^β)` if there is a
+    /// `regularizer` (`λ`, `β`).
+    pub fn chain(&self, regularizer: Option<(f32, f32)>, gradient: &mut [f32]) {
+        for ((g, h), step) in gradient.iter_mut().zip(&self.share).zip(&self.step) {
+            let slope = slope(*h);
+            *g *= step * slope;
+            // Most roundings are settled sooner or later, and cost nothing more.
+            if let Some((strength, beta)) = regularizer
+                && slope != 0.0
+            {
                 let side = 2.0 * h - 1.0;
-                sum -= strength * 2.0 * beta * side.abs().powf(beta - 1.0) * side.signum();
+                *g -= slope * strength * 2.0 * beta * side.abs().powf(beta - 1.0) * side.signum();
             }
-            *g = sum * slope;
         }
     }
 
@@ -96,35 +106,38 @@ mod tests {
     #[test]
     fn slopes_are_those_of_finite_differences() {
         let (wanted, current, scale) = ([0.33, -0.7, 1.4], [0.3, -0.6, 1.2], vec![0.3, 0.2, 0.4]);
-        let (soft, start) = Soft::new(&wanted, &current, scale, [-3.0, 3.0]);
-        let loss = |v: &[f32]| {
+        let (mut soft, start) = Soft::new(&wanted, &current, scale, [-3.0, 3.0]);
+        let mut loss = |v: &[f32]| {
             let mut w = [0.0; 3];
             soft.weights(v, &mut w);
-            let h: f32 = v.iter().map(|v| 1.0 - (2.0 * rectified_sigmoid(*v).0 - 1.0).abs().powf(4.0)).sum();
+            let h: f32 = v.iter().map(|v| 1.0 - (2.0 * rectified_sigmoid(*v) - 1.0).abs().powf(4.0)).sum();
             w.iter().enumerate().map(|(i, w)| (i + 1) as f32 * w).sum::<f32>() + 0.1 * h
         };
-        let mut gradient = [1.0, 2.0, 3.0];
-        soft.chain(&start, Some((0.1, 4.0)), &mut gradient);
-        for i in 0..3 {
-            let moved = |by: f32| {
+        let slopes = [0, 1, 2].map(|i| {
+            let mut moved = |by: f32| {
                 let mut v = start.clone();
                 v[i] += by;
                 loss(&v)
             };
-            let expected = (moved(1e-2) - moved(-1e-2)) / 2e-2;
+            (moved(1e-2) - moved(-1e-2)) / 2e-2
+        });
+        loss(&start);
+        let mut gradient = [1.0, 2.0, 3.0];
+        soft.chain(Some((0.1, 4.0)), &mut gradient);
+        for (i, expected) in slopes.into_iter().enumerate() {
             assert!((gradient[i] - expected).abs() < 2e-3, "{i}: {} for {expected}", gradient[i]);
         }
     }
 
     #[test]
     fn it_begins_at_the_wanted_weight_and_ends_on_the_grid() {
-        let (soft, start) = Soft::new(&[0.33, -0.5, 5.0], &[0.3, -0.6, 1.2], vec![0.3, 0.2, 0.4], [-3.0, 3.0]);
+        let (mut soft, start) = Soft::new(&[0.33, -0.5, 5.0], &[0.3, -0.6, 1.2], vec![0.3, 0.2, 0.4], [-3.0, 3.0]);
         let mut weights = [0.0; 3];
         soft.weights(&start, &mut weights);
         assert!((weights[0] - 0.33).abs() < 1e-5 && (weights[1] + 0.5).abs() < 1e-5, "{weights:?}");
         assert!((weights[2] - 1.2).abs() < 0.01, "the grid ends there");
         assert_eq!(soft.rounded(&[3.0, -3.0, -3.0]), [0.6, -0.6, 1.2]);
-        assert_eq!(rectified_sigmoid(-9.0), (0.0, 0.0));
-        assert!((rectified_sigmoid(inverse(0.3)).0 - 0.3).abs() < 1e-6);
+        assert_eq!((rectified_sigmoid(-9.0), slope(0.0)), (0.0, 0.0));
+        assert!((rectified_sigmoid(inverse(0.3)) - 0.3).abs() < 1e-6);
     }
 }

@@ -11,9 +11,13 @@ use crate::{
 use fewbits_kernels::Threads;
 
 fn learned(network: &Network, method: &dyn BlockMethod, threads: usize) -> Draft {
+    learned_within(network, method, threads, usize::MAX)
+}
+
+fn learned_within(network: &Network, method: &dyn BlockMethod, threads: usize, memory: usize) -> Draft {
     let samples = testing::images(48, &network.shape);
     let threads = Threads::new(threads);
-    let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
+    let mut walk = Walk::new(network.ground(), &samples, memory, &threads).unwrap();
     let mut draft = network.draft.clone();
     walk_through::<MethodError>(&mut walk, &mut draft, &[method], None, &Silent, |_, _| Ok(())).unwrap();
     draft
@@ -45,4 +49,18 @@ fn blocks_with_four_bit_activations_come_closer_whatever_the_number_of_threads()
     let qdrop = QDrop { config: Config { drop: 0.5, ..config } };
     let [before, after] = damages(&network, &learned(&network, &qdrop, 2));
     assert!(after < 0.9 * before, "{after} instead of {before}");
+}
+
+#[test]
+fn samples_on_disk_teach_the_same_as_samples_in_memory() {
+    let network = testing::zoo("demo", 4, 4);
+    let config = Config { iterations: 6, batch: 8, scales: true, drop: 0.5, ..Config::default() };
+    let adaround = AdaRound { config: config.clone() };
+    let brecq = Brecq { config: config.clone() };
+    let qdrop = QDrop { config };
+    for method in [&adaround as &dyn BlockMethod, &brecq, &qdrop] {
+        let draft = learned(&network, method, 2);
+        assert!(draft != network.draft, "{} learned something", method.name());
+        assert!(draft == learned_within(&network, method, 1, 5000), "{}", method.name());
+    }
 }

@@ -19,7 +19,7 @@ use std::{
     sync::{Mutex, PoisonError},
     time::Instant,
 };
-use store::Store;
+pub(crate) use store::Store;
 
 /// Lanes among which samples are dealt where results are added up. Results depend on it, and not on the number of threads.
 pub const LANES: usize = 4;
@@ -52,12 +52,14 @@ pub struct Walk<'a> {
     blocks: Vec<Block>,
     at: usize,
     samples: usize,
+    memory: usize,
     float: Store,
     quantized: Store,
 }
 
 impl<'a> Walk<'a> {
-    /// Stands before the first block. `memory` bytes at most are kept in memory for samples.
+    /// Stands before the first block. `memory` bytes at most are kept in memory for samples: a third for each side, and a third for
+    /// what a method keeps of a block ([`Walk::store`]).
     ///
     /// # Errors
     /// [`MethodError::Sample`], [`MethodError::Spill`], [`MethodError::Graph`].
@@ -68,7 +70,7 @@ impl<'a> Walk<'a> {
         threads: &'a Threads,
     ) -> Result<Self, MethodError> {
         let count = samples.count();
-        let (mut float, quantized) = (Store::new(count, memory / 2), Store::new(count, memory / 2));
+        let (mut float, quantized) = (Store::new(count, memory / 3), Store::new(count, memory / 3));
         ground.float.inputs.iter().for_each(|info| float.open(&info.name));
         let read = |i: usize| -> Result<(), MethodError> {
             let inputs = samples.inputs(i).map_err(|source| MethodError::Sample { sample: i, source })?;
@@ -77,7 +79,7 @@ impl<'a> Walk<'a> {
         };
         try_run(threads, count, read)?;
         let blocks = blocks(&ground);
-        let mut walk = Walk { ground, threads, blocks, at: 0, samples: count, float, quantized };
+        let mut walk = Walk { ground, threads, blocks, at: 0, samples: count, memory, float, quantized };
         walk.enter()?;
         Ok(walk)
     }
@@ -95,6 +97,11 @@ impl<'a> Walk<'a> {
     /// How many samples there are (runs, if the network's batch size is fixed).
     pub fn samples(&self) -> usize {
         self.samples
+    }
+
+    /// A place for tensors of a block by `count` numbers, in memory as far as the walk's limit goes.
+    pub(crate) fn store(&self, count: usize) -> Store {
+        Store::new(count, self.memory / 3)
     }
 
     /// The network that the walk is through.
@@ -248,7 +255,7 @@ pub fn walk_through<E: From<MethodError>>(
 }
 
 /// Runs `task(0..count)` on all threads; the error of the lowest number, if any.
-fn try_run(
+pub(crate) fn try_run(
     threads: &Threads,
     count: usize,
     task: impl Fn(usize) -> Result<(), MethodError> + Sync + Send,

@@ -23,6 +23,7 @@ pub struct Trained {
 
 impl Trained {
     /// Where a weight is.
+    #[inline]
     fn place(&self, o: usize, c: usize, tap: usize) -> usize {
         let g = &self.geometry;
         match self.by_rows {
