@@ -80,6 +80,7 @@ const TRAINABLE: &[(&str, Pass)] = &[
     ("identities removed", identity::remove),
     ("shared weights copied", constants::unshare),
     ("batch normalizations moved in front of Concat and Flatten", lone_batch_norm::move_to_layers),
+    ("shared normalizations copied", constants::unshare_normalizations),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
 ];
 
