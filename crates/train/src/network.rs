@@ -298,7 +298,7 @@ impl Network {
             }
             match (fold, &factors) {
                 (true, Some(factors)) => {
-                    let inverse: Vec<f32> = factors.iter().map(|f| if *f == 0.0 { 0.0 } else { 1.0 / f }).collect();
+                    let inverse: Vec<f32> = factors.iter().map(|f| if f.is_normal() { 1.0 / f } else { 0.0 }).collect();
                     scale_rows(&mut rounded, &inverse);
                 }
                 (false, Some(factors)) => {
