@@ -82,8 +82,10 @@ struct Layer {
     axis: usize,
     channels: usize,
     edge: bool,
-    /// The BatchNormalization behind it.
+    /// The BatchNormalization that it takes in when it ships.
     norm: Option<Node>,
+    /// Whether the tape can quantize its weight as folded: convolutions only.
+    folds: bool,
 }
 
 /// The two forms.
@@ -159,19 +161,22 @@ impl Network {
         for (name, site) in &self.placement.sites {
             let &Site::Weight { axis, edge, .. } = site else { continue };
             let reader = |node: &&Node| node.input(1) == Some(name);
-            let both = deployed.nodes.iter().find(reader).and_then(|node| {
-                let trained = self.graph.nodes.iter().find(|n| n.name == node.name)?;
-                Some((trained, self.graph.constant(trained.input(1)?)?))
+            let both = deployed.nodes.iter().find(reader).and_then(|shipped| {
+                let trained = self.graph.nodes.iter().find(|n| n.name == shipped.name)?;
+                Some((shipped, trained, self.graph.constant(trained.input(1)?)?))
             });
-            let (node, weight) = both.ok_or_else(|| TrainError::Lost { tensor: name.clone() })?;
+            let (shipped, node, weight) = both.ok_or_else(|| TrainError::Lost { tensor: name.clone() })?;
             let readers = self.graph.consumers();
+            // A layer that took in the normalization behind it writes what that one wrote.
+            let absorbed = |n: &&Node| matches!(n.op, Op::BatchNormalization(_)) && n.output() == shipped.output();
             let norm = match readers.get(node.output()).map_or(&[][..], Vec::as_slice) {
-                [one] => Some(&self.graph.nodes[*one]).filter(|n| matches!(n.op, Op::BatchNormalization(_))).cloned(),
+                [one] => Some(&self.graph.nodes[*one]).filter(absorbed).cloned(),
                 _ => None,
             };
+            let folds = matches!(node.op, Op::Conv(_));
             let channels = weight.dims[axis];
             let (trained, deployed) = (node.inputs[1].clone(), name.clone());
-            layers.push(Layer { trained, deployed, axis, channels, edge, norm });
+            layers.push(Layer { trained, deployed, axis, channels, edge, norm, folds });
         }
         Ok(layers)
     }
@@ -237,7 +242,10 @@ impl Network {
             let Some(quantizer) = quantizers.deployable.get(&layer.trained) else { continue };
             let Some(mut weight) = leaves.get(&layer.trained).map(<[f32]>::to_vec) else { continue };
             let dims = leaves.parameter(&layer.trained).map(|leaf| leaf.dims.clone()).unwrap_or_default();
-            if fold && let Some(factors) = self.factors(layer, leaves) {
+            if fold
+                && layer.folds
+                && let Some(factors) = self.factors(layer, leaves)
+            {
                 scale_rows(&mut weight, &factors);
             }
             let groups = quantizers.all[&layer.trained].groups;
@@ -275,6 +283,7 @@ impl Network {
         for layer in &self.layers {
             let Some(quantizer) = quantizers.deployable.get(&layer.trained) else { continue };
             let laid = &quantizers.all[&layer.trained];
+            let fold = fold && layer.folds;
             let leaf =
                 leaves.parameter(&layer.trained).ok_or_else(|| TrainError::Lost { tensor: layer.trained.clone() })?;
             let factors = self.factors(layer, leaves);
