@@ -261,7 +261,9 @@ impl<'a> Run<'a> {
         let stage = self.stage_of(self.step.saturating_sub(1) / self.steps_per_epoch());
         self.enter(stage, false)?;
         let fits = checkpoint.values.len() == self.leaves.values.len()
-            && checkpoint.statistics.len() == self.leaves.statistics.len();
+            && checkpoint.statistics.len() == self.leaves.statistics.len()
+            && self.average.as_ref().is_none_or(|average| checkpoint.average.len() == average.values.len())
+            && [0, checkpoint.statistics.len()].contains(&checkpoint.best[1].len());
         if !fits {
             let what = "it holds another number of parameters".into();
             return Err(TrainError::Checkpoint { path: "state.safetensors".into(), what });
