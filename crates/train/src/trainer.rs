@@ -382,7 +382,7 @@ impl<'a> Run<'a> {
         let group = |leaf: &fewbits_graph::tape::Leaf| {
             let (learning_rate, weight_decay) = match leaf.kind {
                 Kind::Quantizer => {
-                    let tensor = leaf.name.trim_end_matches(&quantizer_leaf(""));
+                    let tensor = leaf.name.strip_suffix(&quantizer_leaf("")).unwrap_or(&leaf.name);
                     let decays = self.quantizers.get(tensor).is_some_and(|q| q.decays());
                     (recipe.quantizer_rate, if decays { recipe.weight_decay } else { recipe.quantizer_decay })
                 }
