@@ -84,8 +84,8 @@ const TRAINABLE: &[(&str, Pass)] = &[
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
 ];
 
-/// The graph to train: BatchNormalizations stay, or, with `merge`, are folded for good. Tensors that [`fold`] would leave keep
-/// their names.
+/// The graph to train: BatchNormalizations stay (those behind a Concat or Flatten in front of it, as in [`fold`]) or, with `merge`,
+/// are folded for good. Tensors that [`fold`] would leave keep their names.
 ///
 /// # Errors
 /// As [`fold`].
