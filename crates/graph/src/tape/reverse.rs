@@ -7,8 +7,8 @@
 use super::{
     Config, Laid,
     item::{Build, Home, Item, Join, Rowed, ValueId, facts_at},
-    normalization::Normalization,
-    record::{Entry, Record, item, multiply_rows, node_error, reorder_item},
+    normalization::{Normalization, multiply_rows},
+    record::{Entry, Record, item, node_error, reorder_item},
 };
 use crate::{
     error::{GraphError, OpError},
