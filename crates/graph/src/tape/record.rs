@@ -8,6 +8,7 @@ mod norms;
 use super::{
     Config, Laid, Leaves, Statistics,
     item::{Build, Home, Item, Join, Rowed, Value, ValueId, facts_at},
+    laid::{activation_forward, weight_forward},
     leaves::{Kind, Leaf, quantizer_leaf},
     normalization::Normalization,
 };
@@ -235,7 +236,7 @@ impl Recorder<'_> {
         }
         let y = self.record.add(fact, rows, Home::Made);
         let laid_here = laid.clone();
-        let kernel = move || super::reverse::activation_forward(&laid_here);
+        let kernel = move || activation_forward(&laid_here);
         let mut quantize = item(Some(self.next), false, kernel, vec![Some(x), Some(parameters)], vec![Some(y)]);
         quantize.stop = self.config.stops.then(|| name.to_string());
         self.record.forward.push(quantize);
@@ -371,7 +372,7 @@ impl Recorder<'_> {
         let fact = self.fact(x).clone();
         let (dims, laid_here) = (fact.dims.clone(), laid.clone());
         let y = self.record.add(fact, false, Home::Made);
-        let kernel = move || super::reverse::weight_forward(&laid_here, &dims);
+        let kernel = move || weight_forward(&laid_here, &dims);
         let ins = vec![Some(x), Some(parameters)];
         self.push_once(item(Some(self.next), true, kernel, ins, vec![Some(y)]), at_once);
         self.record.entries.push(Entry::Quantize { laid: laid.clone(), x, y, parameters });
