@@ -53,8 +53,8 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     pub(super) fn new(setup: &'a Setup<'a>, resume: Option<Checkpoint>) -> Result<Self, TrainError> {
         let recipe = setup.recipe;
-        // The phase with the fewest bits says where slots are.
-        let goals = recipe.phases.iter().filter_map(|phase| phase.goal.as_ref());
+        // The phase with the fewest bits says where slots are; of equal ones the last, whose single layers have the fewest.
+        let goals = recipe.phases.iter().rev().filter_map(|phase| phase.goal.as_ref());
         let narrowest = goals.min_by_key(|goal| goal.bits.activations);
         let network = Network::new(setup.graph, setup.target, narrowest, recipe.fold == Fold::Merged)?;
         let mut run = Run {
