@@ -206,7 +206,12 @@ impl Network {
             let Site::Activation { bounds, feeds_layer, edge, .. } = site else { continue };
             let fact = facts.get(name).ok_or_else(|| TrainError::Lost { tensor: name.clone() })?;
             let positive = bounds.is_some_and(|(min, _)| min >= 0.0);
-            let signs = if positive { Signs::Positive } else { signs.get(name).copied().unwrap_or(Signs::Both) };
+            let signs = match signs.get(name) {
+                // Codes without sign would need a zero point.
+                _ if self.target.symmetric_activations => Signs::Both,
+                _ if positive => Signs::Positive,
+                known => known.copied().unwrap_or(Signs::Both),
+            };
             // Edges, and what no layer multiplies, are rounded so finely that LSQ+ serves for all methods.
             let own = *feeds_layer && !*edge;
             let method = if own || keeps_ranges(goal.method) { goal.method } else { Method::LsqPlus };
@@ -220,6 +225,9 @@ impl Network {
                     decay: settings.decay,
                     ..Settings::default()
                 };
+            }
+            if self.target.symmetric_activations {
+                settings.configuration = crate::quantizers::Configuration::SignedSymmetric;
             }
             if signs == Signs::Positive && !(goal.offsets_everywhere && own) {
                 settings.offset = crate::quantizers::Offset::None;
