@@ -19,6 +19,7 @@ use fewbits_graph::{
     op::Fact,
     tape::{Kind, Leaves, Statistics, Tape, quantizer_leaf},
 };
+use fewbits_quant::stats::sampling_stride;
 
 /// Elements of an activation that its quantizer is set from.
 const STARTING_ELEMENTS: usize = 1 << 16;
@@ -263,7 +264,7 @@ impl<'a> Run<'a> {
         let quantizers = &self.quantizers;
         tape.forward_initializing(&mut self.leaves, &[&batch.data], self.setup.threads, &mut |name, x, numbers| {
             let Some(quantizer) = quantizers.get(name) else { return };
-            let stride = x.len().div_ceil(STARTING_ELEMENTS) | 1;
+            let stride = sampling_stride(x.len(), STARTING_ELEMENTS);
             let some: Vec<f32> = x.iter().step_by(stride).copied().collect();
             numbers.copy_from_slice(&quantizer.initial(&some)[..numbers.len()]);
         });
