@@ -289,6 +289,15 @@ impl Network {
         Some(gamma.iter().zip(variance).map(|(g, v)| g / (v + op.epsilon).sqrt()).collect())
     }
 
+    /// Keeps the scales of normalizations that ship in the convolution before them from turning negative: that would mirror the
+    /// codes of a weight that was rounded before the scale came in. NaN stays visible.
+    pub fn project(&self, leaves: &mut Leaves) {
+        for norm in self.layers.iter().filter(|layer| layer.folds).filter_map(|layer| layer.norm.as_ref()) {
+            let Some(gamma) = norm.input(1).and_then(|name| leaves.get_mut(name)) else { continue };
+            gamma.iter_mut().filter(|g| **g < 0.0).for_each(|g| *g = 0.0);
+        }
+    }
+
     /// The float network with these leaves, as it is trained.
     pub fn float(&self, leaves: &Leaves) -> Graph {
         leaves.apply(&self.base)

@@ -432,6 +432,9 @@ impl<'a> Run<'a> {
         }
         self.optimizer.step(learning_rate as f32, &mut self.leaves.values, &self.gradients);
         self.quantizers.project(&mut self.leaves);
+        if !recipe.fold.on_folded() {
+            self.network.project(&mut self.leaves);
+        }
         self.check(&self.leaves.values, "a value")?;
         if let Some(average) = &mut self.average {
             average.update(&self.leaves.values);
