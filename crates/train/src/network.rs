@@ -11,14 +11,16 @@ use crate::{
     quantizers::{Deployable, Method, Settings, Signs, activation_quantizer, weight_quantizer},
 };
 use fewbits_graph::{
-    Graph, Grid, Grids, Node, Op, QuantParams, Tensor, TensorQuant,
+    Granularity, Graph, Grid, Grids, Node, Op, QuantParams, Tensor, TensorQuant,
     exec::infer,
     passes,
     tape::{Config, Laid, Leaves, Statistics, quantizer_leaf},
 };
 use fewbits_quant::{
+    WeightRule,
     placement::{Placement, Site, place},
     target::Target,
+    weights::weight_params,
 };
 use signs::signs;
 use std::{
@@ -179,6 +181,10 @@ impl Network {
                 Some((shipped, trained, self.graph.constant(trained.input(1)?)?))
             });
             let (shipped, node, weight) = both.ok_or_else(|| TrainError::Lost { tensor: name.clone() })?;
+            // A normalization that ships as a convolution has one weight for each channel, which 8 bits hold exactly.
+            if matches!(node.op, Op::BatchNormalization(_)) {
+                continue;
+            }
             let readers = self.graph.consumers();
             // A layer that took in the normalization behind it writes what that one wrote.
             let absorbed = |n: &&Node| matches!(n.op, Op::BatchNormalization(_)) && n.output() == shipped.output();
@@ -362,10 +368,17 @@ impl Network {
             let quant = match site {
                 Site::SameAs(other) => TensorQuant::SameAs(other.clone()),
                 Site::Bias { input, weight } => TensorQuant::BiasOf { input: input.clone(), weight: weight.clone() },
-                Site::Weight { .. } => match weights.remove(name) {
-                    Some(params) => TensorQuant::Quantized(params),
-                    None => continue,
-                },
+                Site::Weight { axis, .. } => {
+                    let own = || {
+                        let by_channel = Granularity::Channel { axis: *axis };
+                        weight_params(name, graph.constant(name)?, Grid::weights(8), by_channel, WeightRule::MinMax)
+                            .ok()
+                    };
+                    match weights.remove(name).or_else(own) {
+                        Some(params) => TensorQuant::Quantized(params),
+                        None => continue,
+                    }
+                }
                 Site::Activation { .. } => {
                     let Some(quantizer) = quantizers.deployable.get(name) else { continue };
                     let numbers = leaves.get(&quantizer_leaf(name)).unwrap_or_default();
