@@ -118,7 +118,7 @@ impl Loader {
     /// The number and the class of each sample that takes part.
     pub fn labels(&self) -> impl Iterator<Item = (usize, usize)> {
         let dataset = self.dataset();
-        let indices = dataset.spread(self.source.samples()).into_iter();
+        let indices = dataset.subset(self.source.samples()).into_iter();
         indices.map(|i| (i, dataset.label(i).expect("`Loader::new` checks for labels")))
     }
 

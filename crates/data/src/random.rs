@@ -1,4 +1,4 @@
-//! The one source of random numbers: keys enter (a seed, an epoch, a sample number …), a stream leaves that is the same on
+//! Random numbers for data, training and search: keys enter (a seed, an epoch, a sample number …), a stream leaves that is the same on
 //! every machine. Because a stream is made from its keys, results depend neither on the number of threads nor on where a
 //! run was resumed, and no generator has to be stored.
 

@@ -168,7 +168,7 @@ impl ImageStats {
     /// weighted histogram; the channels are then the fastest axis. It may be empty.
     pub fn of(values: &[f32], image: u64, weights: &[u32]) -> Self {
         let mut seen = ImageStats::default();
-        let stride = sampling_stride(values.len());
+        let stride = sampling_stride(values.len(), SAMPLES_PER_IMAGE);
         // Multiples of the golden ratio, taken modulo 1, spread evenly whatever their number.
         let turn = image.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
         let mut next = (turn as usize * stride) >> 32;
@@ -244,8 +244,9 @@ impl ChannelStats {
     }
 }
 
-/// The smallest stride that leaves at most [`SAMPLES_PER_IMAGE`] of `len` elements and has no factor in common with `len`.
-fn sampling_stride(len: usize) -> usize {
+/// The smallest stride that leaves at most `most` of `len` elements and has no factor in common with `len`, hence with no dimension
+/// of the tensor: all channels and all places are met equally.
+pub fn sampling_stride(len: usize, most: usize) -> usize {
     let coprime = |stride: &usize| {
         let (mut a, mut b) = (len, *stride);
         while b > 0 {
@@ -253,7 +254,7 @@ fn sampling_stride(len: usize) -> usize {
         }
         a == 1
     };
-    let least = len.div_ceil(SAMPLES_PER_IMAGE);
+    let least = len.div_ceil(most);
     if least <= 1 { 1 } else { (least..).find(coprime).unwrap_or(least) }
 }
 

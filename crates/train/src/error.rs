@@ -106,6 +106,9 @@ impl TrainError {
             TrainError::State(_) | TrainError::Checkpoint { .. } => {
                 Some("start again without --resume, or in another --out folder".into())
             }
+            TrainError::Lost { .. } => {
+                Some("take --fold merged, which folds normalizations before training, or --method float".into())
+            }
             TrainError::NoBatch => Some("give a smaller --batch, or fewer batches to --accumulate".into()),
             TrainError::Label { .. } => {
                 Some("class indices count from 0; `fewbits zoo ARCH --classes N` makes a network for N classes".into())

@@ -4,21 +4,25 @@
 //! What enters: a float graph, a target, bits. What leaves: quantizers by tensor name for the tape, and, for any values of the
 //! leaves, the deployed graph with its grids. Placement decides where quantizers go, so what is trained is what ships.
 
+mod signs;
+
 use crate::{
     TrainError,
     quantizers::{Deployable, Method, Settings, Signs, activation_quantizer, weight_quantizer},
 };
 use fewbits_graph::{
-    Graph, Grid, Grids, Node, Op, QuantParams, Tensor, TensorQuant,
+    Granularity, Graph, Grid, Grids, Node, Op, QuantParams, Tensor, TensorQuant,
     exec::infer,
-    op::{Activation, Fact},
     passes,
     tape::{Config, Laid, Leaves, Statistics, quantizer_leaf},
 };
 use fewbits_quant::{
+    WeightRule,
     placement::{Placement, Site, place},
     target::Target,
+    weights::weight_params,
 };
+use signs::signs;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -82,8 +86,10 @@ struct Layer {
     axis: usize,
     channels: usize,
     edge: bool,
-    /// The BatchNormalization behind it.
+    /// The BatchNormalization that it takes in when it ships.
     norm: Option<Node>,
+    /// Whether the tape can quantize its weight as folded: convolutions only.
+    folds: bool,
 }
 
 /// The two forms.
@@ -149,6 +155,17 @@ impl Network {
         &self.graph
     }
 
+    /// How many tensors have quantizers: weights, and activations.
+    pub fn counts(&self) -> (usize, usize) {
+        let activations = self.placement.sites.values().filter(|s| matches!(s, Site::Activation { .. })).count();
+        (self.layers.len(), activations)
+    }
+
+    /// Where grids go.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
     fn folded(&self, base: &Graph) -> Result<Graph, TrainError> {
         let graph = passes::drop_neutral_slots(&passes::prepare(base)?.0);
         Ok(passes::drop_layer_input_slots(&graph, |slot| !self.slots.contains(slot)))
@@ -159,19 +176,26 @@ impl Network {
         for (name, site) in &self.placement.sites {
             let &Site::Weight { axis, edge, .. } = site else { continue };
             let reader = |node: &&Node| node.input(1) == Some(name);
-            let both = deployed.nodes.iter().find(reader).and_then(|node| {
-                let trained = self.graph.nodes.iter().find(|n| n.name == node.name)?;
-                Some((trained, self.graph.constant(trained.input(1)?)?))
+            let both = deployed.nodes.iter().find(reader).and_then(|shipped| {
+                let trained = self.graph.nodes.iter().find(|n| n.name == shipped.name)?;
+                Some((shipped, trained, self.graph.constant(trained.input(1)?)?))
             });
-            let (node, weight) = both.ok_or_else(|| TrainError::Lost { tensor: name.clone() })?;
+            let (shipped, node, weight) = both.ok_or_else(|| TrainError::Lost { tensor: name.clone() })?;
+            // A normalization that ships as a convolution has one weight for each channel, which 8 bits hold exactly.
+            if matches!(node.op, Op::BatchNormalization(_)) {
+                continue;
+            }
             let readers = self.graph.consumers();
+            // A layer that took in the normalization behind it writes what that one wrote.
+            let absorbed = |n: &&Node| matches!(n.op, Op::BatchNormalization(_)) && n.output() == shipped.output();
             let norm = match readers.get(node.output()).map_or(&[][..], Vec::as_slice) {
-                [one] => Some(&self.graph.nodes[*one]).filter(|n| matches!(n.op, Op::BatchNormalization(_))).cloned(),
+                [one] => Some(&self.graph.nodes[*one]).filter(absorbed).cloned(),
                 _ => None,
             };
+            let folds = matches!(node.op, Op::Conv(_));
             let channels = weight.dims[axis];
             let (trained, deployed) = (node.inputs[1].clone(), name.clone());
-            layers.push(Layer { trained, deployed, axis, channels, edge, norm });
+            layers.push(Layer { trained, deployed, axis, channels, edge, norm, folds });
         }
         Ok(layers)
     }
@@ -188,7 +212,12 @@ impl Network {
             let Site::Activation { bounds, feeds_layer, edge, .. } = site else { continue };
             let fact = facts.get(name).ok_or_else(|| TrainError::Lost { tensor: name.clone() })?;
             let positive = bounds.is_some_and(|(min, _)| min >= 0.0);
-            let signs = if positive { Signs::Positive } else { signs.get(name).copied().unwrap_or(Signs::Both) };
+            let signs = match signs.get(name) {
+                // Codes without sign would need a zero point.
+                _ if self.target.symmetric_activations => Signs::Both,
+                _ if positive => Signs::Positive,
+                known => known.copied().unwrap_or(Signs::Both),
+            };
             // Edges, and what no layer multiplies, are rounded so finely that LSQ+ serves for all methods.
             let own = *feeds_layer && !*edge;
             let method = if own || keeps_ranges(goal.method) { goal.method } else { Method::LsqPlus };
@@ -202,6 +231,9 @@ impl Network {
                     decay: settings.decay,
                     ..Settings::default()
                 };
+            }
+            if self.target.symmetric_activations {
+                settings.configuration = crate::quantizers::Configuration::SignedSymmetric;
             }
             if signs == Signs::Positive && !(goal.offsets_everywhere && own) {
                 settings.offset = crate::quantizers::Offset::None;
@@ -237,7 +269,10 @@ impl Network {
             let Some(quantizer) = quantizers.deployable.get(&layer.trained) else { continue };
             let Some(mut weight) = leaves.get(&layer.trained).map(<[f32]>::to_vec) else { continue };
             let dims = leaves.parameter(&layer.trained).map(|leaf| leaf.dims.clone()).unwrap_or_default();
-            if fold && let Some(factors) = self.factors(layer, leaves) {
+            if fold
+                && layer.folds
+                && let Some(factors) = self.factors(layer, leaves)
+            {
                 scale_rows(&mut weight, &factors);
             }
             let groups = quantizers.all[&layer.trained].groups;
@@ -260,6 +295,15 @@ impl Network {
         Some(gamma.iter().zip(variance).map(|(g, v)| g / (v + op.epsilon).sqrt()).collect())
     }
 
+    /// Keeps the scales of normalizations that ship in the convolution before them from turning negative: that would mirror the
+    /// codes of a weight that was rounded before the scale came in. NaN stays visible.
+    pub fn project(&self, leaves: &mut Leaves) {
+        for norm in self.layers.iter().filter(|layer| layer.folds).filter_map(|layer| layer.norm.as_ref()) {
+            let Some(gamma) = norm.input(1).and_then(|name| leaves.get_mut(name)) else { continue };
+            gamma.iter_mut().filter(|g| **g < 0.0).for_each(|g| *g = 0.0);
+        }
+    }
+
     /// The float network with these leaves, as it is trained.
     pub fn float(&self, leaves: &Leaves) -> Graph {
         leaves.apply(&self.base)
@@ -275,6 +319,7 @@ impl Network {
         for layer in &self.layers {
             let Some(quantizer) = quantizers.deployable.get(&layer.trained) else { continue };
             let laid = &quantizers.all[&layer.trained];
+            let fold = fold && layer.folds;
             let leaf =
                 leaves.parameter(&layer.trained).ok_or_else(|| TrainError::Lost { tensor: layer.trained.clone() })?;
             let factors = self.factors(layer, leaves);
@@ -298,7 +343,7 @@ impl Network {
             }
             match (fold, &factors) {
                 (true, Some(factors)) => {
-                    let inverse: Vec<f32> = factors.iter().map(|f| if *f == 0.0 { 0.0 } else { 1.0 / f }).collect();
+                    let inverse: Vec<f32> = factors.iter().map(|f| if f.is_normal() { 1.0 / f } else { 0.0 }).collect();
                     scale_rows(&mut rounded, &inverse);
                 }
                 (false, Some(factors)) => {
@@ -323,10 +368,17 @@ impl Network {
             let quant = match site {
                 Site::SameAs(other) => TensorQuant::SameAs(other.clone()),
                 Site::Bias { input, weight } => TensorQuant::BiasOf { input: input.clone(), weight: weight.clone() },
-                Site::Weight { .. } => match weights.remove(name) {
-                    Some(params) => TensorQuant::Quantized(params),
-                    None => continue,
-                },
+                Site::Weight { axis, .. } => {
+                    let own = || {
+                        let by_channel = Granularity::Channel { axis: *axis };
+                        weight_params(name, graph.constant(name)?, Grid::weights(8), by_channel, WeightRule::MinMax)
+                            .ok()
+                    };
+                    match weights.remove(name).or_else(own) {
+                        Some(params) => TensorQuant::Quantized(params),
+                        None => continue,
+                    }
+                }
                 Site::Activation { .. } => {
                     let Some(quantizer) = quantizers.deployable.get(name) else { continue };
                     let numbers = leaves.get(&quantizer_leaf(name)).unwrap_or_default();
@@ -419,61 +471,5 @@ fn make_scales_positive(graph: &mut Graph) {
         let sign = |i: usize| if negative[i / len.max(1)] { -1.0 } else { 1.0 };
         let values = values.iter().enumerate().map(|(i, v)| v * sign(i)).collect();
         *tensor = Arc::new(Tensor::f32(&tensor.dims, values));
-    }
-}
-
-/// Which signs the elements of each tensor have, as far as operators tell.
-fn signs(graph: &Graph, facts: &BTreeMap<String, Fact>) -> BTreeMap<String, Signs> {
-    let mut known: BTreeMap<String, Signs> = BTreeMap::new();
-    for node in &graph.nodes {
-        let of = |i: usize| node.input(i).and_then(|name| known.get(name)).copied().unwrap_or(Signs::Both);
-        let ins: Vec<Option<&Fact>> = node.inputs.iter().map(|n| facts.get(n)).collect();
-        let sign = match (&node.op, node.op.def().activation(&ins)) {
-            (Op::Identity(_), _) => of(0),
-            (_, Some(Activation::Clamp { min, .. })) if min >= 0.0 => Signs::Positive,
-            (_, Some(Activation::Sigmoid | Activation::HardSigmoid { .. } | Activation::Exp)) => Signs::Positive,
-            (_, Some(Activation::HardSwish | Activation::Silu)) => Signs::Lobe,
-            (Op::Mul(_), _) => product_sign(graph, node, of(0), of(1)),
-            (Op::Add(_) | Op::Concat(_), _) => {
-                let all: Vec<Signs> = (0..node.inputs.len()).map(of).collect();
-                let least = |a: Signs, b: &Signs| match (a, b) {
-                    (Signs::Both, _) | (_, Signs::Both) => Signs::Both,
-                    (Signs::Lobe, _) | (_, Signs::Lobe) => Signs::Lobe,
-                    _ => Signs::Positive,
-                };
-                all.iter().fold(Signs::Positive, least)
-            }
-            (Op::AveragePool(_) | Op::GlobalAveragePool(_) | Op::MaxPool(_) | Op::ReduceMean(_), _) => of(0),
-            (Op::Flatten(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Split(_) | Op::Pad(_), _) => of(0),
-            _ => Signs::Both,
-        };
-        known.extend(node.outputs.iter().map(|name| (name.clone(), sign)));
-    }
-    known
-}
-
-/// The sign of a product: SiLU's lobe, or the other factor's sign if one is positive.
-fn product_sign(graph: &Graph, node: &Node, a: Signs, b: Signs) -> Signs {
-    let gates = |gate: usize, x: usize| {
-        let maker = graph.nodes.iter().find(|n| Some(n.output()) == node.input(gate));
-        maker.is_some_and(|n| matches!(n.op, Op::Sigmoid(_) | Op::HardSigmoid(_)) && n.input(0) == node.input(x))
-    };
-    match (a, b) {
-        _ if gates(0, 1) || gates(1, 0) => Signs::Lobe,
-        (Signs::Positive, other) | (other, Signs::Positive) => other,
-        _ => Signs::Both,
-    }
-}
-
-impl Network {
-    /// How many tensors have quantizers: weights, and activations.
-    pub fn counts(&self) -> (usize, usize) {
-        let activations = self.placement.sites.values().filter(|s| matches!(s, Site::Activation { .. })).count();
-        (self.layers.len(), activations)
-    }
-
-    /// Where grids go.
-    pub fn placement(&self) -> &Placement {
-        &self.placement
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     error::GraphError,
     exec::constant,
-    graph::Graph,
+    graph::{Graph, Node},
     op::{Fact, Op, Role},
 };
 use fewbits_kernels::Threads;
@@ -38,15 +38,23 @@ pub(super) fn fold(graph: &mut Graph) -> Result<usize, GraphError> {
 
 /// Every layer gets weights and a bias of its own, so that methods can change them layer by layer.
 pub(super) fn unshare(graph: &mut Graph) -> Result<usize, GraphError> {
+    copy_shared(graph, |node, k| matches!(node.op.def().quant_rule().role(k), Role::Weight { .. } | Role::Bias))
+}
+
+/// Every BatchNormalization gets constants of its own: files join those that are equal, and training makes them differ.
+pub(super) fn unshare_normalizations(graph: &mut Graph) -> Result<usize, GraphError> {
+    copy_shared(graph, |node, k| k > 0 && matches!(node.op, Op::BatchNormalization(_)))
+}
+
+/// Copies constants so that no two of the inputs that `belongs` names are the same one.
+fn copy_shared(graph: &mut Graph, belongs: impl Fn(&Node, usize) -> bool) -> Result<usize, GraphError> {
     let mut seen = BTreeSet::new();
     let mut copied = 0;
     for i in 0..graph.nodes.len() {
-        let rule = graph.nodes[i].op.def().quant_rule();
         for k in 0..graph.nodes[i].inputs.len() {
             let name = graph.nodes[i].inputs[k].clone();
-            let role = rule.role(k);
-            let belongs = matches!(role, Role::Weight { .. } | Role::Bias) && graph.constants.contains_key(&name);
-            if !belongs || seen.insert(name.clone()) {
+            let owned = belongs(&graph.nodes[i], k) && graph.constants.contains_key(&name);
+            if !owned || seen.insert(name.clone()) {
                 continue;
             }
             let copy = graph.fresh_name(&name);

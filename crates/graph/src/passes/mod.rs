@@ -79,11 +79,13 @@ const TRAINABLE: &[(&str, Pass)] = &[
     ("constant nodes folded", constants::fold),
     ("identities removed", identity::remove),
     ("shared weights copied", constants::unshare),
+    ("batch normalizations moved in front of Concat and Flatten", lone_batch_norm::move_to_layers),
+    ("shared normalizations copied", constants::unshare_normalizations),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
 ];
 
-/// The graph to train: BatchNormalizations stay, or, with `merge`, are folded for good. Tensors that [`fold`] would leave keep
-/// their names.
+/// The graph to train: BatchNormalizations stay (those behind a Concat or Flatten in front of it, as in [`fold`]) or, with `merge`,
+/// are folded for good. Tensors that [`fold`] would leave keep their names.
 ///
 /// # Errors
 /// As [`fold`].

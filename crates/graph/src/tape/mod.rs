@@ -10,6 +10,7 @@
 //! depend on the number of threads.
 
 mod item;
+mod laid;
 mod leaves;
 mod normalization;
 mod quantizer;

@@ -180,3 +180,13 @@ impl Normalization {
         [NEW_MEAN, NEW_VARIANCE].map(|p| &all[p * channels..][..channels])
     }
 }
+
+/// Output: input 0, each of `channels` rows times a factor of input 1.
+pub(super) fn multiply_rows(channels: usize) -> Kernel {
+    Kernel::new(move |io| {
+        let (x, factors) = (io.f32(0), io.f32(1));
+        let len = x.len() / channels;
+        let rows = io.out_f32(0).chunks_exact_mut(len).zip(x.chunks_exact(len)).zip(factors);
+        rows.for_each(|((y, x), f)| y.iter_mut().zip(x).for_each(|(y, x)| *y = x * f));
+    })
+}

@@ -3,17 +3,20 @@
 //! Memory orders are chosen as the executor chooses them. A BatchNormalization becomes sums over the batch, a result for each
 //! channel, and a pass over the data that also does the Relu or Clip behind it.
 
+mod norms;
+
 use super::{
     Config, Laid, Leaves, Statistics,
     item::{Build, Home, Item, Join, Rowed, Value, ValueId, facts_at},
+    laid::{activation_forward, weight_forward},
     leaves::{Kind, Leaf, quantizer_leaf},
-    normalization::{Normalization, PARTS},
+    normalization::Normalization,
 };
 use crate::{
     error::{GraphError, OpError},
     exec::{self, images},
     graph::{Graph, Node},
-    op::{Activation, Fact, Kernel, Layout, LayoutRule, Op, Role},
+    op::{Fact, Kernel, Layout, LayoutRule, Op, Role},
     tensor::{DType, Tensor},
 };
 use fewbits_kernels::{Threads, movement::Transpose};
@@ -233,7 +236,7 @@ impl Recorder<'_> {
         }
         let y = self.record.add(fact, rows, Home::Made);
         let laid_here = laid.clone();
-        let kernel = move || super::reverse::activation_forward(&laid_here);
+        let kernel = move || activation_forward(&laid_here);
         let mut quantize = item(Some(self.next), false, kernel, vec![Some(x), Some(parameters)], vec![Some(y)]);
         quantize.stop = self.config.stops.then(|| name.to_string());
         self.record.forward.push(quantize);
@@ -358,85 +361,9 @@ impl Recorder<'_> {
         Ok((outs, ins))
     }
 
-    /// Whether `node` is a layer whose only reader is a BatchNormalization.
-    fn is_folded(&self, node: &Node) -> bool {
-        let mut readers = self.graph.nodes.iter().filter(|n| n.present_inputs().any(|i| i == node.output()));
-        let first = readers.next();
-        matches!(node.op, Op::Conv(_))
-            && first.is_some_and(|n| matches!(n.op, Op::BatchNormalization(_)))
-            && readers.next().is_none()
-            && !self.graph.is_output(node.output())
-            && self.leaves.parameter(&node.inputs[1]).is_some()
-    }
-
-    /// Multiplies weight and bias with the factors of the BatchNormalization behind, from its running statistics.
-    fn fold(&mut self, node: &Node, ins: &mut [Option<ValueId>]) -> Result<(), GraphError> {
-        let Some(bn) = self.graph.nodes.iter().find(|n| n.input(0) == Some(node.output())) else { return Ok(()) };
-        let (spec, [scale, _, mean, variance]) = self.normalization_parts(bn, 1)?;
-        self.fold_with(node, spec, [scale, mean, variance], ins, true);
-        Ok(())
-    }
-
-    /// The same from the statistics of `plain`, what the layer computes with float weights.
-    fn fold_batch(&mut self, node: &Node, plain: ValueId, ins: &mut [Option<ValueId>]) -> Result<(), GraphError> {
-        let Some(bn) = self.graph.nodes.iter().find(|n| n.input(0) == Some(node.output())) else { return Ok(()) };
-        let fact = self.fact(plain).clone();
-        let count = fact.len() / fact.dims.get(1).copied().unwrap_or(1).max(1);
-        let (spec, [scale, bias, mean, variance]) = self.normalization_parts(bn, count)?;
-        let at = Some(self.next);
-        let sums = self.record.vector(2 * spec.channels, Home::Joined(Join::Sum));
-        let inputs = vec![Some(plain), Some(mean)];
-        self.record.forward.push(item(at, false, move || spec.moments(), inputs, vec![Some(sums)]));
-        // The running averages follow as without folding.
-        let all = self.record.vector(PARTS * spec.channels, Home::Made);
-        let inputs = vec![Some(scale), Some(bias), Some(mean), Some(variance), Some(sums), None];
-        self.record.forward.push(item(at, true, move || spec.finish(), inputs, vec![Some(all)]));
-        self.follow_batch(bn, all, spec.channels);
-        let of_batch = [(); 2].map(|()| self.record.vector(spec.channels, Home::Made));
-        let outs = of_batch.map(Some).to_vec();
-        let inputs = vec![Some(sums), Some(mean)];
-        self.record.forward.push(item(at, true, move || spec.batch_statistics(), inputs, outs));
-        self.forms.insert(statistics_name(node.output()), of_batch.to_vec());
-        self.fold_with(node, spec, [scale, of_batch[0], of_batch[1]], ins, false);
-        Ok(())
-    }
-
     /// Adds an item that runs once: before everything if it depends on parameters alone.
     fn push_once(&mut self, item: Item, at_once: bool) {
         if at_once { self.record.prologue.push(item) } else { self.record.forward.push(item) }
-    }
-
-    /// Multiplies weight and bias with the factors that follow from γ, mean and variance.
-    fn fold_with(
-        &mut self,
-        node: &Node,
-        spec: Normalization,
-        statistics: [ValueId; 3],
-        ins: &mut [Option<ValueId>],
-        at_once: bool,
-    ) {
-        let factors = self.record.vector(2 * spec.channels, Home::Made);
-        let inputs = statistics.map(Some).to_vec();
-        let at = Some(self.next);
-        self.push_once(item(at, true, move || spec.factors(), inputs, vec![Some(factors)]), at_once);
-        self.forms.insert(factors_name(node.output()), vec![factors]);
-        for input in [1, 2] {
-            let Some(Some(whole)) = ins.get(input).copied() else { continue };
-            let folded = self.record.add(self.fact(whole).clone(), false, Home::Made);
-            let kernel = move || multiply_rows(spec.channels);
-            let inputs = vec![Some(whole), Some(factors)];
-            self.push_once(item(at, true, kernel, inputs, vec![Some(folded)]), at_once);
-            self.record.entries.push(Entry::Fold { whole, factors, folded });
-            ins[input] = Some(folded);
-        }
-    }
-
-    /// Notes that running averages are in `all` after a step.
-    fn follow_batch(&mut self, node: &Node, all: ValueId, channels: usize) {
-        let leaf = |i: usize| self.leaves.running.iter().find(|leaf| Some(&*leaf.name) == node.input(i)).cloned();
-        if let (Some(mean), Some(variance)) = (leaf(3), leaf(4)) {
-            self.record.running.push(([mean, variance], all, channels));
-        }
     }
 
     fn quantize_weight(&mut self, name: &str, laid: &Laid, x: ValueId, at_once: bool) -> ValueId {
@@ -445,96 +372,11 @@ impl Recorder<'_> {
         let fact = self.fact(x).clone();
         let (dims, laid_here) = (fact.dims.clone(), laid.clone());
         let y = self.record.add(fact, false, Home::Made);
-        let kernel = move || super::reverse::weight_forward(&laid_here, &dims);
+        let kernel = move || weight_forward(&laid_here, &dims);
         let ins = vec![Some(x), Some(parameters)];
         self.push_once(item(Some(self.next), true, kernel, ins, vec![Some(y)]), at_once);
         self.record.entries.push(Entry::Quantize { laid: laid.clone(), x, y, parameters });
         y
-    }
-
-    /// Description and leaves (γ, β, running mean, running variance) of a BatchNormalization.
-    fn normalization_parts(&mut self, node: &Node, count: usize) -> Result<(Normalization, [ValueId; 4]), GraphError> {
-        let Op::BatchNormalization(bn) = &node.op else { unreachable!("called for BatchNormalization only") };
-        let leaf = |list: &[Leaf], i: usize| list.iter().find(|leaf| Some(&*leaf.name) == node.input(i)).cloned();
-        let missing =
-            || node_error(node, OpError::Unsupported("normalization by tensors that are no constants".into()));
-        let scale = leaf(&self.leaves.parameters, 1).ok_or_else(missing)?;
-        let bias = leaf(&self.leaves.parameters, 2).ok_or_else(missing)?;
-        let mean = leaf(&self.leaves.running, 3).ok_or_else(missing)?;
-        let variance = leaf(&self.leaves.running, 4).ok_or_else(missing)?;
-        let spec = Normalization {
-            channels: scale.range.len(),
-            epsilon: bn.epsilon,
-            momentum: bn.momentum,
-            count,
-            clamp: [f32::NEG_INFINITY, f32::INFINITY],
-            batch: self.config.statistics == Statistics::Batch,
-            fold: false,
-        };
-        let [mean, variance] = [mean, variance].map(|leaf| self.statistic(&leaf));
-        Ok((spec, [self.parameter(scale), self.parameter(bias), mean, variance]))
-    }
-
-    /// Records a BatchNormalization; the position of the Relu or Clip that it does too.
-    fn normalization(&mut self, node: &Node) -> Result<Option<usize>, GraphError> {
-        let name = &node.inputs[0];
-        let layout = if self.facts[name].dims.len() >= 3 { Layout::ChannelsLast } else { Layout::Plain };
-        let x = self.need(name, layout, None);
-        let fact = self.fact(x).clone();
-        let channels = fact.dims.get(1).copied().unwrap_or(1);
-        let (mut spec, [scale, bias, mean, variance]) = self.normalization_parts(node, fact.len() / channels.max(1))?;
-        let factors = self.forms.get(&factors_name(name)).map(|forms| forms[0]);
-        spec.fold = factors.is_some();
-        // Folded with statistics of the batch already: they serve as running ones do.
-        let (mut mean, mut variance) = (mean, variance);
-        if let Some(of_batch) = self.forms.get(&statistics_name(name)) {
-            (mean, variance, spec.batch) = (of_batch[0], of_batch[1], false);
-        }
-        let known = !self.forms.contains_key(&statistics_name(name)) && !spec.batch;
-        let (activation, clamp) = self.absorbed(node);
-        spec.clamp = clamp;
-        let at = Some(self.next);
-        let sums = spec.batch.then(|| {
-            let sums = self.record.vector(2 * channels, Home::Joined(Join::Sum));
-            let centre = factors.unwrap_or(mean);
-            let ins = vec![Some(x), Some(centre)];
-            self.record.forward.push(item(at, false, move || spec.moments(), ins, vec![Some(sums)]));
-            sums
-        });
-        let all = self.record.vector(PARTS * channels, Home::Made);
-        let ins = vec![Some(scale), Some(bias), Some(mean), Some(variance), sums, factors];
-        let finish = item(at, true, move || spec.finish(), ins, vec![Some(all)]);
-        // Running statistics are known before the data is.
-        self.push_once(finish, known);
-        let y = self.record.add(fact, true, Home::Made);
-        let ins = vec![Some(x), Some(all)];
-        self.record.forward.push(item(at, false, move || spec.normalize(), ins, vec![Some(y)]));
-        self.record.entries.push(Entry::Normalize { spec, x, y, all, scale, bias });
-        if spec.batch {
-            self.follow_batch(node, all, channels);
-        }
-        let output = activation.map_or(node, |i| &self.graph.nodes[i]).output().to_string();
-        self.define(&output, y);
-        Ok(activation)
-    }
-
-    /// The Relu or Clip that alone reads the node's output, which has no quantizer, and its bounds.
-    fn absorbed(&self, node: &Node) -> (Option<usize>, [f32; 2]) {
-        let none = (None, [f32::NEG_INFINITY, f32::INFINITY]);
-        let output = node.output();
-        let mut readers =
-            (0..self.graph.nodes.len()).filter(|&i| self.graph.nodes[i].present_inputs().any(|n| n == output));
-        let (Some(i), None) = (readers.next(), readers.next()) else { return none };
-        if self.graph.is_output(output) || self.config.quantizers.contains_key(output) {
-            return none;
-        }
-        let reader = &self.graph.nodes[i];
-        let facts: Vec<Option<&Fact>> = reader.inputs.iter().map(|n| self.facts.get(n)).collect();
-        let is_clamp = matches!(reader.op, Op::Relu(_) | Op::Clip(_));
-        match reader.op.def().activation(&facts) {
-            Some(Activation::Clamp { min, max }) if is_clamp => (Some(i), [min, max]),
-            _ => none,
-        }
     }
 
     fn choose_layout(&self, node: &Node) -> Layout {
@@ -632,14 +474,6 @@ impl Record {
     }
 }
 
-fn statistics_name(tensor: &str) -> String {
-    format!("{tensor}.statistics")
-}
-
-fn factors_name(tensor: &str) -> String {
-    format!("{tensor}.factors")
-}
-
 /// An item that moves `x`, described by `fact`, into another memory order.
 pub(super) fn reorder_item(node: Option<usize>, fact: Rowed, to: Layout, x: ValueId, y: ValueId) -> Item {
     let whole = !fact.rows;
@@ -674,16 +508,6 @@ fn reordered(value: &Tensor, fact: &Fact, to: Layout) -> Tensor {
 /// Whether both memory orders are the same: no more than one of channels and places counts more than one.
 fn same_memory(dims: &[usize]) -> bool {
     dims.len() < 3 || dims[1] == 1 || dims[2..].iter().all(|&d| d == 1)
-}
-
-/// Output: input 0, each of `channels` rows times a factor of input 1.
-pub(super) fn multiply_rows(channels: usize) -> Kernel {
-    Kernel::new(move |io| {
-        let (x, factors) = (io.f32(0), io.f32(1));
-        let len = x.len() / channels;
-        let rows = io.out_f32(0).chunks_exact_mut(len).zip(x.chunks_exact(len)).zip(factors);
-        rows.for_each(|((y, x), f)| y.iter_mut().zip(x).for_each(|(y, x)| *y = x * f));
-    })
 }
 
 /// An operator's refusal, located.

@@ -4,21 +4,22 @@
 //! addition share the gradient of the sum where nothing adds to it while the other still needs it. Gradients of parameters are
 //! added up over images and lanes.
 
+mod again;
+
 use super::{
     Config, Laid,
     item::{Build, Home, Item, Join, Rowed, ValueId, facts_at},
-    normalization::Normalization,
-    record::{Entry, Record, item, multiply_rows, node_error, reorder_item},
+    laid::{activation_backward, weight_backward},
+    normalization::{Normalization, multiply_rows},
+    record::{Entry, Record, item, node_error, reorder_item},
 };
 use crate::{
     error::{GraphError, OpError},
     graph::Graph,
-    op::{Fact, Io, Kernel, Op, Pass, Role, Want},
+    op::{Fact, Kernel, Op, Pass, Want},
 };
-use std::{
-    collections::{HashMap, HashSet},
-    rc::Rc,
-};
+use again::{Cheap, cheap};
+use std::{collections::HashMap, rc::Rc};
 
 /// Adds the items of the backward pass to `record`.
 pub(super) fn reverse(graph: &Graph, record: &mut Record, config: &Config) -> Result<(), GraphError> {
@@ -93,69 +94,6 @@ struct Reverse<'a> {
     barriers: usize,
 }
 
-/// How a value follows from one that is kept.
-#[derive(Clone)]
-enum Cheap {
-    Normalize { spec: Normalization, x: ValueId, all: ValueId },
-    Quantize { laid: Laid, x: ValueId, parameters: ValueId },
-    Node(Item),
-}
-
-/// Layers between two whose results are kept, if others are computed again.
-const MOST_IN_A_ROW: usize = 2;
-
-/// Values that the backward pass computes again, image by image, beside their reader. Always: results of normalizations and
-/// quantizers that no later segment of the forward pass reads; kept, they would cost more memory traffic than that. With
-/// `recompute`: all of them, and two layers in three.
-fn cheap(graph: &Graph, record: &Record, entries: &[Entry], recompute: bool) -> HashMap<ValueId, Cheap> {
-    let mut made: HashMap<ValueId, usize> = HashMap::new();
-    let outputs: HashSet<ValueId> = record.outputs.iter().map(|&v| record.resolve(v)).collect();
-    let mut late = outputs.clone();
-    let mut segment = 0;
-    for item in record.forward.iter().filter(|_| !recompute) {
-        segment += usize::from(item.whole || item.stop.is_some());
-        let read = item.ins.iter().flatten().map(|&v| record.resolve(v));
-        late.extend(read.filter(|v| made.get(v).is_some_and(|&at| at != segment)));
-        made.extend(item.outs.iter().flatten().map(|&v| (record.resolve(v), segment)));
-        segment += usize::from(item.whole);
-    }
-    let mut items: HashMap<ValueId, &Item> = HashMap::new();
-    for item in record.forward.iter().filter(|item| recompute && !item.whole) {
-        if let [Some(out)] = item.outs[..] {
-            items.insert(out, item);
-        }
-    }
-    let mut found: HashMap<ValueId, Cheap> = HashMap::new();
-    // How many layers lie between a value and one that is kept.
-    let mut depths: HashMap<ValueId, usize> = HashMap::new();
-    for entry in entries {
-        let (ins, outs) = entry.ends();
-        let [y] = outs[..] else { continue };
-        let depth = ins.iter().flatten().filter_map(|&v| depths.get(&record.resolve(v))).max().copied().unwrap_or(0);
-        let recipe = match entry {
-            Entry::Normalize { spec, x, all, .. } => Some((depth, Cheap::Normalize { spec: *spec, x: *x, all: *all })),
-            Entry::Quantize { laid, x, parameters, .. } if record.values[*x].rows => {
-                Some((depth, Cheap::Quantize { laid: laid.clone(), x: *x, parameters: *parameters }))
-            }
-            Entry::Node { node, .. } => {
-                let layer = matches!(graph.nodes[*node].op.def().quant_rule().role(1), Role::Weight { .. });
-                let depth = depth + usize::from(layer);
-                let size = |v: ValueId| record.values[v].fact.len();
-                // A layer that makes little of much, as the end of a bottleneck, is a good place to begin again.
-                let shrinks = ins.iter().flatten().any(|&v| record.values[v].rows && 2 * size(y) <= size(v));
-                let again = items.get(&y).filter(|_| depth <= MOST_IN_A_ROW && !shrinks);
-                again.map(|item| (depth, Cheap::Node((*item).clone())))
-            }
-            _ => None,
-        };
-        if let Some((depth, recipe)) = recipe.filter(|_| !late.contains(&y)) {
-            found.insert(y, recipe);
-            depths.insert(y, depth);
-        }
-    }
-    found
-}
-
 impl Reverse<'_> {
     fn needed(&self, v: ValueId) -> bool {
         self.needs.get(self.record.resolve(v)).copied().unwrap_or(false)
@@ -213,37 +151,6 @@ impl Reverse<'_> {
                 (gradient, None)
             }
         }
-    }
-
-    /// `v`, or the same computed again.
-    fn again(&mut self, v: ValueId) -> ValueId {
-        let of = self.record.resolve(v);
-        let Some(recipe) = self.cheap.get(&of).cloned() else { return v };
-        if let Some(&(copy, barrier)) = self.copies.get(&of)
-            && barrier == self.barriers
-        {
-            return copy;
-        }
-        let fact = Fact { value: None, ..self.record.values[of].fact.clone() };
-        let copy = self.record.add(fact, true, Home::Made);
-        let item = match recipe {
-            Cheap::Normalize { spec, x, all } => {
-                let x = self.again(x);
-                item(None, false, move || spec.normalize(), vec![Some(x), Some(all)], vec![Some(copy)])
-            }
-            Cheap::Quantize { laid, x, parameters } => {
-                let x = self.again(x);
-                let ins = vec![Some(x), Some(parameters)];
-                item(None, false, move || activation_forward(&laid), ins, vec![Some(copy)])
-            }
-            Cheap::Node(forward) => {
-                let ins = forward.ins.iter().map(|v| v.map(|v| self.again(v))).collect();
-                Item { ins, outs: vec![Some(copy)], ..forward }
-            }
-        };
-        self.record.backward.push(item);
-        self.copies.insert(of, (copy, self.barriers));
-        copy
     }
 
     fn push(&mut self, item: Item) {
@@ -477,130 +384,15 @@ impl Reverse<'_> {
             let kernel = move || activation_backward(&laid);
             self.push(item(None, false, kernel, ins, vec![Some(dx), Some(d_parameters)]));
         } else {
-            let d_parameters = self.record.add(self.record.values[parameters].fact.clone(), false, Home::Made);
-            self.gradients.insert(parameters, d_parameters);
+            let (d_parameters, parameter_sum) = self.fresh(parameters);
             let kernel = move || weight_backward(&laid, &value.fact.dims);
             self.push(item(None, true, kernel, ins, vec![Some(dx), Some(d_parameters)]));
+            if let Some(sum) = parameter_sum {
+                self.add(None, d_parameters, sum);
+            }
         }
         if let Some(sum) = sum {
             self.add(None, dx, sum);
-        }
-    }
-}
-
-/// `y = Q(x)`. Inputs: x, parameters.
-pub(super) fn activation_forward(laid: &Laid) -> Kernel {
-    let quantizer = laid.quantizer.clone();
-    Kernel::new(move |io| {
-        let (x, parameters) = (io.f32(0), io.f32(1));
-        quantizer.forward(parameters, x, io.out_f32(0));
-    })
-}
-
-/// Inputs: x, parameters, ∂Q(x). Output ∂x; adds to output 1, ∂parameters.
-fn activation_backward(laid: &Laid) -> Kernel {
-    let quantizer = laid.quantizer.clone();
-    Kernel::new(move |io: &mut Io<'_>| {
-        let (x, parameters, dy) = (io.f32(0), io.f32(1), io.f32(2));
-        let mut sums = vec![0.0; quantizer.learned()];
-        quantizer.backward(parameters, x, dy, io.out_f32(0), &mut sums);
-        io.out_f32(1).iter_mut().zip(sums).for_each(|(total, sum)| *total += sum as f32);
-    })
-}
-
-/// `y = Q(w)`, group by group. Inputs: w, parameters.
-pub(super) fn weight_forward(laid: &Laid, dims: &[usize]) -> Kernel {
-    let (laid, groups) = (laid.clone(), Groups::new(laid, dims));
-    Kernel::new(move |io: &mut Io<'_>| {
-        let (x, parameters) = (io.f32(0), io.f32(1));
-        let (mut own, mut inside, mut outside) = groups.buffers(&laid);
-        for g in 0..laid.groups {
-            groups.gather(g, x, &mut inside);
-            laid.numbers(g, parameters, &inside, &mut own);
-            laid.quantizer.forward(&own, &inside, &mut outside);
-            groups.scatter(g, &outside, io.out_f32(0));
-        }
-    })
-}
-
-/// Inputs: w, parameters, ∂Q(w). Outputs: ∂w, ∂parameters.
-fn weight_backward(laid: &Laid, dims: &[usize]) -> Kernel {
-    let (laid, groups) = (laid.clone(), Groups::new(laid, dims));
-    Kernel::new(move |io: &mut Io<'_>| {
-        let (x, parameters, dy) = (io.f32(0), io.f32(1), io.f32(2));
-        let (mut own, mut inside, mut outside) = groups.buffers(&laid);
-        let mut dx = vec![0.0; inside.len()];
-        let learned = laid.quantizer.learned();
-        for g in 0..laid.groups {
-            groups.gather(g, x, &mut inside);
-            groups.gather(g, dy, &mut outside);
-            laid.numbers(g, parameters, &inside, &mut own);
-            let mut sums = vec![0.0; learned];
-            laid.quantizer.backward(&own, &inside, &outside, &mut dx, &mut sums);
-            groups.scatter(g, &dx, io.out_f32(0));
-            let d_parameters = &mut io.out_f32(1)[g * learned..][..learned];
-            d_parameters.iter_mut().zip(sums).for_each(|(d, sum)| *d = sum as f32);
-        }
-    })
-}
-
-impl Laid {
-    /// Learned, then derived numbers of group `g`.
-    fn numbers(&self, g: usize, parameters: &[f32], x: &[f32], own: &mut [f32]) {
-        let learned = self.quantizer.learned();
-        let (first, rest) = own.split_at_mut(learned);
-        first.copy_from_slice(&parameters[g * learned..][..learned]);
-        self.quantizer.derive(x, rest);
-    }
-
-    /// The quantized values of the weight `x` of dimensions `dims`.
-    pub fn apply(&self, parameters: &[f32], dims: &[usize], x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0.0; x.len()];
-        let mut outs = [crate::op::SliceMut::F32(&mut y)];
-        let ins = [crate::op::Slice::F32(x), crate::op::Slice::F32(parameters)];
-        let threads = fewbits_kernels::Threads::new(1);
-        weight_forward(self, dims).run(&mut Io { threads: &threads, ins: &ins, outs: &mut outs, scratch: &mut [] });
-        y
-    }
-}
-
-/// The elements of a weight that share parameters: those with the same index along one axis.
-struct Groups {
-    groups: usize,
-    /// Products of the axes before and behind.
-    outer: usize,
-    inner: usize,
-}
-
-impl Groups {
-    fn new(laid: &Laid, dims: &[usize]) -> Self {
-        let whole = laid.groups == 1;
-        let len: usize = dims.iter().product();
-        match whole {
-            true => Groups { groups: 1, outer: 1, inner: len },
-            false => Groups {
-                groups: laid.groups,
-                outer: dims[..laid.axis].iter().product(),
-                inner: dims[laid.axis + 1..].iter().product(),
-            },
-        }
-    }
-
-    fn buffers(&self, laid: &Laid) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-        let numbers = laid.quantizer.learned() + laid.quantizer.derived();
-        let len = self.outer * self.inner;
-        (vec![0.0; numbers], vec![0.0; len], vec![0.0; len])
-    }
-
-    fn gather(&self, g: usize, x: &[f32], group: &mut [f32]) {
-        for (o, to) in group.chunks_exact_mut(self.inner.max(1)).enumerate() {
-            to.copy_from_slice(&x[(o * self.groups + g) * self.inner..][..self.inner]);
-        }
-    }
-
-    fn scatter(&self, g: usize, group: &[f32], y: &mut [f32]) {
-        for (o, from) in group.chunks_exact(self.inner.max(1)).enumerate() {
-            y[(o * self.groups + g) * self.inner..][..self.inner].copy_from_slice(from);
         }
     }
 }

@@ -57,7 +57,7 @@ fn numbers_that_are_not_finite_are_counted_and_left_out() {
 #[test]
 fn samples_meet_every_channel_and_every_place_equally() {
     for len in [112 * 112 * 96, 56 * 56 * 144, 7 * 7 * 1280, 3 * 224 * 224, 4097, 4096, 1000] {
-        let stride = sampling_stride(len);
+        let stride = sampling_stride(len, SAMPLES_PER_IMAGE);
         assert!(len.div_ceil(stride) <= SAMPLES_PER_IMAGE);
         assert!(len.div_ceil(stride) * 4 > SAMPLES_PER_IMAGE.min(len), "{len}: stride {stride}");
     }

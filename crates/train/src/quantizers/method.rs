@@ -125,7 +125,7 @@ pub fn activation_quantizer(
     let count = count.saturating_mul(settings.counted_images.max(1));
     // Behind a Relu most elements are zeros, and LSQ's `2·mean|x|/√high` would clip what is left of them.
     let start = match settings.activation_start {
-        init::Start::Method => init::Start::Mse,
+        init::Start::Method | init::Start::LsqPlus(_) => init::Start::Mse,
         start => start,
     };
     let (offset, snapped) = (settings.offset, settings.snapped);

@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_clip_is_near_the_optimum_of_the_normal_distribution() {
-        // Least squared error with levels at both ends of −α…α: 1.494σ, 2.07σ, 2.51σ at 2, 3, 4 bits (1.5 steps of 0.9957σ,
+        // Least squared error with levels at both ends of −α…α: 1.494σ, 2.051σ, 2.514σ at 2, 3, 4 bits (1.5 steps of 0.9957σ,
         // 3.5 of 0.5860σ, 7.5 of 0.3352σ; Max 1960, table II).
         let w = normal(200_000, 1.0);
         for (bits, optimum, closed_form) in [(2, 1.494, 1.473), (3, 2.051, 2.010), (4, 2.514, 2.467), (5, 2.910, 2.867)]

@@ -1,0 +1,467 @@
+//! A training under way: stages entered, steps made, epochs scored, checkpoints taken and gone on from.
+
+use super::{EpochReport, Setup, StepReport, Watcher, score};
+use crate::{
+    TrainError,
+    checkpoint::{Checkpoint, Tally},
+    ema::MovingAverage,
+    loss::{Loss, LossError},
+    network::{Network, Quantizers},
+    optimizer::{Group, Optimizer, State, clip_global_norm},
+    quantizers::kure,
+    recipe::{Fold, Phase, Recipe},
+    schedule::Schedule,
+};
+use fewbits_data::LabelledBatch;
+use fewbits_graph::{
+    Tensor,
+    exec::{Executor, Mode, infer},
+    op::Fact,
+    tape::{Kind, Leaves, Statistics, Tape, quantizer_leaf},
+};
+use fewbits_quant::stats::sampling_stride;
+
+/// Elements of an activation that its quantizer is set from.
+const STARTING_ELEMENTS: usize = 1 << 16;
+
+/// What changes the computation of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Stage {
+    phase: usize,
+    snapped: bool,
+    frozen: bool,
+}
+
+/// What a training is made of between two steps.
+pub(super) struct Run<'a> {
+    setup: &'a Setup<'a>,
+    pub(super) network: Network,
+    stage: Stage,
+    pub(super) quantizers: Quantizers,
+    pub(super) leaves: Leaves,
+    optimizer: Optimizer,
+    average: Option<MovingAverage>,
+    gradients: Vec<f32>,
+    tapes: Vec<(Vec<usize>, Tape)>,
+    teacher: Option<Executor<'a>>,
+    pub(super) step: usize,
+    pub(super) best: [Vec<f32>; 2],
+    pub(super) best_score: Option<(f64, usize)>,
+    tally: Tally,
+    identity: String,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(setup: &'a Setup<'a>, resume: Option<Checkpoint>) -> Result<Self, TrainError> {
+        let recipe = setup.recipe;
+        // The phase with the fewest bits says where slots are; of equal ones the last, whose single layers have the fewest.
+        let goals = recipe.phases.iter().rev().filter_map(|phase| phase.goal.as_ref());
+        let narrowest = goals.min_by_key(|goal| goal.bits.activations);
+        let network = Network::new(setup.graph, setup.target, narrowest, recipe.fold == Fold::Merged)?;
+        let mut run = Run {
+            setup,
+            network,
+            stage: Stage { phase: usize::MAX, snapped: false, frozen: false },
+            quantizers: Quantizers::default(),
+            leaves: Leaves::default(),
+            optimizer: Optimizer::new(recipe.rule, vec![], 0),
+            average: None,
+            gradients: vec![],
+            tapes: vec![],
+            teacher: setup.teacher.map(|graph| Executor::new(graph, Mode::Float, setup.threads)),
+            step: 0,
+            best: Default::default(),
+            best_score: None,
+            tally: Tally::default(),
+            identity: identity(setup),
+        };
+        run.leaves = Leaves::new(run.network.graph(), &Default::default());
+        run.check_data()?;
+        match resume {
+            None => run.enter(run.stage_of(0), true)?,
+            Some(checkpoint) => run.go_on(checkpoint)?,
+        }
+        // Operators without a derivative show now, not after the first file is written.
+        let shape = run.first_batch()?.shape.clone();
+        run.tape(&shape)?;
+        Ok(run)
+    }
+
+    /// Refuses labels that the network has no class for, and fewer images than a step takes.
+    fn check_data(&self) -> Result<(), TrainError> {
+        let Setup { training, validation, .. } = *self.setup;
+        let facts = infer(self.network.graph(), &[[&[1], &self.image()?[..]].concat()])?;
+        let output = self.setup.graph.outputs.first().and_then(|output| facts.get(&output.name));
+        let classes = output.map_or(0, Fact::len);
+        for loader in [training, validation] {
+            if let Some((sample, label)) = loader.labels().find(|(_, label)| *label >= classes) {
+                return Err(TrainError::Label { sample: loader.dataset().name(sample), label, classes });
+            }
+        }
+        if training.batches() < self.recipe().accumulate { Err(TrainError::NoBatch) } else { Ok(()) }
+    }
+
+    fn go_on(&mut self, checkpoint: Checkpoint) -> Result<(), TrainError> {
+        if checkpoint.identity != self.identity {
+            let what = "it was made with other settings, another network or other data".into();
+            return Err(TrainError::Checkpoint { path: "state.safetensors".into(), what });
+        }
+        self.step = checkpoint.step;
+        // The state is of the stage of the last step made; the next one is entered when its first step is made.
+        let stage = self.stage_of(self.step.saturating_sub(1) / self.steps_per_epoch());
+        self.enter(stage, false)?;
+        let fits = checkpoint.values.len() == self.leaves.values.len()
+            && checkpoint.statistics.len() == self.leaves.statistics.len()
+            && self.average.as_ref().is_none_or(|average| checkpoint.average.len() == average.values.len())
+            && [0, checkpoint.statistics.len()].contains(&checkpoint.best[1].len());
+        if !fits {
+            let what = "it holds another number of parameters".into();
+            return Err(TrainError::Checkpoint { path: "state.safetensors".into(), what });
+        }
+        self.leaves.values = checkpoint.values;
+        self.leaves.statistics = checkpoint.statistics;
+        self.optimizer.resume(checkpoint.optimizer)?;
+        if let Some(average) = &mut self.average {
+            average.values = checkpoint.average;
+            average.updates = checkpoint.average_updates;
+        }
+        self.best = checkpoint.best;
+        self.best_score = checkpoint.best_score;
+        self.tally = checkpoint.tally;
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint {
+            identity: self.identity.clone(),
+            step: self.step,
+            values: self.leaves.values.clone(),
+            statistics: self.leaves.statistics.clone(),
+            optimizer: self.optimizer.state().clone(),
+            average: self.average.as_ref().map(|a| a.values.clone()).unwrap_or_default(),
+            average_updates: self.average.as_ref().map_or(0, |a| a.updates),
+            best: self.best.clone(),
+            best_score: self.best_score,
+            tally: self.tally,
+        }
+    }
+
+    fn recipe(&self) -> &'a Recipe {
+        self.setup.recipe
+    }
+
+    pub(super) fn steps_per_epoch(&self) -> usize {
+        (self.setup.training.batches() / self.recipe().accumulate.max(1)).max(1)
+    }
+
+    pub(super) fn steps(&self) -> usize {
+        self.steps_per_epoch() * self.recipe().epochs()
+    }
+
+    /// What an epoch computes.
+    fn stage_of(&self, epoch: usize) -> Stage {
+        let recipe = self.recipe();
+        let share = epoch as f64 / recipe.epochs().max(1) as f64;
+        let last = epoch + 1 >= recipe.epochs();
+        Stage {
+            phase: recipe.phase(epoch).0,
+            snapped: last || share >= recipe.snap_at,
+            frozen: recipe.fold == Fold::Running || share >= recipe.freeze_at,
+        }
+    }
+
+    /// Enters a stage; with `start`, quantizers that are new are set from weights and a first batch.
+    fn enter(&mut self, stage: Stage, start: bool) -> Result<(), TrainError> {
+        let before = std::mem::replace(&mut self.stage, stage);
+        self.tapes.clear();
+        let phase: &Phase = &self.recipe().phases[stage.phase];
+        self.quantizers = match &phase.goal {
+            None => Quantizers::default(),
+            Some(goal) => {
+                let mut goal = goal.clone();
+                goal.settings.snapped = stage.snapped;
+                self.network.quantizers(&goal, &self.image()?)?
+            }
+        };
+        if before.phase != stage.phase {
+            let old = std::mem::replace(&mut self.leaves, Leaves::new(self.network.graph(), &self.quantizers.all));
+            self.carry_over(&old);
+            if start && phase.goal.is_some() {
+                let fold = self.recipe().fold.on_folded();
+                self.network.start_weights(&self.quantizers, &mut self.leaves, fold);
+                self.start_activations()?;
+            }
+            let decay = self.recipe().average;
+            self.average = (decay > 0.0).then(|| MovingAverage::new(&self.leaves.values, decay));
+        }
+        Ok(())
+    }
+
+    /// Values and momentum of the leaves that were there before.
+    fn carry_over(&mut self, old: &Leaves) {
+        for leaf in &self.leaves.parameters {
+            // Widths may have changed: quantizers start anew.
+            if let Some(values) = old.get(&leaf.name).filter(|_| leaf.kind != Kind::Quantizer) {
+                self.leaves.values[leaf.range.clone()].copy_from_slice(values);
+            }
+        }
+        if old.statistics.len() == self.leaves.statistics.len() {
+            self.leaves.statistics.clone_from(&old.statistics);
+        }
+        let count = self.leaves.values.len();
+        let mut state = self.optimizer.state().clone();
+        self.optimizer = Optimizer::new(self.recipe().rule, self.groups(), count);
+        let fresh = self.optimizer.state();
+        // Quantizers come last, so what is kept is a prefix.
+        let kept = self.leaves.parameters.iter().find(|l| l.kind == Kind::Quantizer).map_or(count, |l| l.range.start);
+        let resized = |old: &[f32], new: &[f32]| -> Vec<f32> {
+            let kept = kept.min(old.len()).min(new.len());
+            [&old[..kept], &new[kept..]].concat()
+        };
+        state = State {
+            steps: state.steps,
+            first: resized(&state.first, &fresh.first),
+            second: resized(&state.second, &fresh.second),
+        };
+        self.optimizer.resume(state).expect("the state was made for these groups");
+        self.gradients = vec![0.0; count];
+    }
+
+    fn groups(&self) -> Vec<Group> {
+        let recipe = self.recipe();
+        let group = |leaf: &fewbits_graph::tape::Leaf| {
+            let (learning_rate, weight_decay) = match leaf.kind {
+                Kind::Quantizer => {
+                    let tensor = leaf.name.strip_suffix(&quantizer_leaf("")).unwrap_or(&leaf.name);
+                    let decays = self.quantizers.get(tensor).is_some_and(|q| q.decays());
+                    (recipe.quantizer_rate, if decays { recipe.weight_decay } else { recipe.quantizer_decay })
+                }
+                Kind::Weight => (1.0, recipe.weight_decay),
+                Kind::Bias | Kind::Affine | Kind::Running => (1.0, 0.0),
+            };
+            Group { range: leaf.range.clone(), learning_rate: learning_rate as f32, weight_decay: weight_decay as f32 }
+        };
+        self.leaves.parameters.iter().filter(|leaf| !leaf.range.is_empty()).map(group).collect()
+    }
+
+    /// Dimensions of one image.
+    fn image(&self) -> Result<Vec<usize>, TrainError> {
+        Ok(self.first_batch()?.shape[1..].to_vec())
+    }
+
+    fn first_batch(&self) -> Result<LabelledBatch, TrainError> {
+        let first = self.setup.training.epoch(0, 0).next();
+        Ok(first.ok_or(TrainError::NoBatch)??)
+    }
+
+    /// Sets the numbers of activation quantizers from the first batch, each when those before it are set.
+    fn start_activations(&mut self) -> Result<(), TrainError> {
+        let batch = self.first_batch()?;
+        let fold = self.recipe().fold.on_folded();
+        let mut config = self.network.config(&self.quantizers, Statistics::Running, fold, true);
+        config.forward_only = true;
+        let mut tape = Tape::compile(self.network.graph(), &self.leaves, std::slice::from_ref(&batch.shape), &config)?;
+        let quantizers = &self.quantizers;
+        tape.forward_initializing(&mut self.leaves, &[&batch.data], self.setup.threads, &mut |name, x, numbers| {
+            let Some(quantizer) = quantizers.get(name) else { return };
+            let stride = sampling_stride(x.len(), STARTING_ELEMENTS);
+            let some: Vec<f32> = x.iter().step_by(stride).copied().collect();
+            numbers.copy_from_slice(&quantizer.initial(&some)[..numbers.len()]);
+        });
+        Ok(())
+    }
+
+    /// The rest of the epoch that the next step belongs to.
+    pub(super) fn epoch(&mut self, watcher: &mut dyn Watcher) -> Result<(), TrainError> {
+        let per_epoch = self.steps_per_epoch();
+        let epoch = self.step / per_epoch;
+        let stage = self.stage_of(epoch);
+        if stage != self.stage {
+            self.enter(stage, true)?;
+        }
+        let accumulate = self.recipe().accumulate.max(1);
+        let mut batches = self.setup.training.epoch(epoch as u64, self.step % per_epoch * accumulate);
+        while self.step / per_epoch == epoch && self.step < self.steps() {
+            let factor = self.schedule().factor(self.step);
+            let learning_rate = self.recipe().learning_rate * factor;
+            let mut total = vec![0.0; if accumulate > 1 { self.gradients.len() } else { 0 }];
+            let mut last = None;
+            for _ in 0..accumulate {
+                let Some(batch) = batches.next() else { break };
+                let batch = batch?;
+                let found = self.gradient(&batch)?;
+                let Tally { loss, hits, images, batches } = self.tally;
+                self.tally = Tally {
+                    loss: loss + found.total,
+                    hits: hits + found.hits,
+                    images: images + batch.labels.len(),
+                    batches: batches + 1,
+                };
+                last = Some((found, batch.labels.len()));
+                total.iter_mut().zip(&self.gradients).for_each(|(t, g)| *t += g / accumulate as f32);
+            }
+            let Some((found, size)) = last else { break };
+            if accumulate > 1 {
+                self.gradients = total;
+            }
+            self.update(learning_rate)?;
+            let (step, steps) = (self.step, self.steps());
+            self.step += 1;
+            watcher.step(&StepReport { step, steps, epoch, loss: found, images: size, learning_rate })?;
+            if !self.step.is_multiple_of(per_epoch) && watcher.wants_checkpoint(self.step) {
+                watcher.checkpoint(&self.checkpoint())?;
+            }
+        }
+        let Tally { loss, hits, images, batches } = std::mem::take(&mut self.tally);
+        let training_top1 = 100.0 * hits as f64 / images.max(1) as f64;
+        self.score_epoch(epoch, loss / batches.max(1) as f64, training_top1, watcher)?;
+        watcher.checkpoint(&self.checkpoint())
+    }
+
+    fn score_epoch(
+        &mut self,
+        epoch: usize,
+        loss: f64,
+        training_top1: f64,
+        watcher: &mut dyn Watcher,
+    ) -> Result<(), TrainError> {
+        let leaves = self.scored_leaves();
+        let fold = self.recipe().fold.on_folded();
+        let top1 = score(&self.network, &self.quantizers, &leaves, fold, self.setup.validation, self.setup.threads)?;
+        // Only what is computed as at the end can be the result.
+        let last = self.stage_of(self.recipe().epochs().saturating_sub(1));
+        let best = self.stage == last && self.best_score.is_none_or(|(score, _)| top1 > score);
+        if best {
+            self.best_score = Some((top1, epoch));
+            self.best = [leaves.values.clone(), leaves.statistics.clone()];
+        }
+        let scale = |(name, laid): (&String, &fewbits_graph::tape::Laid)| {
+            let numbers = leaves.get(&quantizer_leaf(name))?;
+            let learned = laid.quantizer.learned();
+            let first = numbers.iter().step_by(learned.max(1));
+            Some((name.clone(), first.sum::<f32>() / laid.groups as f32)).filter(|_| learned > 0)
+        };
+        let scales = self.quantizers.all.iter().filter_map(scale).collect();
+        watcher.epoch(&EpochReport { epoch, loss, training_top1, top1, scales, best })
+    }
+
+    /// The leaves to score and ship: averaged, if they are averaged.
+    fn scored_leaves(&self) -> Leaves {
+        let mut leaves = self.leaves.clone();
+        if let Some(average) = &self.average {
+            leaves.values.clone_from(&average.values);
+            self.quantizers.project(&mut leaves);
+        }
+        leaves
+    }
+
+    fn schedule(&self) -> Schedule {
+        let recipe = self.recipe();
+        Schedule {
+            decay: recipe.decay.clone(),
+            epochs: recipe.epochs() as f64,
+            warmup: recipe.warmup,
+            steps_per_epoch: self.steps_per_epoch(),
+        }
+    }
+
+    /// Where the tape for batches of `shape` is; it is made if there is none.
+    fn tape(&mut self, shape: &[usize]) -> Result<usize, TrainError> {
+        if let Some(position) = self.tapes.iter().position(|(own, _)| own == shape) {
+            return Ok(position);
+        }
+        let statistics = if self.stage.frozen { Statistics::Running } else { Statistics::Batch };
+        let fold = self.recipe().fold;
+        let mut config = self.network.config(&self.quantizers, statistics, fold.on_folded(), false);
+        config.recompute = self.recipe().recompute;
+        config.fold_batch = fold == Fold::Batch;
+        let tape = Tape::compile(self.network.graph(), &self.leaves, &[shape.to_vec()], &config)?;
+        self.tapes.push((shape.to_vec(), tape));
+        Ok(self.tapes.len() - 1)
+    }
+
+    /// Loss of a batch; its gradient is in `self.gradients`.
+    fn gradient(&mut self, batch: &LabelledBatch) -> Result<Loss, TrainError> {
+        let (recipe, threads, step) = (self.setup.recipe, self.setup.threads, self.step);
+        let position = self.tape(&batch.shape)?;
+        let tape = &mut self.tapes[position].1;
+        tape.forward(&mut self.leaves, &[&batch.data], threads);
+        let taught = match &mut self.teacher {
+            Some(teacher) => Some(teacher.run(&[Tensor::f32(&batch.shape, batch.data.clone())])?.swap_remove(0)),
+            None => None,
+        };
+        let mut gradient = vec![0.0; tape.output(0).len()];
+        let taught = taught.as_ref().and_then(|t| t.as_f32());
+        let loss = recipe.objective.evaluate(tape.output(0), &batch.labels, taught, &mut gradient);
+        let output = || self.setup.graph.outputs[0].name.clone();
+        let loss = loss.map_err(|source| match source {
+            LossError::NotFinite { of: "network's", .. } => {
+                TrainError::NotFinite { step, what: "an element", tensor: output() }
+            }
+            source => TrainError::Loss { step, source },
+        })?;
+        // Further outputs take no part in the loss.
+        let others: Vec<Vec<f32>> =
+            (1..self.setup.graph.outputs.len()).map(|i| vec![0.0; tape.output(i).len()]).collect();
+        let gradients: Vec<&[f32]> = std::iter::once(&gradient[..]).chain(others.iter().map(|g| &g[..])).collect();
+        tape.backward(&self.leaves, &[&batch.data], &gradients, &mut self.gradients, threads);
+        let ranges: Vec<(String, [f32; 2])> = tape.ranges().map(|(name, range)| (name.into(), range)).collect();
+        for (name, range) in ranges {
+            let numbers = self.leaves.get_mut(&quantizer_leaf(&name));
+            if let (Some(numbers), Some(laid)) = (numbers, self.quantizers.all.get(&name)) {
+                laid.quantizer.follow(numbers, range);
+            }
+        }
+        Ok(loss)
+    }
+
+    /// One step of the optimizer.
+    fn update(&mut self, learning_rate: f64) -> Result<(), TrainError> {
+        let recipe = self.setup.recipe;
+        if recipe.kure > 0.0 {
+            let weights: Vec<_> = self.leaves.parameters.iter().filter(|leaf| leaf.kind == Kind::Weight).collect();
+            let factor = recipe.kure / weights.len().max(1) as f64;
+            for leaf in &weights {
+                let gradient = &mut self.gradients[leaf.range.clone()];
+                kure::penalty(&self.leaves.values[leaf.range.clone()], kure::UNIFORM, factor, gradient);
+            }
+        }
+        self.check(&self.gradients, "a gradient")?;
+        if recipe.clip_norm > 0.0 {
+            clip_global_norm(&mut self.gradients, recipe.clip_norm);
+        }
+        self.optimizer.step(learning_rate as f32, &mut self.leaves.values, &self.gradients);
+        self.quantizers.project(&mut self.leaves);
+        if !recipe.fold.on_folded() {
+            self.network.project(&mut self.leaves);
+        }
+        self.check(&self.leaves.values, "a value")?;
+        if let Some(average) = &mut self.average {
+            average.update(&self.leaves.values);
+        }
+        Ok(())
+    }
+
+    /// Names the first leaf with a number that is not finite.
+    fn check(&self, numbers: &[f32], what: &'static str) -> Result<(), TrainError> {
+        // One sum tells for all: it is finite if every number is (or overflows, which the search below settles).
+        if numbers.iter().map(|x| x.abs()).sum::<f32>().is_finite() {
+            return Ok(());
+        }
+        let bad = self.leaves.parameters.iter().find(|leaf| numbers[leaf.range.clone()].iter().any(|x| !x.is_finite()));
+        match bad {
+            Some(leaf) => Err(TrainError::NotFinite { step: self.step, what, tensor: leaf.name.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What must be the same for a run to go on.
+fn identity(setup: &Setup<'_>) -> String {
+    let leaves = Leaves::new(setup.graph, &Default::default());
+    let parameters: Vec<String> =
+        leaves.parameters.iter().map(|leaf| format!("{}{:?}", leaf.name, leaf.dims)).collect();
+    let data = [setup.training, setup.validation].map(|l| (l.dataset().len(), l.batches(), l.settings()));
+    let teacher = setup.teacher.is_some();
+    format!("{:?} {} {data:?} {teacher} {}", setup.recipe, setup.target.name, parameters.join(" "))
+}
