@@ -143,7 +143,9 @@ fn classification(
 /// Shows the scores of each sample of a chunk, and its label.
 fn each(seen: &Seen, source: &Source<'_>, mut look: impl FnMut(&[f32], usize)) -> Result<(), Error> {
     let scores = scores_of(&seen.outputs)?;
-    let classes = scores.len() / seen.outputs[0].dims.first().copied().unwrap_or(1).max(1);
+    // A network for one image may leave out the batch axis.
+    let images = if seen.outputs[0].dims.len() > 1 { seen.outputs[0].dims[0] } else { 1 };
+    let classes = scores.len() / images.max(1);
     for ((row, label), index) in scores.chunks(classes.max(1)).zip(&seen.batch.labels).zip(&seen.batch.indices) {
         let name = || source.dataset.name(*index);
         match *label {

@@ -145,6 +145,19 @@ pub fn search(
     let rounding = Rounding::from(&settings.policy);
     let edge_bits = Some(settings.policy.edge_bits).filter(|edge| search.widths.iter().any(|width| width < edge));
 
+    let asked = serde_json::json!({
+        "model": fewbits_quant::plan::model_sha256(&first.prepared),
+        "target": settings.target.name,
+        "data": source.dataset.path().display().to_string(),
+        "preprocess": source.preprocess.to_string(),
+        "samples": seen.indices,
+        "settings": format!("{:?}", Settings { journal: None, resume: false, time_budget: Duration::ZERO, evaluations: 0, ..search.clone() }),
+        "policy": settings.policy,
+        "methods": settings.methods.to_string(),
+        "seed": settings.seed,
+    });
+    let mut journal = Journal::open(search.journal.as_deref(), &asked, search.resume)?;
+
     let mut table = match search.strategy {
         Strategy::Hessian => {
             let config = hessian::Config { seed: settings.seed, ..hessian::Config::default() };
@@ -170,19 +183,6 @@ pub fn search(
         table.inputs = whole.input_damages(&search.input_widths, progress)?;
         table.input_widths.clone_from(&search.input_widths);
     }
-    let asked = serde_json::json!({
-        "model": fewbits_quant::plan::model_sha256(&first.prepared),
-        "target": settings.target.name,
-        "data": source.dataset.path().display().to_string(),
-        "preprocess": source.preprocess.to_string(),
-        "samples": seen.indices,
-        "settings": format!("{:?}", Settings { journal: None, resume: false, time_budget: Duration::ZERO, evaluations: 0, ..search.clone() }),
-        "policy": settings.policy,
-        "methods": settings.methods.to_string(),
-        "seed": settings.seed,
-    });
-    let mut journal = Journal::open(search.journal.as_deref(), &asked, search.resume)?;
-
     let mut given = Given { edge_bits, rest: rest_bytes(&first, &table), latency: search.latency.as_ref() };
     let mut budgets = search.budgets.clone();
     let mut drop = None;
@@ -216,6 +216,9 @@ pub fn search(
         let more = rest_bytes(&quantized, &table).saturating_sub(given.rest);
         if found.kept || more == 0 || problem.check().is_err() {
             found.points = points(&problem, &table, given, search, &trials, &mut whole)?;
+            found.settle(|point| {
+                Ok(whole.damage(&Bits { weights: point.weights.clone(), inputs: point.inputs.clone() })?)
+            })?;
             return Ok((found, quantized));
         }
         given.rest += more;

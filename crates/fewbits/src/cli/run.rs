@@ -13,6 +13,7 @@ use fewbits::{
     stream::{Source, outputs},
 };
 use fewbits_data::{npy, npz};
+use fewbits_graph::{DType, ValueInfo};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -49,6 +50,13 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let dataset = args.preprocess.open(&args.data)?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.first(args.limit), dataset: &dataset, preprocess: &preprocess };
+    let not_float = |info: &&ValueInfo| info.dtype != DType::F32;
+    if let Some(info) = graph.outputs.iter().find(not_float) {
+        return Err(Error::Usage {
+            what: format!("output `{}` is {}, and only float32 is stored", info.name, info.dtype),
+            hint: "cut the model before it".into(),
+        });
+    }
     let mut arrays: Vec<(Vec<usize>, Vec<f32>)> = vec![(vec![], vec![]); graph.outputs.len()];
     let size = Model::fixed_batch(graph).unwrap_or(1);
     let progress = out.progress();

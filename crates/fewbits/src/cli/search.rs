@@ -37,6 +37,9 @@ pub struct Args {
     /// Labelled data on which the result is evaluated; --labels are its own
     #[arg(long, value_name = "DATA")]
     val: Option<PathBuf>,
+    /// Images of a COCO file in --val; --images are those of --calib
+    #[arg(long, value_name = "DIR")]
+    val_images: Option<PathBuf>,
     /// What the network may cost, all of it: size=1.67MiB, avg-bits=4 (first and last layers not counted), bops=34G, latency=12ms
     #[arg(long, value_parser = budget, value_delimiter = ',', required_unless_present = "max_drop", value_name = "KIND=AMOUNT,…")]
     budget: Vec<Budget>,
@@ -143,15 +146,24 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
             hint: "leave out zeroq-data".into(),
         });
     }
+    check(args)?;
     let model = Model::load(&args.model)?;
     // Labels are those of --val.
     let unlabelled = PreprocessArgs { labels: None, ..args.preprocess.clone() };
     let dataset = unlabelled.open(&args.calib)?;
-    let labelled = args.val.as_deref().map(|val| args.preprocess.open(val)).transpose()?;
+    let of_val = PreprocessArgs {
+        images: args.val_images.clone().or(args.preprocess.images.clone()),
+        ..args.preprocess.clone()
+    };
+    let labelled = args.val.as_deref().map(|val| of_val.open(val)).transpose()?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.spread(args.samples), dataset: &dataset, preprocess: &preprocess };
     let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("plan.json"));
-    let beside = |what: &str| path.with_extension("").with_extension(what);
+    let beside = |what: &str| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let stem = name.strip_suffix(".json").unwrap_or(&name);
+        path.with_file_name(format!("{}.{what}", stem.strip_suffix(".plan").unwrap_or(stem)))
+    };
     let default = Settings::new(args.strategy, args.budget.clone());
     let asked = Settings {
         max_drop: args.max_drop,
@@ -179,7 +191,10 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let threads = out.global.threads;
     let (found, quantized) = search(&model, &source, &mut settings, &asked, threads, &*out.progress())?;
     let stated = (!dataset.is_prepared()).then_some(&preprocess);
-    plan::of(&quantized, &settings, source.indices.len(), out.global.seed, stated).save(&path)?;
+    let mut plan = plan::of(&quantized, &settings, source.indices.len(), out.global.seed, stated);
+    // The last step is the quantization: files are made again from it.
+    plan.history.insert(0, found.step(&asked, out.global.seed));
+    plan.save(&path)?;
     let front = beside("pareto.json");
     let json = serde_json::to_string_pretty(&found.front()).expect("numbers and names are valid JSON");
     write_atomically(&front, |file| file.write_all(json.as_bytes())).map_err(Error::io("write", &front))?;
@@ -205,6 +220,25 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let report = Report { seconds: start.elapsed().as_secs_f64(), plan: path, pareto: front, found, scores };
     out.result(&report, &text(&report, args));
     Ok(if report.found.kept { Verdict::Done } else { Verdict::Missed })
+}
+
+/// Flags that the strategy or the budgets would not look at.
+fn check(args: &Args) -> Result<(), Error> {
+    let by_layer = matches!(args.strategy, Strategy::Ofm | Strategy::Kl | Strategy::Hessian);
+    let learns = matches!(args.strategy, Strategy::Rl | Strategy::Evolution);
+    let timed = args.budget.iter().any(|budget| matches!(budget, Budget::Latency(_)));
+    let unused = [
+        (args.level.is_some() && args.strategy == Strategy::Hessian, "--level", "strategies other than hessian"),
+        (args.allocator.is_some() && !by_layer, "--allocator", "--strategy ofm, kl or hessian"),
+        (args.cold_start && !learns, "--cold-start", "--strategy rl or evolution"),
+        (args.latency_table.is_some() && !timed, "--latency-table", "--budget latency=…"),
+    ];
+    match unused.iter().find(|(given, ..)| *given) {
+        None => Ok(()),
+        Some((_, flag, with)) => {
+            Err(Error::Usage { what: format!("{flag} does nothing here"), hint: format!("it goes with {with}") })
+        }
+    }
 }
 
 fn ascending(widths: &[u8]) -> Vec<u8> {

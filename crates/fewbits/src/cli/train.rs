@@ -6,6 +6,7 @@ use fewbits::{
     train::{Request, Trained, describe, train},
 };
 use fewbits_data::Augment;
+use fewbits_graph::DType;
 use fewbits_quant::target::Target;
 use fewbits_train::{
     loss::Objective,
@@ -110,9 +111,9 @@ pub struct RecipeArgs {
     /// Weight decay of weights
     #[arg(long, default_value_t = 1e-4, value_name = "X")]
     pub weight_decay: f64,
-    /// Multiplies the learning rate for scales and offsets
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
-    pub scale_rate: f64,
+    /// Multiplies the learning rate for scales and offsets [default: 1; 0.01 for qil, as its paper has it]
+    #[arg(long, value_name = "X")]
+    pub scale_rate: Option<f64>,
     /// Weight decay of scales and offsets
     #[arg(long, default_value_t = 0.0, value_name = "X")]
     pub scale_decay: f64,
@@ -274,7 +275,7 @@ impl RecipeArgs {
                 (Some(_), _) if bits.weights.min(bits.activations) == 8 => 0.001,
                 (Some(_), _) => 0.01,
             }),
-            quantizer_rate: self.scale_rate,
+            quantizer_rate: self.scale_rate.unwrap_or(if method == Some(Method::Qil) { 0.01 } else { 1.0 }),
             weight_decay: self.weight_decay,
             quantizer_decay: self.scale_decay,
             decay,
@@ -331,6 +332,12 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         Some("self") => Some(model.graph.clone()),
         Some(path) => Some(Model::load(path.as_ref())?.graph),
     };
+    if teacher.as_ref().is_some_and(|graph| graph.outputs.first().is_none_or(|info| info.dtype != DType::F32)) {
+        return Err(Error::Usage {
+            what: "the teacher's first output is not float32".into(),
+            hint: "--distill needs a network that puts out scores of classes".into(),
+        });
+    }
     let augment = if training.is_prepared() { "none" } else { &args.recipe.augment };
     let request = Request {
         model: &model,

@@ -2,9 +2,10 @@
 
 use super::{Settings, Strategy};
 use crate::{Error, Model, export, quantize::Quantized, summary::packed};
-use fewbits_quant::target::Target;
+use fewbits_quant::{Step, target::Target};
 use fewbits_search::{Budget, LayerDamage, Level, Metric, Problem, Sensitivity, strategy::Trial};
 use serde::Serialize;
+use serde_json::json;
 use std::collections::BTreeMap;
 
 /// Bits of one layer and how they came about.
@@ -105,6 +106,40 @@ pub struct Found {
 }
 
 impl Found {
+    /// The search as a step of the plan's history.
+    pub fn step(&self, search: &Settings, seed: u64) -> Step {
+        let config = json!({
+            "strategy": self.strategy,
+            "budget": self.budget,
+            "widths": self.widths,
+            "input_widths": search.input_widths,
+            "metric": self.metric,
+            "level": self.level,
+            "inside": search.inside.map(|method| method.to_string()),
+            "evaluations": search.evaluations,
+            "cold_start": search.cold_start,
+            "samples": self.samples,
+        });
+        let metrics = json!({ "damage": self.damage, "tried": self.history.len(), "budgets": self.budgets });
+        Step { config, method: "search".into(), metrics, seed }
+    }
+
+    /// Measures what was given up early and lies on the front, until everything there is measured to the end.
+    ///
+    /// # Errors
+    /// Those of `measure`.
+    pub fn settle(&mut self, mut measure: impl FnMut(&Point) -> Result<f64, Error>) -> Result<(), Error> {
+        let mut settled: Vec<Point> = vec![];
+        loop {
+            let alike = |a: &Point, b: &Point| a.weights == b.weights && a.inputs == b.inputs;
+            let open = |point: &&Point| point.sort == Sort::Tried && !settled.iter().any(|other| alike(point, other));
+            let Some(point) = self.front().into_iter().find(open).cloned() else { return Ok(()) };
+            let damage = measure(&point)?;
+            self.points.iter_mut().filter(|other| alike(other, &point)).for_each(|point| point.damage = damage);
+            settled.push(point);
+        }
+    }
+
     /// The assignments that nothing smaller beats, by size, as `OUT.pareto.json` holds them.
     pub fn front(&self) -> Vec<&Point> {
         let mut points: Vec<&Point> = self.points.iter().collect();

@@ -19,7 +19,7 @@ use fewbits_graph::{
     op::Fact,
     tape::{Kind, Leaves, Statistics, Tape, quantizer_leaf},
 };
-use fewbits_quant::stats::sampling_stride;
+use fewbits_quant::{plan::model_sha256, stats::sampling_stride};
 
 /// Elements of an activation that its quantizer is set from.
 const STARTING_ELEMENTS: usize = 1 << 16;
@@ -462,6 +462,7 @@ fn identity(setup: &Setup<'_>) -> String {
     let parameters: Vec<String> =
         leaves.parameters.iter().map(|leaf| format!("{}{:?}", leaf.name, leaf.dims)).collect();
     let data = [setup.training, setup.validation].map(|l| (l.dataset().len(), l.batches(), l.settings()));
-    let teacher = setup.teacher.is_some();
-    format!("{:?} {} {data:?} {teacher} {}", setup.recipe, setup.target.name, parameters.join(" "))
+    let teacher = setup.teacher.map(model_sha256);
+    let start = model_sha256(setup.graph);
+    format!("{:?} {} {data:?} {start} {teacher:?} {}", setup.recipe, setup.target.name, parameters.join(" "))
 }
