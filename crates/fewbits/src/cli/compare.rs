@@ -56,7 +56,9 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let b = subject::load(&args.b, args.plan.as_deref())?;
     let (mode_a, mode_b) = (subject::mode(&a, None)?, subject::mode(&b, args.mode)?);
     let dataset = args.preprocess.open(&args.data)?;
-    let preprocess = args.preprocess.resolve(&a, &dataset, out)?;
+    // A file that was quantized by Fewbits says how images are prepared, whichever of the two it is.
+    let says = if args.preprocess.stated(&a)?.is_some() { &a } else { &b };
+    let preprocess = args.preprocess.resolve(says, &dataset, out)?;
     let source = Source { indices: dataset.first(args.limit), dataset: &dataset, preprocess: &preprocess };
     let both_float = matches!((mode_a, mode_b), (Mode::Float, Mode::Float));
     let usual = if both_float { FLOAT_THRESHOLD_DB } else { QUANTIZED_THRESHOLD_DB };

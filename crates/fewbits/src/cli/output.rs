@@ -4,15 +4,36 @@ use super::{
     Format, Global,
     bar::{Bar, Lines},
 };
-use fewbits::progress::{Progress, Silent};
+use fewbits::{
+    Error,
+    progress::{Progress, Silent},
+};
 use serde::Serialize;
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    path::Path,
+};
 
 /// The two streams, under the global flags.
 #[derive(Debug)]
 pub struct Output {
     /// Flags of every command.
     pub global: Global,
+}
+
+/// Checks, before anything long begins, that the folders of the files to be written are there.
+///
+/// # Errors
+/// [`Error::Usage`] for the first that is not.
+pub fn check_folders<'a>(files: impl IntoIterator<Item = Option<&'a Path>>) -> Result<(), Error> {
+    let folders = files.into_iter().flatten().filter_map(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
+    match folders.into_iter().find(|folder| !folder.is_dir()) {
+        None => Ok(()),
+        Some(folder) => Err(Error::Usage {
+            what: format!("there is no folder `{}` to write to", folder.display()),
+            hint: "make it first".into(),
+        }),
+    }
 }
 
 impl Output {

@@ -1,6 +1,10 @@
 //! `fewbits quantize`: a float model and images in, a low-bit model out.
 
-use super::{Verdict, data::PreprocessArgs, output::Output};
+use super::{
+    Verdict,
+    data::PreprocessArgs,
+    output::{Output, check_folders},
+};
 use fewbits::stream::Source;
 use fewbits::{
     Error, Model, distill, export,
@@ -100,6 +104,7 @@ impl PolicyArgs {
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let start = Instant::now();
     let target: Target = args.target.parse().map_err(|what| Error::Usage { what, hint: String::new() })?;
+    check_folders([args.output.as_deref(), args.plan.as_deref(), args.report.as_deref()])?;
     let model = Model::load(&args.model)?;
     let dataset = dataset(&model, args, out)?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;

@@ -1,6 +1,11 @@
 //! `fewbits search`: a float model, images and a budget in, a plan with bits for every weight out.
 
-use super::{Verdict, data::PreprocessArgs, output::Output, quantize::command_line};
+use super::{
+    Verdict,
+    data::PreprocessArgs,
+    output::{Output, check_folders},
+    quantize::command_line,
+};
 use fewbits::{
     Error, Model,
     evaluate::{Scores, evaluate},
@@ -147,6 +152,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         });
     }
     check(args)?;
+    check_folders([args.output.as_deref(), args.report.as_deref()])?;
     let model = Model::load(&args.model)?;
     // Labels are those of --val.
     let unlabelled = PreprocessArgs { labels: None, ..args.preprocess.clone() };

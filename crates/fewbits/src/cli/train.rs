@@ -1,6 +1,11 @@
 //! `fewbits train`: a float model and labelled images in, a trained low-bit model out.
 
-use super::{Verdict, data::PreprocessArgs, output::Output, quantize::command_line};
+use super::{
+    Verdict,
+    data::PreprocessArgs,
+    output::{Output, check_folders},
+    quantize::command_line,
+};
 use fewbits::{
     Error, Model, export, plan, report,
     train::{Request, Trained, describe, train},
@@ -303,12 +308,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         name => Some(parse::<Method>("--method", name)?),
     };
     let path = args.output.clone().unwrap_or_else(|| args.out.join("model.onnx"));
-    if let Some(folder) = args.output.as_deref().and_then(Path::parent)
-        && !(folder.as_os_str().is_empty() || folder.is_dir())
-    {
-        let what = format!("there is no folder `{}` for the model", folder.display());
-        return Err(Error::Usage { what, hint: "make it, or leave --output out".into() });
-    }
+    check_folders([args.output.as_deref(), args.report.as_deref()])?;
     let model = Model::load(&args.model)?;
     if model.grids.is_some() {
         return Err(Error::Model {

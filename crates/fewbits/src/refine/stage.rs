@@ -82,9 +82,9 @@ pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
     let chosen: Vec<Method> = match &settings.methods {
         Methods::Auto if !explores => vec![],
         Methods::Auto if settings.policy.has_low_activations() => {
-            vec![Method::Comq, Method::BnTune, Method::ZeroPoint, Method::E2eQp]
+            vec![Method::Comq, Method::ZeroPoint, Method::E2eQp, Method::BnTune]
         }
-        Methods::Auto => vec![Method::Comq, Method::BnTune, Method::E2eQp],
+        Methods::Auto => vec![Method::Comq, Method::E2eQp, Method::BnTune],
         Methods::List(list) => list.clone(),
     };
     let mut stages: Vec<Stage> = Vec::new();
