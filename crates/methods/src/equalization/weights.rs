@@ -58,12 +58,20 @@ fn balanced(graph: &Graph, group: &Group, stats: &Stats, before: &[f64]) -> Opti
     let raw =
         |((&p, &r), &s): ((&f32, &f32), &f64)| (p > 0.0 && r > 0.0).then(|| s * (f64::from(p) / f64::from(r)).sqrt());
     let raw: Vec<Option<f64>> = pairs.map(raw).collect();
+    let free = |s: Option<f64>| s.map_or(1.0, |s| s.clamp(1.0 / MOST, MOST));
     if group.ceilings.is_empty() {
-        return Some(raw.into_iter().map(|s| s.map_or(1.0, |s| s.clamp(1.0 / MOST, MOST))).collect());
+        return Some(raw.into_iter().map(free).collect());
     }
-    let most = raw.iter().flatten().copied().fold(0.0, f64::max);
-    let limited = |(s, u): (Option<f64>, f64)| s.map_or(1.0, |s| (s / most).clamp(u.clamp(1.0 / MOST, 1.0), 1.0));
-    Some(raw.into_iter().zip(used(group, stats, before.len())?).map(limited).collect())
+    let used = used(group, stats, before.len())?;
+    let met = raw.iter().zip(&used).filter(|(_, u)| **u > 0.0);
+    let most = met.filter_map(|(s, _)| *s).fold(0.0, f64::max);
+    let limited = |(s, u): (Option<f64>, f64)| match s {
+        // A channel that stays at zero does not meet the ceiling.
+        _ if u == 0.0 => free(s),
+        Some(s) => (s / most).clamp(u.clamp(1.0 / MOST, 1.0), 1.0),
+        None => 1.0,
+    };
+    Some(raw.into_iter().zip(used).map(limited).collect())
 }
 
 /// Parts of the largest.
