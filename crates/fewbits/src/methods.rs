@@ -10,6 +10,8 @@ pub enum Method {
     ZeroqData,
     /// Ranges of channels made alike by moving factors from layer to layer; outputs scaled.
     Equalize,
+    /// What channels always exceed, moved to the biases behind them.
+    AbsorbBias,
     /// For each layer the clipping rule of least output error at its bits.
     MixedClipping,
     /// Weights clipped by their distribution, their deviations and the means of outputs brought back.
@@ -34,14 +36,19 @@ pub enum Method {
     BnTune,
     /// Scales and biases of the whole network learned against the float outputs.
     E2eQp,
-    /// The mean that rounding adds to each channel, taken off the bias.
+    /// The mean that rounding adds to each channel, taken off the bias: all layers at once.
     BiasCorrection,
+    /// The same with means that follow from BatchNormalizations, where there are any.
+    BiasCorrectionAnalytic,
+    /// The same layer by layer, each with inputs as the quantized layers before it make them.
+    BiasCorrectionSequential,
 }
 
 /// Every method with its name.
 pub const METHODS: &[(Method, &str)] = &[
     (Method::ZeroqData, "zeroq-data"),
     (Method::Equalize, "equalize"),
+    (Method::AbsorbBias, "absorb-bias"),
     (Method::MixedClipping, "mixed-clipping"),
     (Method::Aciq, "aciq"),
     (Method::Omse, "omse"),
@@ -55,6 +62,8 @@ pub const METHODS: &[(Method, &str)] = &[
     (Method::BnTune, "bn-tune"),
     (Method::E2eQp, "e2e-qp"),
     (Method::BiasCorrection, "bias-correction"),
+    (Method::BiasCorrectionAnalytic, "bias-correction-analytic"),
+    (Method::BiasCorrectionSequential, "bias-correction-sequential"),
 ];
 
 impl fmt::Display for Method {

@@ -14,10 +14,14 @@ use fewbits_graph::{
     DType, Graph, Grids, QuantParams, Tensor,
     exec::{self, Executor, Mode},
     op::Fact,
-    passes::{self, Change, OutputSlot},
+    passes::{self, Change, OutputSlot, SiluSlot},
 };
 use fewbits_kernels::Threads;
-use fewbits_methods::{bias_correction, equalization, output_scaling};
+use fewbits_methods::{
+    bias_absorption, bias_correction, equalization,
+    expectation::{self, Normals},
+    output_scaling,
+};
 use fewbits_quant::{
     Range, RangeRule, Stats, WeightRule,
     calibrate::{self, Policy},
@@ -190,8 +194,11 @@ pub fn quantize(
     let first =
         |count: usize| Source { indices: source.indices[..count.min(source.indices.len())].to_vec(), ..*source };
     let facts = exec::infer(&prepared, &shapes).map_err(Error::graph(&model.path))?;
-    let Reshaped { mut patches, ranges } =
-        reshape(&prepared, &facts, settings, &first(RESHAPING_SAMPLES), threads, progress)?;
+    // Folded graphs have the tensors of the unfolded one.
+    let normals =
+        expectation::of_normalizations(&passes::trainable(&model.graph, false).map_err(Error::graph(&model.path))?);
+    let Reshaped { mut patches, ranges, normals } =
+        reshape(&prepared, &facts, normals, settings, &first(RESHAPING_SAMPLES), threads, progress)?;
     let (graph, placement) = placed(&prepared, &patches, settings);
     let facts = exec::infer(&graph, &shapes).map_err(Error::graph(&model.path))?;
     let rules = match settings.ranges {
@@ -213,6 +220,7 @@ pub fn quantize(
         stats: &stats,
         ranges: &ranges,
         weights: &weight_grids,
+        means: &means(&graph, &stats, &normals, settings),
     };
     let mut choices = Vec::new();
     progress.begin("choosing ranges", compared.indices.len() * rules.len());
@@ -234,7 +242,7 @@ pub fn quantize(
     // Of equals the first: the simpler rule.
     let best = (0..trials.len()).rev().max_by(|&a, &b| trials[a].sqnr_db.total_cmp(&trials[b].sqnr_db)).unwrap_or(0);
     let (Choice { grids, mut biases, guarded }, _) = choices.swap_remove(best);
-    let doubted = !biases.is_empty() && !settings.methods.demands(Method::BiasCorrection);
+    let doubted = !biases.is_empty() && settings.methods == Methods::Auto;
     if let Some(Trial { sqnr_db, .. }) = trials.get(best).filter(|_| doubted) {
         let mode = Mode::Integer(&grids);
         if output_sqnr(&graph, mode, &compared, &references, threads, progress)? > *sqnr_db {
@@ -276,77 +284,142 @@ struct Ground<'a> {
     /// Ranges that are given.
     ranges: &'a BTreeMap<String, Range>,
     weights: &'a BTreeMap<String, QuantParams>,
+    /// `E[x]` by channel of what layers multiply, if biases are corrected.
+    means: &'a BTreeMap<String, Vec<f64>>,
 }
 
 fn choose(ground: &Ground<'_>, settings: &Settings, rule: RangeRule) -> Result<Choice, Error> {
-    let Ground { graph, placement, facts, stats, ranges, weights } = *ground;
+    let Ground { graph, placement, facts, stats, ranges, weights, means } = *ground;
     let mut grids = calibrate::activations(graph, placement, stats, &settings.policy, &settings.target, rule, ranges)?;
     let guarded = calibrate::add_weights(graph, placement, weights, &mut grids);
-    let biases = match settings.methods.allows(Method::BiasCorrection) {
-        true => bias_correction::corrections(graph, &grids, facts, stats),
-        false => Patches::new(),
-    };
+    let biases = bias_correction::corrections(graph, &grids, facts, means);
     Ok(Choice { grids, biases, guarded })
 }
 
-/// Changed weights that leave the float network as it is, and ranges that follow from them.
+/// The means that biases are corrected with: those of the samples, and in their place those of `normals` with the analytic form.
+fn means(graph: &Graph, stats: &Stats, normals: &Normals, settings: &Settings) -> BTreeMap<String, Vec<f64>> {
+    let analytic = settings.methods.demands(Method::BiasCorrectionAnalytic);
+    let mut means = match analytic || settings.methods.allows(Method::BiasCorrection) {
+        true => bias_correction::means(stats),
+        false => BTreeMap::new(),
+    };
+    if analytic {
+        let known = expectation::propagate(graph, normals).into_iter();
+        means.extend(known.map(|(name, channels)| (name, channels.iter().map(|c| c.mean).collect())));
+    }
+    means
+}
+
+/// Changed weights and biases that leave the float network as it is, and what follows from them.
 #[derive(Clone, Default, PartialEq)]
 struct Reshaped {
     patches: Patches,
     ranges: BTreeMap<String, Range>,
+    /// What layers put out, as far as BatchNormalizations say.
+    normals: Normals,
 }
 
-/// Output scaling, and equalization where it brings the quantized outputs closer on `source`.
+/// Output scaling, and equalization and absorption of biases where they bring the quantized outputs closer on `source`.
 fn reshape(
     prepared: &Graph,
     facts: &BTreeMap<String, Fact>,
+    normals: Normals,
     settings: &Settings,
     source: &Source<'_>,
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Reshaped, Error> {
+    let mut best = Reshaped { normals, ..Reshaped::default() };
+    let [equalizes, absorbs] = [Method::Equalize, Method::AbsorbBias].map(|method| settings.methods.allows(method));
     let outputs = spatial_outputs(prepared, facts);
     let (groups, silus) = (equalization::groups(prepared), passes::silu_slots(prepared));
-    if !settings.methods.allows(Method::Equalize) || outputs.is_empty() && groups.is_empty() && silus.is_empty() {
-        return Ok(Reshaped::default());
-    }
+    let seams = bias_absorption::seams(prepared, facts);
     let between = groups.iter().flat_map(|g| &g.tensors).chain(silus.iter().map(|s| &s.tensor));
-    let tensors = outputs.iter().map(|s| &s.tensor).chain(between).cloned().collect();
+    let written = seams.iter().map(|seam| &seam.tensor).filter(|_| absorbs);
+    let tensors: Vec<String> = match equalizes {
+        true => outputs.iter().map(|s| &s.tensor).chain(between).chain(written).cloned().collect(),
+        false => written.cloned().collect(),
+    };
+    if tensors.is_empty() {
+        return Ok(best);
+    }
     let none = BTreeMap::new();
     let Observation { stats, references } = observe(prepared, tensors, source, &none, usize::MAX, threads, progress)?;
-    let output_scaling::Scaling { patches, ranges } = output_scaling::scaling(prepared, &outputs, &stats);
-    let plain = Reshaped { patches, ranges };
-    let mut equalized = plain.clone();
-    equalized.patches.extend(equalization::patches(&patched(prepared, &plain.patches), &stats));
-    let (patches, ranges) = equalization::silu_patches(&patched(prepared, &equalized.patches), &silus, &stats);
-    equalized.patches.extend(patches);
-    equalized.ranges.extend(ranges);
-    if settings.methods.demands(Method::Equalize) {
-        return Ok(equalized);
-    }
-    if equalized == plain {
-        return Ok(plain);
-    }
     let sqnr = |reshaped: &Reshaped| -> Result<f64, Error> {
         let (graph, placement) = placed(prepared, &reshaped.patches, settings);
         let observed = observed_tensors(&graph, &placement);
         let seen = observe(&graph, observed, source, &none, 0, threads, progress)?;
         let rule = RangeRule::Percentile(99.99);
-        // Without shapes there is no bias correction, and the comparison is of ranges alone.
         let quick = Policy { weight_rule: WeightRule::MinMax, ..settings.policy.clone() };
         let weights = calibrate::weights(&graph, &placement, &quick)?;
+        // Without means there is no bias correction, and the comparison is of ranges alone.
         let ground = Ground {
             graph: &graph,
             placement: &placement,
-            facts: &BTreeMap::new(),
+            facts,
             stats: &seen.stats,
             ranges: &reshaped.ranges,
             weights: &weights,
+            means: &BTreeMap::new(),
         };
         let choice = choose(&ground, settings, rule)?;
         output_sqnr(&graph, Mode::Integer(&choice.grids), source, &references, threads, progress)
     };
-    Ok(if sqnr(&equalized)? > sqnr(&plain)? { equalized } else { plain })
+    let better = |method: Method, old: Reshaped, new: Reshaped| -> Result<Reshaped, Error> {
+        let taken = new != old && (settings.methods.demands(method) || sqnr(&new)? > sqnr(&old)?);
+        Ok(if taken { new } else { old })
+    };
+    if equalizes {
+        let output_scaling::Scaling { patches, ranges } = output_scaling::scaling(prepared, &outputs, &stats);
+        best = Reshaped { patches, ranges, ..best };
+        outputs.iter().for_each(|slot| drop(best.normals.remove(&slot.tensor)));
+        let equalized = equalized(prepared, &best, &silus, &stats, settings);
+        best = better(Method::Equalize, best, equalized)?;
+    }
+    if absorbs {
+        let graph = patched(prepared, &best.patches);
+        let tensors = seams.iter().map(|seam| seam.tensor.clone()).collect();
+        let Observation { stats, .. } = observe(&graph, tensors, source, &none, 0, threads, progress)?;
+        let absorbed = absorbed(&graph, facts, &best, &stats);
+        best = better(Method::AbsorbBias, best, absorbed)?;
+    }
+    Ok(best)
+}
+
+/// `reshaped`, equalized.
+fn equalized(
+    prepared: &Graph,
+    reshaped: &Reshaped,
+    silus: &[SiluSlot],
+    stats: &Stats,
+    settings: &Settings,
+) -> Reshaped {
+    let mut new = reshaped.clone();
+    let graph = patched(prepared, &new.patches);
+    let equalization::Equalized { patches, factors } =
+        equalization::equalize(&graph, stats, settings.policy.per_channel);
+    new.patches.extend(patches);
+    for (tensor, factors) in factors {
+        let channels = new.normals.get_mut(&tensor).into_iter().flatten();
+        channels.zip(factors).for_each(|(channel, factor)| *channel = channel.times(factor));
+    }
+    let (patches, ranges) = equalization::silu_patches(&patched(prepared, &new.patches), silus, stats);
+    new.patches.extend(patches);
+    new.ranges.extend(ranges);
+    silus.iter().for_each(|slot| drop(new.normals.remove(prepared.nodes[slot.first].output())));
+    new
+}
+
+/// `reshaped`, which made `graph`, with high biases absorbed.
+fn absorbed(graph: &Graph, facts: &BTreeMap<String, Fact>, reshaped: &Reshaped, stats: &Stats) -> Reshaped {
+    let mut new = reshaped.clone();
+    let bias_absorption::Absorbed { patches, taken } = bias_absorption::absorb(graph, facts, &new.normals, stats);
+    new.patches.extend(patches);
+    for (tensor, taken) in taken {
+        let channels = new.normals.get_mut(&tensor).into_iter().flatten();
+        channels.zip(taken).for_each(|(channel, taken)| channel.mean -= taken);
+    }
+    new
 }
 
 /// The last layers whose output has many places: every channel shows its range in a few images. A classifier's does not, since

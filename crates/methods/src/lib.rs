@@ -5,6 +5,7 @@
 
 pub mod aciq;
 pub mod adaround;
+pub mod bias_absorption;
 pub mod bias_correction;
 pub mod bn_tune;
 pub mod brecq;
@@ -14,6 +15,7 @@ pub mod draft;
 pub mod e2e_qp;
 pub mod equalization;
 pub mod error;
+pub mod expectation;
 pub mod lapq;
 pub mod mixed_clipping;
 pub mod moments;

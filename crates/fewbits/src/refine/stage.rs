@@ -5,8 +5,8 @@ use crate::{
     quantize::Settings,
 };
 use fewbits_methods::{
-    BlockMethod, aciq::Aciq, adaround::AdaRound, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp, lapq,
-    mixed_clipping::MixedClipping, omse::Omse, qdrop::QDrop, reconstruction, seq_mse::SeqMse, zero_point,
+    BlockMethod, aciq::Aciq, adaround::AdaRound, bias_correction, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp,
+    lapq, mixed_clipping::MixedClipping, omse::Omse, qdrop::QDrop, reconstruction, seq_mse::SeqMse, zero_point,
 };
 use std::time::Instant;
 
@@ -46,13 +46,15 @@ impl Stage {
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
             Method::QDrop => Box::new(QDrop { config: learned(QDrop::default().config) }),
             Method::BnTune => Box::new(BnTune::default()),
+            Method::BiasCorrectionSequential => Box::new(bias_correction::sequential()),
             Method::Lapq => return Some(Stage::Outputs(ByOutputs::Lapq(lapq::Config::default()))),
             Method::ZeroPoint => {
                 let config = zero_point::Config { deadline, ..zero_point::Config::default() };
                 return Some(Stage::Outputs(ByOutputs::ZeroPoint(config)));
             }
             Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, deadline, ..Default::default() })),
-            Method::ZeroqData | Method::Equalize | Method::BiasCorrection => return None,
+            Method::ZeroqData | Method::Equalize | Method::AbsorbBias => return None,
+            Method::BiasCorrection | Method::BiasCorrectionAnalytic => return None,
         };
         Some(Stage::Walk(vec![walked]))
     }

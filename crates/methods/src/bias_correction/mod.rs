@@ -2,67 +2,75 @@
 //!
 //! # What it does
 //! A layer computes `W x + b`; with rounded weights, `Ŵ x + b`. Per output channel the two differ in the mean by
-//! `(W − Ŵ)·E[x]`, which is added to `b`. `E[x]` is the mean per input channel over calibration samples of the float network, so
-//! that all layers are corrected at once. A tap of the kernel that zero padding covers for some outputs counts for the others
-//! only.
+//! `(W − Ŵ)·E[x]`, which is added to `b`. There are three forms.
+//!
+//! - Empirical ([`means`]): `E[x]` is the mean per input channel over calibration samples of the float network, so that all layers are
+//!   corrected at once. A tap of the kernel that zero padding covers for some outputs counts for the others only.
+//! - Analytic ([`crate::expectation`]): `E[x]` follows from what BatchNormalizations remember, without samples.
+//! - Sequential ([`sequential`]): layer by layer, `b += mean(y − ŷ)` over samples, with the inputs of `ŷ` as the network quantized so far
+//!   makes them. It makes up for what earlier layers and rounded activations add to the mean, too.
 //!
 //! # When it helps
 //! Nearly always; most for depthwise and thin layers, where rounding errors do not average out.
 //!
 //! # When it fails
-//! Where means say little: a handful of samples, or a network whose inputs have mean zero.
+//! Where means say little: a handful of samples, or a network whose inputs have mean zero. The analytic form where inputs of a layer are
+//! far from clipped normals, or positions at the border from those inside.
 //!
 //! # Cost
-//! Channel sums during calibration; the arithmetic here is one multiply-add per weight.
+//! Channel sums during calibration; the arithmetic here is one multiply-add per weight. Sequential: a pass over the samples for each
+//! layer.
 //!
 //! # Config
 //! None.
 //!
 //! # Source
-//! Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), §4.2, empirical form;
-//! the per-layer form is that of fast bias correction.
+//! Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), §4.2 and appendix; the
+//! per-layer empirical form is that of fast bias correction.
 //!
 //! # Departures
-//! Inputs are those of the float network, not of the network quantized so far. The mean that clipping takes from the input is not
-//! made up for: it belongs to rare large elements, and a constant in its place hurts every other sample.
+//! The first two forms: inputs are those of the float network, not of the network quantized so far. The mean that clipping takes from
+//! the input is not made up for: it belongs to rare large elements, and a constant in its place hurts every other sample. Sequential:
+//! samples that are held back decide for each layer whether it is corrected.
 
+use crate::bn_tune::{self, BnTune};
 use fewbits_graph::{Graph, Grids, Node, Op, Tensor, exec::rounded_constant, op::Fact, ops::window::Window};
 use fewbits_quant::Stats;
 use std::{collections::BTreeMap, sync::Arc};
 
+/// The sequential form: [`BnTune`] without deviations.
+pub fn sequential() -> BnTune {
+    BnTune { config: bn_tune::Config { deviation: false, ..Default::default() } }
+}
+
+/// `E[x]` by channel of every tensor, as samples have it.
+pub fn means(stats: &Stats) -> BTreeMap<String, Vec<f64>> {
+    stats.0.iter().filter_map(|(name, seen)| Some((name.clone(), seen.channels.as_ref()?.mean()))).collect()
+}
+
 /// Replacement biases by name.
 ///
-/// `stats` holds statistics by channel of layer inputs, `facts` the shapes of all tensors. A bias that several layers share is
-/// left alone.
+/// `inputs` holds `E[x]` by channel of layer inputs, `facts` the shapes of all tensors. A bias that several layers share is left alone.
 pub fn corrections(
     graph: &Graph,
     grids: &Grids,
     facts: &BTreeMap<String, Fact>,
-    stats: &Stats,
+    inputs: &BTreeMap<String, Vec<f64>>,
 ) -> BTreeMap<String, Arc<Tensor>> {
     let mut patches = BTreeMap::new();
     let consumers = graph.consumers();
     for (node, weight_name, bias_name) in layers(graph, grids) {
         let shared = consumers.get(bias_name).is_some_and(|readers| readers.len() > 1);
         let (Some(weight), Some(bias)) = (graph.constant(weight_name), graph.constant(bias_name)) else { continue };
-        let (Some(input), Some(input_fact)) =
-            (stats.0.get(&node.inputs[0]).and_then(|s| s.channels.as_ref()), facts.get(&node.inputs[0]))
-        else {
+        let (Some(input), Some(input_fact)) = (inputs.get(&node.inputs[0]), facts.get(&node.inputs[0])) else {
             continue;
         };
-        let input = &input.mean();
         let rounded = rounded_constant(weight_name, weight, grids);
         let (Some(weights), Some(rounded), Some(old)) = (weight.as_f32(), rounded.as_f32(), bias.as_f32()) else {
             continue;
         };
-        let shift = match &node.op {
-            Op::Conv(conv) => {
-                let Some(taps) = coverage(&conv.window, weight, input_fact) else { continue };
-                convolution(weights, rounded, &weight.dims, conv.group, &taps, input)
-            }
-            Op::Gemm(gemm) => product(weights, rounded, &weight.dims, gemm.trans_b, input),
-            _ => continue,
-        };
+        let errors: Vec<f64> = weights.iter().zip(rounded).map(|(w, r)| f64::from(*w) - f64::from(*r)).collect();
+        let Some(shift) = response(node, &errors, &weight.dims, input_fact, input) else { continue };
         if shared || shift.len() != old.len() || shift.iter().any(|s| !s.is_finite()) {
             continue;
         }
@@ -83,9 +91,18 @@ fn layers<'g>(graph: &'g Graph, grids: &'g Grids) -> impl Iterator<Item = (&'g N
     })
 }
 
+/// What a layer with `weights` of shape `dims` and no bias makes, on average over positions, of an input that is constant in each channel.
+fn response(node: &Node, weights: &[f64], dims: &[usize], fact: &Fact, input: &[f64]) -> Option<Vec<f64>> {
+    match &node.op {
+        Op::Conv(conv) => Some(convolution(weights, dims, conv.group, &coverage(&conv.window, dims, fact)?, input)),
+        Op::Gemm(gemm) => Some(product(weights, dims, gemm.trans_b, input)),
+        _ => None,
+    }
+}
+
 /// For each tap of the kernel, the share of outputs for which it lies inside the input, row-major.
-fn coverage(window: &Window, weight: &Tensor, input: &Fact) -> Option<Vec<f64>> {
-    let frame = window.frame(input.dims.get(2..)?, weight.dims.get(2..)?, false).ok()?;
+pub(crate) fn coverage(window: &Window, dims: &[usize], input: &Fact) -> Option<Vec<f64>> {
+    let frame = window.frame(input.dims.get(2..)?, dims.get(2..)?, false).ok()?;
     let share = |axis: usize, tap: usize| {
         let inside = |o: &usize| {
             let at = o * frame.stride[axis] + tap * frame.dilation[axis];
@@ -97,36 +114,25 @@ fn coverage(window: &Window, weight: &Tensor, input: &Fact) -> Option<Vec<f64>> 
     Some((0..frame.kernel[0]).flat_map(columns).map(|(r, s)| share(0, r) * share(1, s)).collect())
 }
 
-/// `Σ (W − Ŵ)·E[x]` per output channel of a convolution with weights `[O, I/groups, taps…]`.
-fn convolution(
-    weights: &[f32],
-    rounded: &[f32],
-    dims: &[usize],
-    groups: usize,
-    taps: &[f64],
-    input: &[f64],
-) -> Vec<f64> {
+/// `Σ w·x` per output channel of a convolution with weights `[O, I/groups, taps…]`; NaN where `input` is too short.
+pub(crate) fn convolution(weights: &[f64], dims: &[usize], groups: usize, taps: &[f64], input: &[f64]) -> Vec<f64> {
     let (outputs, per_group) = (dims[0], dims[1]);
     let row = per_group * taps.len();
-    let shift = |o: usize| {
+    let sum = |o: usize| {
         let first = o / (outputs / groups).max(1) * per_group;
-        let pairs = weights[o * row..(o + 1) * row].iter().zip(&rounded[o * row..(o + 1) * row]);
-        let term = |(i, (&w, &r)): (usize, (&f32, &f32))| {
-            let channel = first + i / taps.len();
-            taps[i % taps.len()] * ((f64::from(w) - f64::from(r)) * input.get(channel).unwrap_or(&f64::NAN))
+        let term = |(i, &w): (usize, &f64)| {
+            taps[i % taps.len()] * (w * input.get(first + i / taps.len()).unwrap_or(&f64::NAN))
         };
-        pairs.enumerate().map(term).sum()
+        weights[o * row..(o + 1) * row].iter().enumerate().map(term).sum()
     };
-    (0..outputs).map(shift).collect()
+    (0..outputs).map(sum).collect()
 }
 
 /// The same for a matrix product with weights `[K, N]`, or `[N, K]` if transposed.
-fn product(weights: &[f32], rounded: &[f32], dims: &[usize], transposed: bool, input: &[f64]) -> Vec<f64> {
+fn product(weights: &[f64], dims: &[usize], transposed: bool, input: &[f64]) -> Vec<f64> {
     let (inputs, outputs) = if transposed { (dims[1], dims[0]) } else { (dims[0], dims[1]) };
     let at = |k: usize, n: usize| if transposed { n * inputs + k } else { k * outputs + n };
-    let term = |k: usize, n: usize| {
-        (f64::from(weights[at(k, n)]) - f64::from(rounded[at(k, n)])) * input.get(k).unwrap_or(&f64::NAN)
-    };
+    let term = |k: usize, n: usize| weights[at(k, n)] * input.get(k).unwrap_or(&f64::NAN);
     (0..outputs).map(|n| (0..inputs).map(|k| term(k, n)).sum()).collect()
 }
 

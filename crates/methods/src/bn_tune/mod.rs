@@ -41,7 +41,7 @@ const SILENT: f64 = 1e-4;
 /// What is tuned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Config {
-    /// Deviations too, not means alone.
+    /// Deviations too, not means alone; without them it is [`crate::bias_correction::sequential`].
     pub deviation: bool,
     /// Smallest and largest factor on a scale.
     pub factors: [f64; 2],
@@ -64,7 +64,7 @@ pub struct BnTune {
 
 impl BlockMethod for BnTune {
     fn name(&self) -> &'static str {
-        "bn-tune"
+        if self.config.deviation { "bn-tune" } else { "bias-correction" }
     }
 
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {

@@ -35,6 +35,7 @@
 //! groups tied by additions; channels below a Clip in place of Clip taken for Relu; no absorption of biases.
 
 mod silu;
+mod weights;
 
 pub use silu::silu_patches;
 
@@ -151,54 +152,66 @@ fn input_groups(graph: &Graph, layer: usize) -> Option<bool> {
 /// A constant, the axis of its channels, and what to multiply each by.
 type Edit<'a> = (&'a str, usize, &'a dyn Fn(usize) -> f64);
 
-/// Replacement weights and biases that equalize every group whose tensors have statistics by channel.
-pub fn patches(graph: &Graph, stats: &Stats) -> BTreeMap<String, Arc<Tensor>> {
+/// What equalization does.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Equalized {
+    /// Replacement weights and biases.
+    pub patches: BTreeMap<String, Arc<Tensor>>,
+    /// By what the channels of tensors that layers write are multiplied, `1/s_c`.
+    pub factors: BTreeMap<String, Vec<f64>>,
+}
+
+/// Equalizes every group whose tensors have statistics by channel. `per_channel`: weights have a scale for each output channel.
+pub fn equalize(graph: &Graph, stats: &Stats, per_channel: bool) -> Equalized {
     let mut patched = graph.clone();
-    let mut changed = BTreeSet::new();
-    for group in groups(graph) {
-        let Some(scales) = scales(graph, &group, stats) else { continue };
-        let (divide, multiply) = (|c: usize| 1.0 / scales[c], |c: usize| scales[c]);
-        let mut edits: Vec<Edit> = Vec::new();
-        for &writer in &group.writers {
-            let names = graph.nodes[writer].inputs.iter().skip(1).filter(|name| !name.is_empty());
-            edits.extend(names.map(|name| (name.as_str(), 0, &divide as &dyn Fn(usize) -> f64)));
-        }
-        for &reader in &group.readers {
-            let axis = usize::from(input_groups(graph, reader) != Some(true));
-            edits.push((&graph.nodes[reader].inputs[1], axis, &multiply));
-        }
-        let new = edits.into_iter().map(|(name, axis, factor)| {
-            Some((name.to_string(), scaled(patched.constant(name)?, axis, scales.len(), factor)?))
-        });
+    let mut done = Equalized::default();
+    let groups = groups(graph);
+    let all = match per_channel {
+        true => groups.iter().map(|group| scales(graph, group, stats)).collect(),
+        false => weights::scales(graph, &groups, stats),
+    };
+    for (group, scales) in groups.iter().zip(all) {
+        let Some(scales) = scales else { continue };
         // All of a group or nothing.
-        let Some(new) = new.collect::<Option<Vec<_>>>() else { continue };
-        for (name, tensor) in new {
-            patched.constants.insert(name.clone(), Arc::new(tensor));
-            changed.insert(name);
-        }
+        let Some(new) = applied(&patched, group, &scales) else { continue };
+        done.patches.extend(new.iter().cloned());
+        patched.constants.extend(new);
+        let factors: Vec<f64> = scales.iter().map(|s| 1.0 / s).collect();
+        done.factors.extend(group.writers.iter().map(|&w| (graph.nodes[w].output().to_string(), factors.clone())));
     }
-    changed.into_iter().filter_map(|name| Some((name.clone(), patched.constant(&name)?.clone()))).collect()
+    done
+}
+
+/// Weights and biases of `group` with `scales` moved; `None` if the shapes do not fit.
+fn applied(graph: &Graph, group: &Group, scales: &[f64]) -> Option<Vec<(String, Arc<Tensor>)>> {
+    let (divide, multiply) = (|c: usize| 1.0 / scales[c], |c: usize| scales[c]);
+    let mut edits: Vec<Edit> = Vec::new();
+    for &writer in &group.writers {
+        let names = graph.nodes[writer].inputs.iter().skip(1).filter(|name| !name.is_empty());
+        edits.extend(names.map(|name| (name.as_str(), 0, &divide as &dyn Fn(usize) -> f64)));
+    }
+    for &reader in &group.readers {
+        let axis = usize::from(input_groups(graph, reader) != Some(true));
+        edits.push((&graph.nodes[reader].inputs[1], axis, &multiply));
+    }
+    // A layer may write and read a group.
+    let mut new: BTreeMap<&str, Tensor> = BTreeMap::new();
+    for (name, axis, factor) in edits {
+        let old = new.get(name).or(graph.constant(name).map(|t| &**t))?;
+        let tensor = scaled(old, axis, scales.len(), factor)?;
+        new.insert(name, tensor);
+    }
+    Some(new.into_iter().map(|(name, tensor)| (name.to_string(), Arc::new(tensor))).collect())
 }
 
 /// `s_c`, with geometric mean one where there is no ceiling; `None` if there is nothing to equalize or the shapes do not fit.
 fn scales(graph: &Graph, group: &Group, stats: &Stats) -> Option<Vec<f64>> {
-    let mut reach: Vec<f32> = Vec::new();
-    for tensor in &group.tensors {
-        let largest = stats.0.get(tensor)?.channels.as_ref()?.largest();
-        reach.resize(largest.len().max(reach.len()), 0.0);
-        reach.iter_mut().zip(&largest).for_each(|(r, l)| *r = r.max(*l));
+    let reach = reach(group, stats)?;
+    let weight = largest_read(graph, group, |largest| largest)?;
+    if weight.len() != reach.len() {
+        return None;
     }
-    let mut weight = vec![0f32; reach.len()];
-    let mut depthwise = true;
-    for &reader in &group.readers {
-        let alone = input_groups(graph, reader)?;
-        depthwise &= alone;
-        let read = largest_per_channel(graph.constant(&graph.nodes[reader].inputs[1])?, usize::from(!alone))?;
-        if read.len() != reach.len() {
-            return None;
-        }
-        weight.iter_mut().zip(&read).for_each(|(w, r)| *w = w.max(*r));
-    }
+    let depthwise = group.readers.iter().all(|&reader| input_groups(graph, reader) == Some(true));
     if !group.ceilings.is_empty() {
         return below_ceilings(group, stats, &weight, depthwise);
     }
@@ -215,14 +228,35 @@ fn scales(graph: &Graph, group: &Group, stats: &Stats) -> Option<Vec<f64>> {
     (known.len() > 1).then(|| raw.into_iter().map(limit).collect())
 }
 
+/// Largest magnitude of each channel in the tensors that are read.
+fn reach(group: &Group, stats: &Stats) -> Option<Vec<f32>> {
+    let seen = group.tensors.iter().map(|tensor| Some(stats.0.get(tensor)?.channels.as_ref()?.largest()));
+    largest_of(seen)
+}
+
+/// Largest weight on each channel among the readers, each layer's put through `unit`.
+fn largest_read(graph: &Graph, group: &Group, unit: impl Fn(Vec<f32>) -> Vec<f32>) -> Option<Vec<f32>> {
+    let of = |&reader: &usize| {
+        let axis = usize::from(!input_groups(graph, reader)?);
+        largest_per_channel(graph.constant(&graph.nodes[reader].inputs[1])?, axis).map(&unit)
+    };
+    largest_of(group.readers.iter().map(of))
+}
+
+/// Elementwise; `None` if one is, or lengths differ.
+fn largest_of(lists: impl Iterator<Item = Option<Vec<f32>>>) -> Option<Vec<f32>> {
+    let larger = |a: Vec<f32>, b: Vec<f32>| {
+        (a.len() == b.len()).then(|| a.iter().zip(&b).map(|(a, b)| a.max(*b)).collect::<Vec<f32>>())
+    };
+    let all = lists.collect::<Option<Vec<_>>>()?;
+    let mut all = all.into_iter();
+    let first = all.next()?;
+    all.try_fold(first, larger)
+}
+
 /// `s_c` from `u_c` to one. `weight` is `r_c`.
 fn below_ceilings(group: &Group, stats: &Stats, weight: &[f32], depthwise: bool) -> Option<Vec<f64>> {
-    let mut used = vec![0f64; weight.len()];
-    for (tensor, ceiling) in &group.ceilings {
-        let largest = stats.0.get(tensor)?.channels.as_ref()?.largest();
-        let of = |l: f32| MARGIN * f64::from(l) / f64::from(*ceiling);
-        used.iter_mut().zip(largest).for_each(|(u, l)| *u = u.max(of(l)));
-    }
+    let used = used(group, stats, weight.len())?;
     let most = f64::from(weight.iter().copied().fold(0f32, f32::max));
     let scale = |(u, &r): (f64, &f32)| match (u, f64::from(r)) {
         (u, r) if !(u > 0.0 && u < 1.0 && r > 0.0) => 1.0,
@@ -231,6 +265,17 @@ fn below_ceilings(group: &Group, stats: &Stats, weight: &[f32], depthwise: bool)
     };
     let scales: Vec<f64> = used.into_iter().zip(weight).map(scale).collect();
     scales.iter().any(|s| *s < 1.0).then_some(scales)
+}
+
+/// `u_c`: what each channel uses of the room below the ceiling.
+fn used(group: &Group, stats: &Stats, channels: usize) -> Option<Vec<f64>> {
+    let mut used = vec![0f64; channels];
+    for (tensor, ceiling) in &group.ceilings {
+        let largest = stats.0.get(tensor)?.channels.as_ref()?.largest();
+        let of = |l: f32| MARGIN * f64::from(l) / f64::from(*ceiling);
+        used.iter_mut().zip(largest).for_each(|(u, l)| *u = u.max(of(l)));
+    }
+    Some(used)
 }
 
 /// Largest magnitude for each index along `axis`; `None` if an element is not finite.

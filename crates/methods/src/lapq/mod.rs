@@ -28,7 +28,7 @@ mod powell;
 
 use crate::{
     Draft, Ground, Layer, Progress,
-    bias_correction::corrections,
+    bias_correction::{corrections, means},
     clipping::{Clip, Weights},
     draft::layers,
     moments::Shape,
@@ -120,7 +120,7 @@ fn with_scales(ground: Ground<'_>, draft: &Draft, weights: &[Weights<'_>], scale
         draft.graph.constants.extend(ground.float.constants.get(name).map(|float| (name.clone(), float.clone())));
         draft.set_params(name, fewbits_graph::QuantParams { scale: scale.clone(), ..weights.params.clone() });
     }
-    let biases = corrections(ground.float, &draft.grids, ground.facts, ground.stats);
+    let biases = corrections(ground.float, &draft.grids, ground.facts, &means(ground.stats));
     draft.graph.constants.extend(biases);
     draft
 }
