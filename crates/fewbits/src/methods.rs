@@ -22,6 +22,12 @@ pub enum Method {
     SeqMse,
     /// Codes and scales of least output error, one coordinate after the other.
     Comq,
+    /// Windows of weights shifted by codes. Not deployable in integers.
+    ZeroPointWindow,
+    /// Codes of weights read with another zero point. Not deployable in integers.
+    ZeroPointDequant,
+    /// Weights rounded and read with a fractional zero point. Not deployable in integers.
+    ZeroPointPhase,
     /// Zero points and scales of activations, by what the outputs say.
     ZeroPoint,
     /// Up or down for each weight, learned layer by layer.
@@ -48,6 +54,9 @@ pub const METHODS: &[(Method, &str)] = &[
     (Method::Lapq, "lapq"),
     (Method::SeqMse, "seq-mse"),
     (Method::Comq, "comq"),
+    (Method::ZeroPointWindow, "zero-point-window"),
+    (Method::ZeroPointDequant, "zero-point-dequant"),
+    (Method::ZeroPointPhase, "zero-point-phase"),
     (Method::ZeroPoint, "zero-point"),
     (Method::AdaRound, "adaround"),
     (Method::Brecq, "brecq"),
@@ -95,6 +104,12 @@ impl Methods {
     /// Whether `method` is applied, or tried.
     pub fn allows(&self, method: Method) -> bool {
         *self == Methods::Auto || self.demands(method)
+    }
+
+    /// Whether integer kernels compute what comes of it.
+    pub fn deployable(&self) -> bool {
+        use Method::{ZeroPointDequant, ZeroPointPhase, ZeroPointWindow};
+        ![ZeroPointWindow, ZeroPointDequant, ZeroPointPhase].iter().any(|method| self.demands(*method))
     }
 
     /// The same without `zeroq-data`; if nothing else was asked for, what is done by default.

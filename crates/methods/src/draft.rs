@@ -1,6 +1,6 @@
 //! The quantized network in the making: what each method gets, changes and hands on.
 
-use fewbits_graph::{Graph, Grids, Node, Op, QuantParams, Tensor, TensorQuant, op::Fact};
+use fewbits_graph::{Graph, Grids, Node, Op, QuantParams, Tensor, TensorQuant, exec::rounded_constant, op::Fact};
 use fewbits_quant::{
     Stats,
     placement::{Placement, Site},
@@ -40,6 +40,11 @@ impl Draft {
     /// Replaces the grid of a tensor that has one of its own.
     pub fn set_params(&mut self, name: &str, params: QuantParams) {
         self.grids.0.insert(name.into(), TensorQuant::Quantized(params));
+    }
+
+    /// A constant as its grid rounds it.
+    pub fn rounded(&self, name: &str) -> Option<Arc<Tensor>> {
+        Some(rounded_constant(name, self.graph.constants.get(name)?, &self.grids))
     }
 
     /// The constants that differ from `float`'s.
