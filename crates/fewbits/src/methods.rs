@@ -170,6 +170,8 @@ mod tests {
         assert_eq!(methods.to_string(), "equalize,bias-correction");
         assert_eq!("auto".parse(), Ok(Methods::Auto));
         assert_eq!("none".parse::<Methods>().unwrap().to_string(), "none");
+        assert!(Methods::Auto.deployable() && methods.deployable());
+        assert!(!"comq,zero-point-phase".parse::<Methods>().unwrap().deployable());
         assert!("adarond".parse::<Methods>().unwrap_err().contains("adarond"));
     }
 }
