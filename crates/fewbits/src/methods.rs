@@ -24,6 +24,12 @@ pub enum Method {
     SeqMse,
     /// Codes and scales of least output error, one coordinate after the other.
     Comq,
+    /// Windows of weights shifted by codes. Not deployable in integers.
+    ZeroPointWindow,
+    /// Codes of weights read with another zero point. Not deployable in integers.
+    ZeroPointDequant,
+    /// Weights rounded and read with a fractional zero point. Not deployable in integers.
+    ZeroPointPhase,
     /// Zero points and scales of activations, by what the outputs say.
     ZeroPoint,
     /// Up or down for each weight, learned layer by layer.
@@ -55,6 +61,9 @@ pub const METHODS: &[(Method, &str)] = &[
     (Method::Lapq, "lapq"),
     (Method::SeqMse, "seq-mse"),
     (Method::Comq, "comq"),
+    (Method::ZeroPointWindow, "zero-point-window"),
+    (Method::ZeroPointDequant, "zero-point-dequant"),
+    (Method::ZeroPointPhase, "zero-point-phase"),
     (Method::ZeroPoint, "zero-point"),
     (Method::AdaRound, "adaround"),
     (Method::Brecq, "brecq"),
@@ -104,6 +113,12 @@ impl Methods {
     /// Whether `method` is applied, or tried.
     pub fn allows(&self, method: Method) -> bool {
         *self == Methods::Auto || self.demands(method)
+    }
+
+    /// Whether integer kernels compute what comes of it.
+    pub fn deployable(&self) -> bool {
+        use Method::{ZeroPointDequant, ZeroPointPhase, ZeroPointWindow};
+        ![ZeroPointWindow, ZeroPointDequant, ZeroPointPhase].iter().any(|method| self.demands(*method))
     }
 
     /// The same without `zeroq-data`; if nothing else was asked for, what is done by default.
@@ -164,6 +179,8 @@ mod tests {
         assert_eq!(methods.to_string(), "equalize,bias-correction");
         assert_eq!("auto".parse(), Ok(Methods::Auto));
         assert_eq!("none".parse::<Methods>().unwrap().to_string(), "none");
+        assert!(Methods::Auto.deployable() && methods.deployable());
+        assert!(!"comq,zero-point-phase".parse::<Methods>().unwrap().deployable());
         assert!("adarond".parse::<Methods>().unwrap_err().contains("adarond"));
     }
 }

@@ -189,7 +189,12 @@ pub fn refine(
     let mut patches: Patches = quantized.patches.clone();
     patches.extend(best.patches(float));
     let graph = laid_out(prepared, &patches, &best.grids);
-    Ok(Quantized { graph, grids: best.grids, patches, steps: mark.done, ..quantized })
+    let mut placement = placement.clone();
+    for layer in layers(float, &quantized.placement).iter().filter(|layer| best.grids.params(&layer.weight).is_none()) {
+        placement.nodes[layer.node].integer = false;
+        placement.nodes[layer.node].reason = "its weight has zero points, which integer kernels do not multiply".into();
+    }
+    Ok(Quantized { graph, placement, grids: best.grids, patches, steps: mark.done, ..quantized })
 }
 
 /// What the float network makes of `source`, one list of outputs per run.

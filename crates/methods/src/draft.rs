@@ -1,6 +1,6 @@
 //! The quantized network in the making: what each method gets, changes and hands on.
 
-use fewbits_graph::{Graph, Grids, Node, Op, QuantParams, Tensor, TensorQuant, op::Fact};
+use fewbits_graph::{Graph, Grids, Node, Op, QuantParams, Tensor, TensorQuant, exec::rounded_constant, op::Fact};
 use fewbits_quant::{
     Stats,
     placement::{Placement, Site},
@@ -61,6 +61,11 @@ impl Draft {
             }
         }
         self.set_params(name, params);
+    }
+
+    /// A constant as its grid rounds it.
+    pub fn rounded(&self, name: &str) -> Option<Arc<Tensor>> {
+        Some(rounded_constant(name, self.graph.constants.get(name)?, &self.grids))
     }
 
     /// The constants that differ from `float`'s.

@@ -5,8 +5,23 @@ use crate::{
     quantize::Settings,
 };
 use fewbits_methods::{
-    BlockMethod, aciq::Aciq, adaround::AdaRound, bias_correction, bn_tune::BnTune, brecq::Brecq, comq::Comq, e2e_qp,
-    lapq, mixed_clipping::MixedClipping, omse::Omse, qdrop::QDrop, reconstruction, seq_mse::SeqMse, zero_point,
+    BlockMethod,
+    aciq::Aciq,
+    adaround::AdaRound,
+    bias_correction,
+    bn_tune::BnTune,
+    brecq::Brecq,
+    comq::Comq,
+    e2e_qp, lapq,
+    mixed_clipping::MixedClipping,
+    omse::Omse,
+    qdrop::QDrop,
+    reconstruction,
+    seq_mse::SeqMse,
+    zero_point::{
+        self,
+        weights::{Shift, WeightShift},
+    },
 };
 use std::time::Instant;
 
@@ -36,6 +51,9 @@ impl Stage {
             let iterations = settings.iterations.unwrap_or(config.iterations);
             reconstruction::Config { seed, iterations, ..config }
         };
+        let shifted = |shift| -> Box<dyn BlockMethod> {
+            Box::new(WeightShift::new(shift, settings.methods.demands(Method::BiasCorrection)))
+        };
         let walked: Box<dyn BlockMethod> = match method {
             Method::MixedClipping => Box::new(MixedClipping::default()),
             Method::Aciq => Box::new(Aciq::default()),
@@ -45,6 +63,9 @@ impl Stage {
             Method::AdaRound => Box::new(AdaRound { config: learned(AdaRound::default().config) }),
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
             Method::QDrop => Box::new(QDrop { config: learned(QDrop::default().config) }),
+            Method::ZeroPointWindow => shifted(Shift::Window),
+            Method::ZeroPointDequant => shifted(Shift::Dequantization),
+            Method::ZeroPointPhase => shifted(Shift::Phase),
             Method::BnTune => Box::new(BnTune::default()),
             Method::BiasCorrectionSequential => Box::new(bias_correction::sequential()),
             Method::Lapq => return Some(Stage::Outputs(ByOutputs::Lapq(lapq::Config::default()))),

@@ -101,3 +101,22 @@ fn a_search_keeps_its_budget_and_says_when_it_cannot() {
     let bytes: Vec<u64> = front.as_array().unwrap().iter().map(|point| point["bytes"].as_u64().unwrap()).collect();
     assert!(bytes.len() > 2 && bytes.is_sorted() && bytes[0] <= missed["bytes"].as_u64().unwrap(), "{bytes:?}");
 }
+
+#[test]
+fn shifted_weights_are_float_in_the_file_and_the_program_says_so() {
+    let desk = Desk::new();
+    let (model, out) = (desk.path("demo.onnx"), desk.path("low.onnx"));
+    let [calibration, _] = desk.draw("calibration", 2, 32, &[0, 3, 7]);
+    let quantize = |method: &str| {
+        let flags = ["--weights", "3", "--method", method, "--ranges", "minmax", "-o", &out, "--format", "json"];
+        let summary = fewbits(&[&["quantize", &model, "--calib", &calibration], &flags[..]].concat());
+        let summary: Value = serde_json::from_str(&summary).unwrap();
+        let layers = summary["layers"].as_array().unwrap().clone();
+        let float = |layer: &&Value| layer["runtime"] == "float" && layer["weight_bits"].is_null();
+        let shifted = |layer: &&Value| layer["reason"].as_str().unwrap().contains("zero points");
+        (layers.iter().filter(float).filter(shifted).count(), std::fs::metadata(&out).unwrap().len())
+    };
+    let (none, small) = quantize("seq-mse");
+    let (many, large) = quantize("zero-point-window,bias-correction");
+    assert!(none == 0 && many > 10 && large > 2 * small, "{many} layers, {large} bytes and not {small}");
+}

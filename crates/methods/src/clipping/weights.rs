@@ -100,7 +100,7 @@ impl<'a> Weights<'a> {
 
     /// The mean that rounding to `rows` adds to each output channel. Means that errors before the layer bring are left alone: behind Relus
     /// they belong to noise in part, and taken off layer after layer they take the signal with them.
-    fn shifts(&self, moments: &Moments, rows: &[f32]) -> Vec<f64> {
+    pub(crate) fn shifts(&self, moments: &Moments, rows: &[f32]) -> Vec<f64> {
         let (k, outputs) = (self.shape.inputs, self.shape.outputs);
         let pairs = self.rows.chunks(k).zip(rows.chunks(k)).enumerate();
         pairs.map(|(c, (old, new))| moments.fit[c / outputs].mean_of(&difference(old, new))).collect()

@@ -79,6 +79,21 @@ impl Group {
         self.mean_error[output] + self.mean_of(v)
     }
 
+    /// The same moments about zero: what is to be lowered if no bias takes off the mean.
+    pub fn about_zero(&self) -> Group {
+        let (k, o) = (self.mean.len(), self.mean_error.len());
+        let gram = (0..k * k).map(|i| (f64::from(self.gram[i]) + self.mean[i / k] * self.mean[i % k]) as f32);
+        let cross = (0..o * k).map(|i| (f64::from(self.cross[i]) + self.mean_error[i / k] * self.mean[i % k]) as f32);
+        let (gram, cross) = (gram.collect(), cross.collect());
+        Group { gram, cross, mean: vec![0.0; k], mean_error: vec![0.0; o], rows: self.rows }
+    }
+
+    /// `G 1`: moments of each input with the sum of all.
+    pub fn sums(&self) -> Vec<f32> {
+        let rows = self.gram.chunks(self.mean.len().max(1));
+        rows.map(|row| row.iter().map(|g| f64::from(*g)).sum::<f64>() as f32).collect()
+    }
+
     /// Mean of `v·x̂`.
     pub fn mean_of(&self, v: &[f32]) -> f64 {
         v.iter().zip(&self.mean).map(|(v, m)| f64::from(*v) * m).sum()

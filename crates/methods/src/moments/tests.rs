@@ -57,3 +57,20 @@ fn moments_give_the_error_that_the_executor_measures() {
     }
     assert!(checked > 100);
 }
+
+/// Without a bias the mean error counts in full.
+#[test]
+fn moments_about_zero_hold_the_mean_error_too() {
+    let centred = Group {
+        gram: vec![2.0, 0.5, 0.5, 1.0],
+        cross: vec![0.3, -0.2],
+        mean: vec![1.5, -2.0],
+        mean_error: vec![0.7],
+        rows: 10,
+    };
+    let v = [0.4, -0.3];
+    // Var + (mean of v·x̂ + mean of e)², less the part of e alone.
+    let expected = centred.error(0, &v) + centred.shift(0, &v).powi(2) - 0.7f64.powi(2);
+    assert!((centred.about_zero().error(0, &v) - expected).abs() < 1e-6);
+    assert_eq!(centred.sums(), [2.5, 1.5]);
+}

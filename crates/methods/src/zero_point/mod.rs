@@ -24,8 +24,9 @@
 //! network's output.
 //!
 //! # Departures
-//! Activations only. Of the operations on weights, a shift of the window or of the phase makes weights that runtimes do not multiply in
-//! integers, and the shift at dequantization adds `−s δ Σ x`, whose mean the bias corrections take off anyway.
+//! Activations only: runtimes do not multiply weights with zero points in integers. What these would bring is in [`weights`].
+
+pub mod weights;
 
 use crate::{Draft, Ground, Progress};
 use fewbits_graph::QuantParams;

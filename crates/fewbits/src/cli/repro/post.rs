@@ -83,7 +83,11 @@ fn text(report: &Report<'_>) -> String {
         let none = || "–".to_string();
         rows.push(vec![
             line.row.clone(),
-            line.bytes.map_or_else(none, |bytes| bytes.to_string()),
+            if line.deployable {
+                line.bytes.map_or_else(none, |bytes| bytes.to_string())
+            } else {
+                "not deployable".into()
+            },
             line.ap50.map_or(format!("{:.2}", line.score), |ap50| format!("{:.2} ({ap50:.2})", line.score)),
             format!("{:.2}", line.loss),
             line.gain.map_or_else(none, |gain| format!("{gain:+.2}")),

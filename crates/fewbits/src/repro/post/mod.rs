@@ -143,9 +143,10 @@ impl PostRequest<'_> {
             };
         }
         let quantized = quantize(self.model, self.calibration, &settings, self.threads, progress)?;
-        let bytes = bytes(&quantized);
+        // Without integer kernels there is nothing to deploy; the bits are those of the same row without shifts.
+        let bytes = row.methods.deployable().then(|| bytes(&quantized));
         let measured = self.measured(row.name, &quantized.graph, Mode::Integer(&quantized.grids), progress)?;
-        Ok(Measured { bytes: Some(bytes), seconds: begun.elapsed().as_secs_f64(), ..measured })
+        Ok(Measured { bytes, seconds: begun.elapsed().as_secs_f64(), ..measured })
     }
 
     /// Bytes of the network with the bits asked for everywhere.

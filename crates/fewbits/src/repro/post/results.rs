@@ -62,6 +62,8 @@ pub struct Measured {
 pub struct PostLine {
     /// The row.
     pub row: String,
+    /// Whether integer kernels compute it.
+    pub deployable: bool,
     /// Bytes to deploy.
     pub bytes: Option<u64>,
     /// Top-1 or AP, percent.
@@ -136,6 +138,7 @@ impl PostResults {
             let paired = reference.filter(|reference| !reference.hits.is_empty());
             PostLine {
                 row: row.row.clone(),
+                deployable: table.rows.iter().all(|r| r.name != row.row || r.methods.deployable()),
                 bytes: row.bytes,
                 score: row.score,
                 ap50: row.ap50,

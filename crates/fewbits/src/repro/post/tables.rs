@@ -90,7 +90,10 @@ pub fn post_tables() -> Vec<PostTable> {
 }
 
 fn zero_point() -> PostTable {
-    use Method::{Aciq, BiasCorrection, Comq, Equalize, Omse, ZeroPoint};
+    use Method::{
+        Aciq, BiasCorrection, Comq, Equalize, Omse, SeqMse, ZeroPoint, ZeroPointDequant, ZeroPointPhase,
+        ZeroPointWindow,
+    };
     let equalized = |row: PostRow| {
         let searched_with = Methods::List(vec![Equalize]);
         PostRow {
@@ -116,6 +119,13 @@ fn zero_point() -> PostTable {
             mixed("OFM mixed precision", Strategy::Ofm, &[]),
             mixed("OFM + zero points", Strategy::Ofm, &[ZeroPoint]),
             mixed("OFM + bias correction", Strategy::Ofm, &[BiasCorrection]),
+            mixed("OFM + scales by output error + bias correction", Strategy::Ofm, &[SeqMse, BiasCorrection]),
+            mixed("OFM + window shift", Strategy::Ofm, &[ZeroPointWindow]),
+            mixed("OFM + window shift + bias correction", Strategy::Ofm, &[ZeroPointWindow, BiasCorrection]),
+            mixed("OFM + dequantization shift", Strategy::Ofm, &[ZeroPointDequant]),
+            mixed("OFM + dequantization shift + bias correction", Strategy::Ofm, &[ZeroPointDequant, BiasCorrection]),
+            mixed("OFM + phase shift", Strategy::Ofm, &[ZeroPointPhase]),
+            mixed("OFM + phase shift + bias correction", Strategy::Ofm, &[ZeroPointPhase, BiasCorrection]),
             mixed("OFM + zero points + bias correction", Strategy::Ofm, &[ZeroPoint, BiasCorrection]),
             equalized(mixed("the same, equalized", Strategy::Ofm, &[Equalize, ZeroPoint, BiasCorrection])),
             equalized(mixed("the same with COMQ", Strategy::Ofm, &[Equalize, Comq, ZeroPoint, BiasCorrection])),
