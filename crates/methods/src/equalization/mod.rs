@@ -13,13 +13,15 @@
 //! `u_c` and 1 leaves what was seen as it is: `s_c = u_c` in front of depthwise layers, `√(u_c · max r / r_c)` within these limits in
 //! front of dense ones, 1 where a channel reaches `m`. The Clip then limits each small channel near the largest value that it showed.
 //!
+//! Where a weight tensor has one scale for all channels, the weights of layer 1 matter instead of the activation: see `weights`.
+//!
 //! # When it helps
 //! Networks without BatchNormalization-friendly ranges: channels of one tensor that differ by a factor of ten or more.
 //!
 //! # When it fails
 //! Behind other functions that do not scale, and where something else than a layer reads: these are left alone. SiLU has a way of
-//! its own, [`silu_patches`]. In front of Clip, a channel that no sample drove is left alone; one that samples drove less than
-//! other images do is clipped, from 1.25 times the largest value seen.
+//! its own, [`silu_patches`]. In front of Clip, a channel that no sample drove is left alone (with one scale for all, it counts as free of the
+//! ceiling); one that samples drove less than other images do is clipped, from 1.25 times the largest value seen.
 //!
 //! # Cost
 //! Channel extremes of a few samples; one multiplication per weight.
@@ -31,8 +33,9 @@
 //! Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), §4.1.
 //!
 //! # Departures
-//! Activation ranges instead of the weight ranges of layer 1, since per-channel scales make these irrelevant; the depthwise case;
-//! groups tied by additions; channels below a Clip in place of Clip taken for Relu; no absorption of biases.
+//! Activation ranges instead of the weight ranges of layer 1, where per-channel scales make these irrelevant; the depthwise case;
+//! groups tied by additions; channels below a Clip in place of Clip taken for Relu. Biases are absorbed by
+//! [`crate::bias_absorption`].
 
 mod silu;
 mod weights;

@@ -68,6 +68,38 @@ fn the_network_computes_the_same_with_like_ranges() {
     assert!(spread(&equal_stats, "c2") < spread(&stats, "c2"));
 }
 
+#[test]
+fn with_one_scale_a_depthwise_triple_meets_at_its_geometric_mean() {
+    let graph = network();
+    let (before, stats) = run(&graph);
+    let Equalized { patches, factors } = equalize(&graph, &stats, false);
+    let mut equalized = graph.clone();
+    equalized.constants.extend(patches);
+    let (after, equal_stats) = run(&equalized);
+    for (a, b) in before.iter().zip(&after) {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
+    }
+    let relative = |graph: &Graph, name: &str, axis: usize| {
+        let largest = largest_per_channel(graph.constant(name).unwrap(), axis).unwrap();
+        let most = largest.iter().copied().fold(0f32, f32::max);
+        largest.into_iter().map(|v| f64::from(v / most)).collect::<Vec<_>>()
+    };
+    let layers = [("w1", 0), ("w2", 0), ("w3", 1)];
+    let old = layers.map(|(name, axis)| relative(&graph, name, axis));
+    let mean: Vec<f64> = (0..4).map(|c| (old[0][c] * old[1][c] * old[2][c]).cbrt()).collect();
+    let most = mean.iter().copied().fold(0.0, f64::max);
+    for (name, axis) in layers {
+        for (found, mean) in relative(&equalized, name, axis).iter().zip(&mean) {
+            assert!((found * most / mean - 1.0).abs() < 0.01, "{name}: {found} instead of {}", mean / most);
+        }
+    }
+    // What the factors say of a tensor is what happened to it.
+    let largest = |stats: &Stats| stats.0["c2"].channels.as_ref().unwrap().largest();
+    for ((old, new), factor) in largest(&stats).iter().zip(largest(&equal_stats)).zip(&factors["c2"]) {
+        assert!((f64::from(*old) * factor / f64::from(new) - 1.0).abs() < 1e-4, "{old} times {factor} is {new}");
+    }
+}
+
 /// The same with Clip 0…6 for LeakyRelu, and a channel that reaches 6.
 fn clipped() -> Graph {
     let mut graph = network();
