@@ -209,6 +209,7 @@ pub fn search(
             trials: &trials,
             best: &best,
             metric,
+            samples: seen.indices.len(),
             edge_bits,
         };
         let mut found = result::describe(&told)?;

@@ -26,11 +26,11 @@ pub struct Output {
 /// # Errors
 /// [`Error::Usage`] for the first that is not.
 pub fn check_folders<'a>(files: impl IntoIterator<Item = Option<&'a Path>>) -> Result<(), Error> {
-    let folders = files.into_iter().flatten().filter_map(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
-    match folders.into_iter().find(|folder| !folder.is_dir()) {
+    let is_lost = |file: &&Path| file.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
+    match files.into_iter().flatten().find(is_lost) {
         None => Ok(()),
-        Some(folder) => Err(Error::Usage {
-            what: format!("there is no folder `{}` to write to", folder.display()),
+        Some(file) => Err(Error::Usage {
+            what: format!("`{}` cannot be written: there is no such folder", file.display()),
             hint: "make it first".into(),
         }),
     }

@@ -168,6 +168,8 @@ pub struct Told<'a> {
     pub trials: &'a [Trial],
     pub best: &'a Trial,
     pub metric: Metric,
+    /// Samples that whole assignments were measured on.
+    pub samples: usize,
 }
 
 /// What `quantized`, made with the best of the trials, comes to.
@@ -228,7 +230,7 @@ pub fn describe(told: &Told<'_>) -> Result<Found, Error> {
         bops,
         metric: told.metric,
         level: table.level,
-        samples: table.samples,
+        samples: told.samples,
         damage: told.best.damage,
         uniform: search.widths.iter().rev().find_map(of_uniform),
         widths: table.widths.clone(),

@@ -59,7 +59,7 @@ pub struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// Stands before the first block. `memory` bytes at most are kept in memory for samples: a third for each side, and a third for
-    /// what a method keeps of a block ([`Walk::store`]).
+    /// what a method keeps of a block.
     ///
     /// # Errors
     /// [`MethodError::Sample`], [`MethodError::Spill`], [`MethodError::Graph`].

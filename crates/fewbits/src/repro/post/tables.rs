@@ -128,7 +128,7 @@ fn zero_point() -> PostTable {
             mixed("OFM + phase shift + bias correction", Strategy::Ofm, &[ZeroPointPhase, BiasCorrection]),
             mixed("OFM + zero points + bias correction", Strategy::Ofm, &[ZeroPoint, BiasCorrection]),
             equalized(mixed("the same, equalized", Strategy::Ofm, &[Equalize, ZeroPoint, BiasCorrection])),
-            equalized(mixed("the same with COMQ", Strategy::Ofm, &[Equalize, Comq, ZeroPoint, BiasCorrection])),
+            equalized(mixed("the same with COMQ", Strategy::Ofm, &[Equalize, Comq, ZeroPoint])),
         ],
     }
 }
@@ -155,13 +155,10 @@ fn mixed_clipping() -> PostTable {
             PostRow { is_baseline: true, ..mixed("ZeroQ-DP", Strategy::Kl, &[]) },
             PostRow { is_baseline: true, ..mixed("HAWQ", Strategy::Hessian, &[]) },
             PostRow { is_baseline: true, ..mixed("RL alone (HAQ)", Strategy::Rl, &[]) },
-            PostRow { is_baseline: false, ..uniform("uniform + mixed clipping", &[MixedClipping, BiasCorrection]) },
+            PostRow { is_baseline: false, ..uniform("uniform + mixed clipping", &[MixedClipping]) },
             mixed("RL + bias correction", Strategy::Rl, &[BiasCorrection]),
-            mixed("RL + mixed clipping", Strategy::Rl, &[MixedClipping, BiasCorrection]),
-            PostRow {
-                bits: inside,
-                ..mixed("RL with mixed clipping inside", Strategy::Rl, &[MixedClipping, BiasCorrection])
-            },
+            mixed("RL + mixed clipping", Strategy::Rl, &[MixedClipping]),
+            PostRow { bits: inside, ..mixed("RL with mixed clipping inside", Strategy::Rl, &[MixedClipping]) },
         ],
     }
 }
