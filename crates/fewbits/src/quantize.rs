@@ -5,7 +5,7 @@ use crate::{
     methods::{Method, Methods},
     observe::{Observation, observe},
     progress::Progress,
-    refine::{Step, refine},
+    refine::{Step, refine, stages},
     sqnr::BalancedSqnr,
     stream::{Source, outputs},
 };
@@ -61,6 +61,10 @@ pub const CANDIDATES: &[RangeRule] = &[
     RangeRule::MeanMinMax,
 ];
 
+/// What changed weights must gain to be taken: measured on few samples, less says nothing.
+const RESHAPING_GAIN_DB: f64 = 0.25;
+/// The same where roundings to few bits are repaired: weights as they were trained lead to better ones.
+const RESHAPING_GAIN_BEFORE_REPAIR_DB: f64 = 3.0;
 /// Default of [`Settings::time_budget`].
 pub const TIME_BUDGET: Duration = Duration::from_secs(600);
 /// Samples on which [`Ranges::Auto`] compares the rules.
@@ -113,6 +117,15 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The bits that ranges and reshaped weights are judged at. Where methods are to repair weights of few bits, they are judged with
+    /// weights of 8: a network that plain rounding has broken ranks nothing but noise.
+    fn judged_policy(&self) -> Policy {
+        match stages(self, None).is_empty() {
+            true => self.policy.clone(),
+            false => self.policy.with_weights_from(8),
+        }
+    }
+
     /// Everything by default but `target` and `policy`.
     pub fn new(target: Target, policy: Policy) -> Self {
         Settings {
@@ -213,14 +226,16 @@ pub fn quantize(
     let Observation { stats, references } = observe(&graph, observed, source, &weights, kept, threads, progress)?;
 
     let weight_grids = calibrate::weights(&graph, &placement, &settings.policy)?;
+    let judged_grids = calibrate::weights(&graph, &placement, &settings.judged_policy())?;
+    let means = source_means(&graph, &stats, &normals, settings);
     let ground = Ground {
         graph: &graph,
         placement: &placement,
         facts: &facts,
         stats: &stats,
         ranges: &ranges,
-        weights: &weight_grids,
-        means: &means(&graph, &stats, &normals, settings),
+        weights: &judged_grids,
+        means: &means,
     };
     let mut choices = Vec::new();
     progress.begin("choosing ranges", compared.indices.len() * rules.len());
@@ -241,15 +256,18 @@ pub fn quantize(
     let trials: Vec<Trial> = choices.iter().filter_map(|(_, trial)| trial.clone()).collect();
     // Of equals the first: the simpler rule.
     let best = (0..trials.len()).rev().max_by(|&a, &b| trials[a].sqnr_db.total_cmp(&trials[b].sqnr_db)).unwrap_or(0);
-    let (Choice { grids, mut biases, guarded }, _) = choices.swap_remove(best);
-    let doubted = !biases.is_empty() && settings.methods == Methods::Auto;
+    let (judged, _) = choices.swap_remove(best);
+    let doubted = !judged.biases.is_empty() && settings.methods == Methods::Auto;
+    let mut corrects = true;
     if let Some(Trial { sqnr_db, .. }) = trials.get(best).filter(|_| doubted) {
-        let mode = Mode::Integer(&grids);
-        if output_sqnr(&graph, mode, &compared, &references, threads, progress)? > *sqnr_db {
-            biases.clear();
-        }
+        let mode = Mode::Integer(&judged.grids);
+        corrects = output_sqnr(&graph, mode, &compared, &references, threads, progress)? <= *sqnr_db;
     }
-    patches.extend(biases);
+    let Choice { grids, biases, guarded } =
+        choose(&Ground { weights: &weight_grids, ..ground }, settings, rules[best])?;
+    if corrects {
+        patches.extend(biases);
+    }
     let (float, graph) = (graph, laid_out(&prepared, &patches, &grids));
     let quantized = Quantized {
         prepared,
@@ -297,7 +315,7 @@ fn choose(ground: &Ground<'_>, settings: &Settings, rule: RangeRule) -> Result<C
 }
 
 /// The means that biases are corrected with: those of the samples, and in their place those of `normals` with the analytic form.
-fn means(graph: &Graph, stats: &Stats, normals: &Normals, settings: &Settings) -> BTreeMap<String, Vec<f64>> {
+fn source_means(graph: &Graph, stats: &Stats, normals: &Normals, settings: &Settings) -> BTreeMap<String, Vec<f64>> {
     let analytic = settings.methods.demands(Method::BiasCorrectionAnalytic);
     let mut means = match analytic || settings.methods.allows(Method::BiasCorrection) {
         true => bias_correction::means(stats),
@@ -350,7 +368,7 @@ fn reshape(
         let observed = observed_tensors(&graph, &placement);
         let seen = observe(&graph, observed, source, &none, 0, threads, progress)?;
         let rule = RangeRule::Percentile(99.99);
-        let quick = Policy { weight_rule: WeightRule::MinMax, ..settings.policy.clone() };
+        let quick = Policy { weight_rule: WeightRule::MinMax, ..settings.judged_policy() };
         let weights = calibrate::weights(&graph, &placement, &quick)?;
         // Without means there is no bias correction, and the comparison is of ranges alone.
         let ground = Ground {
@@ -365,8 +383,10 @@ fn reshape(
         let choice = choose(&ground, settings, rule)?;
         output_sqnr(&graph, Mode::Integer(&choice.grids), source, &references, threads, progress)
     };
+    let is_repaired = settings.judged_policy() != settings.policy;
+    let gain = if is_repaired { RESHAPING_GAIN_BEFORE_REPAIR_DB } else { RESHAPING_GAIN_DB };
     let better = |method: Method, old: Reshaped, new: Reshaped| -> Result<Reshaped, Error> {
-        let taken = new != old && (settings.methods.demands(method) || sqnr(&new)? > sqnr(&old)?);
+        let taken = new != old && (settings.methods.demands(method) || sqnr(&new)? > sqnr(&old)? + gain);
         Ok(if taken { new } else { old })
     };
     if equalizes {

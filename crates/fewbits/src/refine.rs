@@ -27,8 +27,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(crate) use stage::Stage;
-use stage::{ByOutputs, stages};
+use stage::ByOutputs;
+pub(crate) use stage::{Stage, stages};
 
 /// Of how many samples one is held back for measuring.
 const HELD_BACK: usize = 8;
@@ -162,7 +162,7 @@ pub fn refine(
         }
         guard_biases(&ground, &mut next);
         let (before_db, after_db) = (mark.best_db, closeness(&next)?);
-        let kept = !exploring || after_db > before_db;
+        let kept = !exploring || after_db > before_db + stage.margin_db();
         let step = Step {
             methods: stage.name(),
             before_db,

@@ -56,6 +56,13 @@ impl Policy {
         self.activation_bits < 8 || self.activation_bits_of.values().any(|bits| *bits < 8)
     }
 
+    /// The same with no weight below `bits`.
+    pub fn with_weights_from(&self, bits: u8) -> Self {
+        let raised = |old: &u8| (*old).max(bits);
+        let weight_bits_of = self.weight_bits_of.iter().map(|(name, old)| (name.clone(), raised(old))).collect();
+        Policy { weight_bits: raised(&self.weight_bits), weight_bits_of, ..self.clone() }
+    }
+
     /// Bits of the weight `name`, of a first or last layer if `edge`.
     pub fn weight_bits(&self, name: &str, edge: bool) -> u8 {
         let usual = if edge { self.edge_bits.max(self.weight_bits) } else { self.weight_bits };

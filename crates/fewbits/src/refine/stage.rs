@@ -80,6 +80,15 @@ impl Stage {
         Some(Stage::Walk(vec![walked]))
     }
 
+    /// What it must gain to be kept where that is asked. Learning a whole network brings samples held back closer, too, by what they share
+    /// with those learned from; other images do not gain by so little.
+    pub fn margin_db(&self) -> f64 {
+        match self {
+            Stage::Whole(_) => 0.5,
+            Stage::Walk(_) | Stage::Outputs(_) => 0.0,
+        }
+    }
+
     /// What its methods decided, a line each.
     pub fn findings(&self) -> Vec<String> {
         match self {
@@ -105,9 +114,9 @@ pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
     let chosen: Vec<Method> = match &settings.methods {
         Methods::Auto if !explores => vec![],
         Methods::Auto if settings.policy.has_low_activations() => {
-            vec![Method::Comq, Method::ZeroPoint, Method::E2eQp, Method::BnTune]
+            vec![Method::Comq, Method::BnTune, Method::ZeroPoint, Method::E2eQp]
         }
-        Methods::Auto => vec![Method::Comq, Method::E2eQp, Method::BnTune],
+        Methods::Auto => vec![Method::Comq, Method::BnTune],
         Methods::List(list) => list.clone(),
     };
     let mut stages: Vec<Stage> = Vec::new();

@@ -58,7 +58,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { ridge: 0.01, trust: 0.5, scales: vec![1.0, 0.9, 0.8, 1.1], rounds: 20, bias: true }
+        Config { ridge: 0.1, trust: 0.5, scales: vec![1.0, 0.9, 0.8, 1.1], rounds: 20, bias: true }
     }
 }
 
