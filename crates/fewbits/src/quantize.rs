@@ -63,8 +63,10 @@ pub const CANDIDATES: &[RangeRule] = &[
 
 /// What changed weights must gain to be taken: measured on few samples, less says nothing.
 const RESHAPING_GAIN_DB: f64 = 0.25;
-/// The same where roundings to few bits are repaired: weights as they were trained lead to better ones.
+/// The same before broken roundings are repaired: weights as they were trained lead to better ones.
 const RESHAPING_GAIN_BEFORE_REPAIR_DB: f64 = 3.0;
+/// Bits of weights at which plain rounding breaks networks.
+const BREAKING_BITS: u8 = 4;
 /// Default of [`Settings::time_budget`].
 pub const TIME_BUDGET: Duration = Duration::from_secs(600);
 /// Samples on which [`Ranges::Auto`] compares the rules.
@@ -117,13 +119,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The bits that ranges and reshaped weights are judged at. Where methods are to repair weights of few bits, they are judged with
-    /// weights of 8: a network that plain rounding has broken ranks nothing but noise.
+    /// The bits that ranges and reshaped weights are judged at. Where methods are to repair weights that plain rounding breaks, they are
+    /// judged with weights of 8 bits: a broken network ranks nothing but noise.
     fn judged_policy(&self) -> Policy {
-        match stages(self, None).is_empty() {
-            true => self.policy.clone(),
-            false => self.policy.with_weights_from(8),
-        }
+        let breaks = self.policy.least_weight_bits() <= BREAKING_BITS && !stages(self, None).is_empty();
+        if breaks { self.policy.with_weights_from(8) } else { self.policy.clone() }
     }
 
     /// Everything by default but `target` and `policy`.

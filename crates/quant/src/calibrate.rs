@@ -51,6 +51,11 @@ impl Policy {
         [self.weight_bits, self.activation_bits].iter().chain(single).any(|&bits| bits < 8)
     }
 
+    /// The fewest bits of any weight but those of first and last layers.
+    pub fn least_weight_bits(&self) -> u8 {
+        self.weight_bits_of.values().copied().fold(self.weight_bits, u8::min)
+    }
+
     /// Whether any activation but the inputs of first and last layers has fewer than eight bits.
     pub fn has_low_activations(&self) -> bool {
         self.activation_bits < 8 || self.activation_bits_of.values().any(|bits| *bits < 8)

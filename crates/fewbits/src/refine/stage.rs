@@ -25,6 +25,10 @@ use fewbits_methods::{
 };
 use std::time::Instant;
 
+/// Steps and rate where scales of activations of few bits are learned, which have far to go.
+const LONG_STEPS: usize = 2000;
+const LONG_RATE: f32 = 3e-3;
+
 /// What is done at once and measured.
 pub enum Stage {
     /// Methods that share a walk.
@@ -73,7 +77,14 @@ impl Stage {
                 let config = zero_point::Config { deadline, ..zero_point::Config::default() };
                 return Some(Stage::Outputs(ByOutputs::ZeroPoint(config)));
             }
-            Method::E2eQp => return Some(Stage::Whole(e2e_qp::Config { seed, deadline, ..Default::default() })),
+            Method::E2eQp => {
+                let usual = e2e_qp::Config { seed, deadline, ..Default::default() };
+                let config = match settings.policy.has_low_activations() {
+                    true => e2e_qp::Config { steps: LONG_STEPS, rate: LONG_RATE, ..usual },
+                    false => usual,
+                };
+                return Some(Stage::Whole(config));
+            }
             Method::ZeroqData | Method::Equalize | Method::AbsorbBias => return None,
             Method::BiasCorrection | Method::BiasCorrectionAnalytic => return None,
         };
@@ -114,9 +125,9 @@ pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
     let chosen: Vec<Method> = match &settings.methods {
         Methods::Auto if !explores => vec![],
         Methods::Auto if settings.policy.has_low_activations() => {
-            vec![Method::Comq, Method::BnTune, Method::ZeroPoint, Method::E2eQp]
+            vec![Method::Comq, Method::BnTune, Method::E2eQp, Method::ZeroPoint]
         }
-        Methods::Auto => vec![Method::Comq, Method::BnTune],
+        Methods::Auto => vec![Method::Comq, Method::BnTune, Method::E2eQp],
         Methods::List(list) => list.clone(),
     };
     let mut stages: Vec<Stage> = Vec::new();

@@ -128,7 +128,7 @@ fn zero_point() -> PostTable {
             mixed("OFM + phase shift + bias correction", Strategy::Ofm, &[ZeroPointPhase, BiasCorrection]),
             mixed("OFM + zero points + bias correction", Strategy::Ofm, &[ZeroPoint, BiasCorrection]),
             equalized(mixed("the same, equalized", Strategy::Ofm, &[Equalize, ZeroPoint, BiasCorrection])),
-            equalized(mixed("the same with COMQ", Strategy::Ofm, &[Equalize, Comq, ZeroPoint])),
+            mixed("OFM + COMQ + zero points", Strategy::Ofm, &[Comq, ZeroPoint]),
         ],
     }
 }
