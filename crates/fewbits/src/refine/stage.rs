@@ -119,7 +119,8 @@ impl Stage {
     }
 }
 
-/// The stages, one after the other, which stop at `deadline`. Neighbours that walk share a walk where they are asked for; by default each is measured.
+/// The stages, one after the other, which stop at `deadline`. Neighbours that walk share a walk where they are asked for; by default
+/// each is measured.
 pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
     let explores = settings.methods.explores(&settings.policy);
     let chosen: Vec<Method> = match &settings.methods {

@@ -40,6 +40,21 @@ fn scales_that_methods_choose_bring_the_outputs_closer() {
 }
 
 #[test]
+fn ranges_do_not_depend_on_how_far_weights_are_broken_before_they_are_repaired() {
+    let desk = Desk::new();
+    let (model, out) = (desk.path("demo.onnx"), desk.path("low.onnx"));
+    let [calibration, _] = desk.draw("calibration", 2, 32, &[0, 3, 7]);
+    let trials = |bits: &str, method: &str| -> Vec<String> {
+        let flags = ["--weights", bits, "--method", method, "-o", &out];
+        let said = fewbits(&[&["quantize", &model, "--calib", &calibration], &flags[..]].concat());
+        said.lines().filter(|line| line.starts_with("ranges ")).map(String::from).collect()
+    };
+    let repaired = trials("2", "comq");
+    assert!(repaired.len() > 1 && repaired == trials("8", "none"), "{repaired:?}");
+    assert_ne!(repaired, trials("2", "none"), "without repair, ranges are those of what ships");
+}
+
+#[test]
 fn a_step_gives_the_same_bytes_on_any_number_of_threads_and_says_what_it_did() {
     let desk = Desk::new();
     let model = desk.path("demo.onnx");
