@@ -61,9 +61,7 @@ pub const CANDIDATES: &[RangeRule] = &[
     RangeRule::MeanMinMax,
 ];
 
-/// What changed weights must gain to be taken: measured on few samples, less says nothing.
-const RESHAPING_GAIN_DB: f64 = 0.25;
-/// The same before broken roundings are repaired: weights as they were trained lead to better ones.
+/// What changed weights must gain to be taken before broken roundings are repaired: weights as they were trained lead to better ones.
 const RESHAPING_GAIN_BEFORE_REPAIR_DB: f64 = 3.0;
 /// Bits of weights at which plain rounding breaks networks.
 const BREAKING_BITS: u8 = 4;
@@ -384,7 +382,7 @@ fn reshape(
         output_sqnr(&graph, Mode::Integer(&choice.grids), source, &references, threads, progress)
     };
     let is_repaired = settings.judged_policy() != settings.policy;
-    let gain = if is_repaired { RESHAPING_GAIN_BEFORE_REPAIR_DB } else { RESHAPING_GAIN_DB };
+    let gain = if is_repaired { RESHAPING_GAIN_BEFORE_REPAIR_DB } else { 0.0 };
     let better = |method: Method, old: Reshaped, new: Reshaped| -> Result<Reshaped, Error> {
         let taken = new != old && (settings.methods.demands(method) || sqnr(&new)? > sqnr(&old)? + gain);
         Ok(if taken { new } else { old })
