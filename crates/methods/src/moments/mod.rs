@@ -1,11 +1,13 @@
 //! Moments: all that the squared output error of a layer depends on, in one pass over samples.
 //!
 //! A layer that should put out `W x` puts out `Ŵ x̂`, with `x` from the float network and `x̂` from the quantized one. With
-//! `v = ŵ − w` for one output channel and `e = w·(x̂ − x)`, its error over rows `x̂` is `v G vᵀ + 2 v·t + Σ e²`, where
+//! `v = ŵ − w` for one output channel and `e = f(w·x̂) − f(w·x)`, its error over rows `x̂` is `v G vᵀ + 2 v·t + Σ e²`, where
 //! `G = Σ x̂ x̂ᵀ` and `t = Σ e x̂`. A bias takes off the mean; what is left is the same with moments about the mean. So candidates are
-//! judged without looking at data again.
+//! judged without looking at data again. `f` is what the network notices of an output ([`window`]): a difference that is clipped away
+//! behind the layer is no error.
 
 mod shape;
+mod window;
 
 use crate::{
     Draft, Layer, MethodError, Walk,
@@ -21,6 +23,7 @@ use fewbits_kernels::{
 };
 pub use shape::Shape;
 use std::sync::Arc;
+use window::Window;
 
 /// Rows that are looked at: a multiple of `K`, at least [`LEAST_ROWS`], at most all.
 const ROWS_PER_INPUT: usize = 8;
@@ -143,7 +146,8 @@ impl Moments {
                 ]
             })
             .collect();
-        let plan = Plan::new(&shape, &shape.rows(weight), walk.samples());
+        let window = Window::of(&ground, draft, layer, shape.channels());
+        let plan = Plan::new(&shape, &shape.rows(weight), window, walk.samples());
         let lanes = walk.each(
             &runs,
             0..walk.samples(),
@@ -183,9 +187,10 @@ impl Moments {
 struct Plan<'a> {
     shape: &'a Shape,
     weight: Vec<f32>,
+    window: Window,
     /// Positions of one sample that are looked at.
     positions: usize,
-    /// For many inputs: `Σ x̂ x̂ᵀ`, `Σ x̂ eᵀ`, and `e` of each group.
+    /// For many inputs: `Σ x̂ x̂ᵀ`, `Σ x̂ eᵀ`, and the product of each group.
     kernels: Option<(WeightGradient, WeightGradient, Vec<PackedConv>)>,
 }
 
@@ -197,12 +202,12 @@ struct Sums {
     cross: Vec<Vec<f32>>,
     input: Vec<Vec<f64>>,
     error: Vec<Vec<f64>>,
-    /// Rows that wait to be multiplied: `x̂` and `x̂ − x` of each group.
+    /// Rows that wait to be multiplied: `x̂` and `x` of each group.
     waiting: Vec<[Vec<f32>; 2]>,
 }
 
 impl<'a> Plan<'a> {
-    fn new(shape: &'a Shape, weight: &[f32], samples: usize) -> Self {
+    fn new(shape: &'a Shape, weight: &[f32], window: Window, samples: usize) -> Self {
         let &Shape { inputs, outputs, groups, .. } = shape;
         let many = inputs >= MANY_INPUTS;
         let wanted = (ROWS_PER_INPUT * inputs).max(if many { LEAST_ROWS } else { LEAST_ROWS_OF_FEW });
@@ -215,6 +220,7 @@ impl<'a> Plan<'a> {
         Plan {
             shape,
             weight: weight.to_vec(),
+            window,
             positions: wanted.div_ceil(samples.max(1)).min(shape.positions),
             kernels,
         }
@@ -242,7 +248,7 @@ impl<'a> Plan<'a> {
         let mut row = vec![0.0; k];
         sums.rows += self.positions;
         for group in 0..self.shape.groups {
-            let [waiting, differences] = &mut sums.waiting[group];
+            let [waiting, exact] = &mut sums.waiting[group];
             for i in 0..self.positions {
                 // Evenly spread, and elsewhere in every sample.
                 let shifted = i as f64 + (sample as f64 * 0.618_033_988_75).fract();
@@ -251,8 +257,7 @@ impl<'a> Plan<'a> {
                 self.shape.gather(rounded, group, position, &mut row);
                 waiting.extend_from_slice(&row);
                 self.shape.gather(x, group, position, &mut row);
-                let from = waiting.len() - k;
-                differences.extend(waiting[from..].iter().zip(&row).map(|(a, b)| a - b));
+                exact.extend_from_slice(&row);
             }
             if waiting.len() >= BLOCK * k {
                 self.multiply(sums, group);
@@ -263,27 +268,23 @@ impl<'a> Plan<'a> {
     /// Multiplies the rows of `group` that wait.
     fn multiply(&self, sums: &mut Sums, group: usize) {
         let (k, o) = (self.shape.inputs, self.shape.outputs);
-        let [rounded, differences] = std::mem::take(&mut sums.waiting[group]);
+        let [rounded, exact] = std::mem::take(&mut sums.waiting[group]);
         let rows = rounded.len() / k;
         if rows == 0 {
             return;
         }
-        let mut error = vec![0.0; rows * o];
+        let (mut error, mut wanted) = (self.outputs(group, &rounded), self.outputs(group, &exact));
+        self.window.see(group * o, o, &mut error);
+        self.window.see(group * o, o, &mut wanted);
+        axpy(-1.0, &wanted, &mut error);
         match &self.kernels {
-            Some((gram, cross, products)) => {
-                let (one, shape) = (Threads::new(1), [1, 1, rows]);
-                let mut scratch = vec![0.0; products[group].scratch_len(1, 1, 1, rows)];
-                let epilogue = Epilogue { bias: None, residual: None, activation: Activation::Identity };
-                products[group].run(&one, shape, &differences, &epilogue, &mut error, &mut scratch);
+            Some((gram, cross, _)) => {
+                let shape = [1, 1, rows];
                 gram.run(shape, &rounded, &rounded, &mut sums.gram[group], &mut vec![0.0; gram.scratch_len(shape)]);
                 cross.run(shape, &rounded, &error, &mut sums.cross[group], &mut vec![0.0; cross.scratch_len(shape)]);
             }
             None => {
-                let weight = &self.weight[group * o * k..][..o * k];
-                for ((x, d), e) in rounded.chunks(k).zip(differences.chunks(k)).zip(error.chunks_mut(o)) {
-                    for (e, w) in e.iter_mut().zip(weight.chunks(k)) {
-                        *e = dot(w, d);
-                    }
+                for (x, e) in rounded.chunks(k).zip(error.chunks(o)) {
                     for (i, &xi) in x.iter().enumerate() {
                         axpy(xi, x, &mut sums.gram[group][i * k..][..k]);
                         axpy(xi, e, &mut sums.cross[group][i * o..][..o]);
@@ -297,6 +298,27 @@ impl<'a> Plan<'a> {
         for row in error.chunks(o) {
             sums.error[group].iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
         }
+    }
+
+    /// `W x` of each row.
+    fn outputs(&self, group: usize, rows: &[f32]) -> Vec<f32> {
+        let (k, o) = (self.shape.inputs, self.shape.outputs);
+        let count = rows.len() / k;
+        let mut y = vec![0.0; count * o];
+        match &self.kernels {
+            Some((_, _, products)) => {
+                let mut scratch = vec![0.0; products[group].scratch_len(1, 1, 1, count)];
+                let epilogue = Epilogue { bias: None, residual: None, activation: Activation::Identity };
+                products[group].run(&Threads::new(1), [1, 1, count], rows, &epilogue, &mut y, &mut scratch);
+            }
+            None => {
+                let weight = &self.weight[group * o * k..][..o * k];
+                for (x, y) in rows.chunks(k).zip(y.chunks_mut(o)) {
+                    y.iter_mut().zip(weight.chunks(k)).for_each(|(y, w)| *y = dot(w, x));
+                }
+            }
+        }
+        y
     }
 
     fn join(&self, total: &mut Sums, mut part: Sums) {

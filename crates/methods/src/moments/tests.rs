@@ -9,7 +9,7 @@ fn moments_give_the_error_that_the_executor_measures() {
     let learned: Vec<_> = samples.iter().enumerate().filter(|(i, _)| i % HELD_BACK != HELD_BACK - 1).collect();
     let threads = Threads::new(2);
     let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
-    let mut checked = 0;
+    let (mut checked, mut windows) = (0, 0);
     while let Some(block) = walk.block().cloned() {
         for layer in &block.layers {
             let moments = Moments::of(&walk, &network.draft, layer).unwrap().unwrap();
@@ -32,11 +32,22 @@ fn moments_give_the_error_that_the_executor_measures() {
             grids.0.remove(&layer.weight);
             let rounded_inputs = outputs(Mode::FakeQuant(&grids));
             let (k, channels) = (moments.shape.inputs, moments.shape.channels());
+            // What is outside of the grid behind the layer is not noticed.
+            let behind = network.graph.nodes.iter().find(|node| node.inputs.contains(&layer.output));
+            let clips = |node: &&fewbits_graph::Node| {
+                matches!(node.op, fewbits_graph::Op::Relu(_) | fewbits_graph::Op::Clip(_))
+            };
+            let seen = behind.filter(clips).map_or(layer.output.as_str(), |node| node.output());
+            let range = network.draft.grids.params(seen).map(|params| params.range(0));
+            windows += usize::from(range.is_some());
+            let (low, high) = range.unwrap_or((f32::MIN, f32::MAX));
             // Mean and variance of the error of a channel.
             let error = |outputs: &[Vec<f32>], c: usize| {
-                let pairs = float.iter().zip(outputs).flat_map(|(a, b)| {
+                let samples = float.iter().zip(&rounded_inputs).zip(outputs);
+                let pairs = samples.flat_map(|((a, b), y)| {
                     let places = a.len() / channels;
-                    (0..places).map(move |p| f64::from(b[c * places + p] - a[c * places + p]))
+                    let noticed = move |i: usize| b[i].clamp(low, high) - a[i].clamp(low, high) + (y[i] - b[i]);
+                    (0..places).map(move |p| f64::from(noticed(c * places + p)))
                 });
                 let all: Vec<f64> = pairs.collect();
                 let mean = all.iter().sum::<f64>() / all.len() as f64;
@@ -55,7 +66,7 @@ fn moments_give_the_error_that_the_executor_measures() {
         }
         walk.advance(&network.draft).unwrap();
     }
-    assert!(checked > 100);
+    assert!(checked > 100 && windows > 2);
 }
 
 /// Without a bias the mean error counts in full.
