@@ -16,7 +16,10 @@ use fewbits_graph::{
 };
 use fewbits_kernels::Threads;
 use fewbits_quant::placement::Site;
-use fewbits_train::optimizer::{Group, Moments, Optimizer, Rule};
+use fewbits_train::{
+    optimizer::{Group, Moments, Optimizer, Rule},
+    random::Random,
+};
 pub(crate) use rounding::{NUMBERS, Rounding};
 use soft::Soft;
 use std::{ops::Range, sync::Arc};
@@ -152,15 +155,7 @@ pub fn learn(
 
 /// A sample for place `i` of the batch of `step`.
 pub(crate) fn pick(seed: u64, step: usize, i: usize, count: usize) -> usize {
-    (mix(seed ^ ((step as u64) << 20) ^ i as u64) % count as u64) as usize
-}
-
-/// SplitMix64's finalizer: bits that look random.
-fn mix(x: u64) -> u64 {
-    let z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    Random::keyed(&[seed, step as u64, i as u64]).below(count)
 }
 
 /// Squared error of the unit's outputs over `samples`, as `draft` computes them.
@@ -350,8 +345,9 @@ impl<'a> Learner<'a> {
         for layer in &mut self.layers {
             layer.soft.weights(&self.values[layer.range.clone()], &mut self.leaves.values[layer.range.clone()]);
         }
+        let drawn = Random::keyed(&[self.config.seed, step as u64]).uniform() as f32;
         for leaf in self.leaves.parameters.iter().filter(|l| l.name.ends_with(".quantizer")) {
-            self.leaves.values[leaf.range.start + NUMBERS - 1] = step as f32 + 1.0;
+            self.leaves.values[leaf.range.start + NUMBERS - 1] = drawn;
         }
         let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
         self.tape.forward(&mut self.leaves, &inputs, threads);
@@ -385,10 +381,10 @@ impl<'a> Learner<'a> {
     /// Replaces elements of `own` by the float network's, each with the probability `mix`.
     fn mix(&self, own: &mut [f32], float: &[f32], place: usize) {
         let limit = (self.config.mix * 2f64.powi(16)) as u64;
-        let key = mix(self.config.seed ^ place as u64);
-        for (i, (own, float)) in own.chunks_mut(4).zip(float.chunks(4)).enumerate() {
+        let mut random = Random::keyed(&[self.config.seed, place as u64]);
+        for (own, float) in own.chunks_mut(4).zip(float.chunks(4)) {
             // Sixteen bits for each of four elements.
-            let bits = mix(key ^ i as u64);
+            let bits = random.next_u64();
             for (k, (own, float)) in own.iter_mut().zip(float).enumerate() {
                 *own = if bits >> (16 * k) & 0xffff < limit { *float } else { *own };
             }

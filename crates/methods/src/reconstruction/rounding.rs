@@ -1,10 +1,10 @@
 //! The rounding of activations while a block is learned: a grid with a learned scale, from which elements can be left out.
 
-use super::mix;
 use fewbits_graph::{QuantParams, tape::Quantizer};
 use fewbits_kernels::{float::fake_quant::FakeQuant, simd::Isa};
+use fewbits_train::random::Random;
 
-/// Numbers of the quantizer: the scale, and the number of the step, which no gradient changes.
+/// Numbers of the quantizer: the scale, and one that each step draws and no gradient changes.
 pub const NUMBERS: usize = 2;
 
 /// `x̂ = s·(clamp(round(x/s) + z) − z)`; each element stays as it is with probability `keep` (QDrop, Wei et al. 2022).
@@ -36,9 +36,9 @@ impl Rounding {
         FakeQuant { scale: numbers[0], offset: 0.0, low: self.low, high: self.high }
     }
 
-    /// The odd factor by which elements are chosen in step `numbers[1]`.
+    /// The odd factor by which elements are chosen in a step that drew `numbers[1]`.
     fn key(numbers: &[f32]) -> u32 {
-        mix(u64::from(numbers[1].to_bits())) as u32 | 1
+        Random::new(numbers[1].to_bits().into()).next_u64() as u32 | 1
     }
 
     /// Whether `x` stays as it is: its bits times the step's `key` (multiplicative hashing, Dietzfelbinger et al. 1997). The element's

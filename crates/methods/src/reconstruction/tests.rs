@@ -64,3 +64,15 @@ fn samples_on_disk_teach_the_same_as_samples_in_memory() {
         assert!(draft == learned_within(&network, method, 1, 5000), "{}", method.name());
     }
 }
+
+/// Keys that differ in low bits only must not give one batch in another order.
+#[test]
+fn neighbouring_seeds_learn_from_other_samples() {
+    let batch = |seed: u64| -> Vec<usize> {
+        let mut batch: Vec<usize> = (0..16).map(|i| super::pick(seed, 3, i, 1000)).collect();
+        batch.sort_unstable();
+        batch
+    };
+    assert_ne!(batch(0), batch(1));
+    assert_eq!(batch(1), batch(1));
+}

@@ -1,0 +1,157 @@
+//! Weights and biases changed so that the float network stays as it is and the quantized one comes closer: output scaling, equalization,
+//! absorption of biases.
+
+use super::{
+    Basis, choose,
+    layout::{observed_tensors, patched, placed},
+    output_sqnr,
+};
+use crate::{
+    Error,
+    methods::Method,
+    observe::{Observation, observe},
+    progress::Progress,
+    quantize::{Patches, Settings},
+    stream::Source,
+};
+use fewbits_graph::{
+    Graph,
+    exec::Mode,
+    op::Fact,
+    passes::{self, OutputSlot, SiluSlot},
+};
+use fewbits_methods::{bias_absorption, equalization, expectation::Normals, output_scaling};
+use fewbits_quant::{
+    Range, RangeRule, Stats, WeightRule,
+    calibrate::{self, Policy},
+};
+use std::collections::BTreeMap;
+
+/// What changed weights must gain to be taken before broken roundings are repaired: weights as they were trained lead to better ones.
+const RESHAPING_GAIN_BEFORE_REPAIR_DB: f64 = 3.0;
+/// Samples from which weights are reshaped, and on which that is judged.
+pub(super) const RESHAPING_SAMPLES: usize = 16;
+/// Places from which an output counts as spatial.
+const MANY_PLACES: usize = 64;
+
+/// Changed weights and biases that leave the float network as it is, and what follows from them.
+#[derive(Clone, Default, PartialEq)]
+pub(super) struct Reshaped {
+    pub(super) patches: Patches,
+    pub(super) ranges: BTreeMap<String, Range>,
+    /// What layers put out, as far as BatchNormalizations say.
+    pub(super) normals: Normals,
+}
+
+/// Output scaling, and equalization and absorption of biases where they bring the quantized outputs closer on `source`.
+pub(super) fn reshape(
+    prepared: &Graph,
+    facts: &BTreeMap<String, Fact>,
+    normals: Normals,
+    settings: &Settings,
+    source: &Source<'_>,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Reshaped, Error> {
+    let mut best = Reshaped { normals, ..Reshaped::default() };
+    let [equalizes, absorbs] = [Method::Equalize, Method::AbsorbBias].map(|method| settings.methods.allows(method));
+    let outputs = spatial_outputs(prepared, facts);
+    let (groups, silus) = (equalization::groups(prepared), passes::silu_slots(prepared));
+    let seams = bias_absorption::seams(prepared, facts);
+    let between = groups.iter().flat_map(|g| &g.tensors).chain(silus.iter().map(|s| &s.tensor));
+    let written = seams.iter().map(|seam| &seam.tensor).filter(|_| absorbs);
+    let tensors: Vec<String> = match equalizes {
+        true => outputs.iter().map(|s| &s.tensor).chain(between).chain(written).cloned().collect(),
+        false => written.cloned().collect(),
+    };
+    if tensors.is_empty() {
+        return Ok(best);
+    }
+    let none = BTreeMap::new();
+    let Observation { stats, references } = observe(prepared, tensors, source, &none, usize::MAX, threads, progress)?;
+    let sqnr = |reshaped: &Reshaped| -> Result<f64, Error> {
+        let (graph, placement) = placed(prepared, &reshaped.patches, settings);
+        let observed = observed_tensors(&graph, &placement);
+        let seen = observe(&graph, observed, source, &none, 0, threads, progress)?;
+        let rule = RangeRule::Percentile(99.99);
+        let quick = Policy { weight_rule: WeightRule::MinMax, ..settings.judged_policy() };
+        let weights = calibrate::weights(&graph, &placement, &quick)?;
+        // Without means there is no bias correction, and the comparison is of ranges alone.
+        let basis = Basis {
+            graph: &graph,
+            placement: &placement,
+            facts,
+            stats: &seen.stats,
+            ranges: &reshaped.ranges,
+            weights: &weights,
+            means: &BTreeMap::new(),
+        };
+        let choice = choose(&basis, settings, rule)?;
+        output_sqnr(&graph, Mode::Integer(&choice.grids), source, &references, threads, progress)
+    };
+    let is_repaired = settings.judged_policy() != settings.policy;
+    let gain = if is_repaired { RESHAPING_GAIN_BEFORE_REPAIR_DB } else { 0.0 };
+    let better = |method: Method, old: Reshaped, new: Reshaped| -> Result<Reshaped, Error> {
+        let taken = new != old && (settings.methods.demands(method) || sqnr(&new)? > sqnr(&old)? + gain);
+        Ok(if taken { new } else { old })
+    };
+    if equalizes {
+        let output_scaling::Scaling { patches, ranges } = output_scaling::scaling(prepared, &outputs, &stats);
+        best = Reshaped { patches, ranges, ..best };
+        outputs.iter().for_each(|slot| drop(best.normals.remove(&slot.tensor)));
+        let equalized = equalized(prepared, &best, &silus, &stats, settings);
+        best = better(Method::Equalize, best, equalized)?;
+    }
+    if absorbs {
+        let graph = patched(prepared, &best.patches);
+        let tensors = seams.iter().map(|seam| seam.tensor.clone()).collect();
+        let Observation { stats, .. } = observe(&graph, tensors, source, &none, 0, threads, progress)?;
+        let absorbed = absorbed(&graph, facts, &best, &stats);
+        best = better(Method::AbsorbBias, best, absorbed)?;
+    }
+    Ok(best)
+}
+
+/// `reshaped`, equalized.
+fn equalized(
+    prepared: &Graph,
+    reshaped: &Reshaped,
+    silus: &[SiluSlot],
+    stats: &Stats,
+    settings: &Settings,
+) -> Reshaped {
+    let mut new = reshaped.clone();
+    let graph = patched(prepared, &new.patches);
+    let equalization::Equalized { patches, factors } =
+        equalization::equalize(&graph, stats, settings.policy.per_channel);
+    new.patches.extend(patches);
+    for (tensor, factors) in factors {
+        let channels = new.normals.get_mut(&tensor).into_iter().flatten();
+        channels.zip(factors).for_each(|(channel, factor)| *channel = channel.times(factor));
+    }
+    let (patches, ranges) = equalization::silu_patches(&patched(prepared, &new.patches), silus, stats);
+    new.patches.extend(patches);
+    new.ranges.extend(ranges);
+    silus.iter().for_each(|slot| drop(new.normals.remove(prepared.nodes[slot.first].output())));
+    new
+}
+
+/// `reshaped`, which made `graph`, with high biases absorbed.
+fn absorbed(graph: &Graph, facts: &BTreeMap<String, Fact>, reshaped: &Reshaped, stats: &Stats) -> Reshaped {
+    let mut new = reshaped.clone();
+    let bias_absorption::Absorbed { patches, taken } = bias_absorption::absorb(graph, facts, &new.normals, stats);
+    new.patches.extend(patches);
+    for (tensor, taken) in taken {
+        let channels = new.normals.get_mut(&tensor).into_iter().flatten();
+        channels.zip(taken).for_each(|(channel, taken)| channel.mean -= taken);
+    }
+    new
+}
+
+/// The last layers whose output has many places: every channel shows its range in a few images. A classifier's does not, since
+/// most classes are not among them.
+fn spatial_outputs(prepared: &Graph, facts: &BTreeMap<String, Fact>) -> Vec<OutputSlot> {
+    let places = |name: &str| facts.get(name).map_or(0, |f| f.dims.iter().skip(2).product::<usize>());
+    let slots = passes::output_slots(prepared).into_iter();
+    slots.filter(|slot| !slot.rectified && places(&slot.tensor) >= MANY_PLACES).collect()
+}
