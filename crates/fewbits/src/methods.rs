@@ -89,7 +89,7 @@ impl FromStr for Method {
         let found = METHODS.iter().find(|(_, name)| *name == text);
         found.map(|(method, _)| *method).ok_or_else(|| {
             let names: Vec<&str> = METHODS.iter().map(|(_, name)| *name).collect();
-            format!("`{text}` is no method; there are auto, none, {}", names.join(", "))
+            format!("`{text}` is no method; there are basic, auto, none, {}", names.join(", "))
         })
     }
 }
@@ -97,14 +97,20 @@ impl FromStr for Method {
 /// Which methods are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Methods {
-    /// Equalization and bias correction where they bring the outputs closer; below 8 bits codes, scales and biases too, each step kept
-    /// by what it gains on samples that it has not seen.
+    /// Equalization and bias correction where they bring the outputs closer.
+    Basic,
+    /// Codes, scales and biases too, each step kept by what it gains on samples that it has not seen.
     Auto,
     /// These, in the order of [`Method`].
     List(Vec<Method>),
 }
 
 impl Methods {
+    /// What is done if nothing is asked for: plain rounding to 8 bits needs little repair, to fewer all there is.
+    pub fn by_default(policy: &Policy) -> Methods {
+        if policy.is_low() { Methods::Auto } else { Methods::Basic }
+    }
+
     /// Whether `method` is to be applied whatever it brings.
     pub fn demands(&self, method: Method) -> bool {
         matches!(self, Methods::List(list) if list.contains(&method))
@@ -112,7 +118,7 @@ impl Methods {
 
     /// Whether `method` is applied, or tried.
     pub fn allows(&self, method: Method) -> bool {
-        *self == Methods::Auto || self.demands(method)
+        self.are_measured() || self.demands(method)
     }
 
     /// Whether integer kernels compute what comes of it.
@@ -122,23 +128,24 @@ impl Methods {
     }
 
     /// The same without `zeroq-data`; if nothing else was asked for, what is done by default.
-    pub fn without_data(&self) -> Methods {
+    pub fn without_data(&self, policy: &Policy) -> Methods {
         match self {
-            Methods::List(list) if list[..] == [Method::ZeroqData] => Methods::Auto,
+            Methods::List(list) if list[..] == [Method::ZeroqData] => Methods::by_default(policy),
             Methods::List(list) => Methods::List(list.iter().copied().filter(|m| *m != Method::ZeroqData).collect()),
-            Methods::Auto => Methods::Auto,
+            Methods::Basic | Methods::Auto => self.clone(),
         }
     }
 
-    /// Whether what is done depends on a measurement, at the bits of `policy`.
-    pub fn explores(&self, policy: &Policy) -> bool {
-        *self == Methods::Auto && policy.is_low()
+    /// Whether what is done depends on a measurement.
+    pub fn are_measured(&self) -> bool {
+        !matches!(self, Methods::List(_))
     }
 }
 
 impl fmt::Display for Methods {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Methods::Basic => f.write_str("basic"),
             Methods::Auto => f.write_str("auto"),
             Methods::List(list) if list.is_empty() => f.write_str("none"),
             Methods::List(list) => {
@@ -154,6 +161,7 @@ impl FromStr for Methods {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
+            "basic" => Ok(Methods::Basic),
             "auto" => Ok(Methods::Auto),
             "none" => Ok(Methods::List(vec![])),
             _ => {
@@ -177,7 +185,8 @@ mod tests {
         }
         let methods: Methods = "bias-correction,equalize,equalize".parse().unwrap();
         assert_eq!(methods.to_string(), "equalize,bias-correction");
-        assert_eq!("auto".parse(), Ok(Methods::Auto));
+        assert_eq!(["basic", "auto"].map(str::parse), [Ok(Methods::Basic), Ok(Methods::Auto)]);
+        assert_eq!([8, 4].map(|bits| Methods::by_default(&Policy::new(bits, 8, 8))), [Methods::Basic, Methods::Auto]);
         assert_eq!("none".parse::<Methods>().unwrap().to_string(), "none");
         assert!(Methods::Auto.deployable() && methods.deployable());
         assert!(!"comq,zero-point-phase".parse::<Methods>().unwrap().deployable());

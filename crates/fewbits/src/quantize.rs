@@ -7,7 +7,7 @@ mod settings;
 
 use crate::{
     Error, Model,
-    methods::{Method, Methods},
+    methods::Method,
     observe::{Observation, observe},
     progress::Progress,
     refine::{Step, refine},
@@ -155,7 +155,7 @@ pub fn quantize(
     // Of equals the first: the simpler rule.
     let best = (0..trials.len()).rev().max_by(|&a, &b| trials[a].sqnr_db.total_cmp(&trials[b].sqnr_db)).unwrap_or(0);
     let (judged, _) = choices.swap_remove(best);
-    let doubted = !judged.biases.is_empty() && settings.methods == Methods::Auto;
+    let doubted = !judged.biases.is_empty() && settings.methods.are_measured();
     let mut corrects = true;
     if let Some(Trial { sqnr_db, .. }) = trials.get(best).filter(|_| doubted) {
         let mode = Mode::Integer(&judged.grids);

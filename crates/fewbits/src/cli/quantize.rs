@@ -79,10 +79,11 @@ pub struct PolicyArgs {
     /// One weight scale per output channel, or one per tensor
     #[arg(long, default_value = "channel", value_parser = ["channel", "tensor"], value_name = "channel|tensor")]
     granularity: String,
-    /// What is done against the damage of rounding: auto, none, or a list of zeroq-data, equalize, mixed-clipping, aciq, omse, lapq,
+    /// What is done against the damage of rounding: basic (little, fast), auto (all that helps), none, or a list of zeroq-data, equalize, mixed-clipping, aciq, omse, lapq,
     /// seq-mse, comq, zero-point, adaround, brecq, qdrop, bn-tune, e2e-qp and bias-correction
-    #[arg(long, default_value = "auto", value_name = "NAME[,NAME…]")]
-    method: Methods,
+    /// [default: basic at 8 bits, auto below]
+    #[arg(long, value_name = "NAME[,NAME…]")]
+    method: Option<Methods>,
     /// How long it may take with `--method auto`, e.g. 90s or 10m; a step under way then ends with what it has
     #[arg(long, default_value = "10m", value_parser = super::duration, value_name = "TIME")]
     time_budget: Duration,
@@ -92,6 +93,10 @@ pub struct PolicyArgs {
 }
 
 impl PolicyArgs {
+    fn methods(&self) -> Methods {
+        self.method.clone().unwrap_or_else(|| Methods::by_default(&self.policy()))
+    }
+
     fn policy(&self) -> Policy {
         Policy {
             weight_rule: self.weight_ranges,
@@ -112,7 +117,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("int8.onnx"));
     let settings = Settings {
         ranges: args.policy.ranges,
-        methods: args.policy.method.without_data(),
+        methods: args.policy.methods().without_data(&args.policy.policy()),
         keep_float: args.keep_float.iter().cloned().collect::<BTreeSet<_>>(),
         time_budget: args.policy.time_budget,
         iterations: args.policy.iterations,
@@ -152,7 +157,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
 
 /// The calibration data, or what `--method zeroq-data` makes in its place.
 fn dataset(model: &Model, args: &Args, out: &Output) -> Result<Dataset, Error> {
-    match (&args.calib, args.policy.method.demands(Method::ZeroqData)) {
+    match (&args.calib, args.policy.methods().demands(Method::ZeroqData)) {
         (Some(path), false) => args.preprocess.open(path),
         (None, true) => {
             let config = zeroq_data::Config {

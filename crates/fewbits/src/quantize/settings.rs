@@ -81,9 +81,9 @@ impl Settings {
     pub fn new(target: Target, policy: Policy) -> Self {
         Settings {
             target,
+            methods: Methods::by_default(&policy),
             policy,
             ranges: Ranges::Auto,
-            methods: Methods::Auto,
             keep_float: BTreeSet::new(),
             time_budget: TIME_BUDGET,
             iterations: None,

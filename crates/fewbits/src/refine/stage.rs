@@ -122,9 +122,8 @@ impl Stage {
 /// The stages, one after the other, which stop at `deadline`. Neighbours that walk share a walk where they are asked for; by default
 /// each is measured.
 pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
-    let explores = settings.methods.explores(&settings.policy);
     let chosen: Vec<Method> = match &settings.methods {
-        Methods::Auto if !explores => vec![],
+        Methods::Basic => vec![],
         Methods::Auto if settings.policy.has_low_activations() => {
             vec![Method::Comq, Method::BnTune, Method::E2eQp, Method::ZeroPoint]
         }

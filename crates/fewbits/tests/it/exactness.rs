@@ -40,7 +40,7 @@ fn check(
     let quantize = ["quantize", &path(model), "--calib", &path(calibration), "--samples", "16", "--ranges", "minmax"];
     // Learning takes long, and what is learned is weights like any others.
     let method = match (bits, stem.contains("cifar10") || stem.contains("demo")) {
-        (["8", "8"], _) => "auto",
+        (["8", "8"], _) => "basic",
         (["4", _], true) => "equalize,comq",
         _ => "none",
     };
