@@ -27,7 +27,8 @@ use fewbits_quant::{
 };
 use std::collections::BTreeMap;
 
-/// What changed weights must gain to be taken before broken roundings are repaired: weights as they were trained lead to better ones.
+/// What changed weights must gain to be taken before broken roundings are repaired: weights as they were trained lead to better ones. With
+/// activations of few bits, those are what breaks.
 const RESHAPING_GAIN_BEFORE_REPAIR_DB: f64 = 3.0;
 /// Samples from which weights are reshaped, and on which that is judged.
 pub(super) const RESHAPING_SAMPLES: usize = 16;
@@ -90,7 +91,7 @@ pub(super) fn reshape(
         output_sqnr(&graph, Mode::Integer(&choice.grids), source, &references, threads, progress)
     };
     let is_repaired = settings.judged_policy() != settings.policy;
-    let gain = if is_repaired { RESHAPING_GAIN_BEFORE_REPAIR_DB } else { 0.0 };
+    let gain = if is_repaired && !settings.policy.has_low_activations() { RESHAPING_GAIN_BEFORE_REPAIR_DB } else { 0.0 };
     let better = |method: Method, old: Reshaped, new: Reshaped| -> Result<Reshaped, Error> {
         let taken = new != old && (settings.methods.demands(method) || sqnr(&new)? > sqnr(&old)? + gain);
         Ok(if taken { new } else { old })
