@@ -103,7 +103,7 @@ impl PolicyArgs {
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let start = Instant::now();
-    let target: Target = args.target.parse().map_err(|what| Error::Usage { what, hint: String::new() })?;
+    let target: Target = args.target.parse()?;
     check_folders([args.output.as_deref(), args.plan.as_deref(), args.report.as_deref()])?;
     let model = Model::load(&args.model)?;
     let dataset = dataset(&model, args, out)?;
