@@ -1,6 +1,5 @@
 //! The post-training methods by name, and which of them a quantization uses.
 
-use fewbits_quant::calibrate::Policy;
 use std::{fmt, str::FromStr};
 
 /// A method of `fewbits quantize --method`. The order is that in which they are applied, but for bias correction, which comes with the ranges.
@@ -75,6 +74,11 @@ pub const METHODS: &[(Method, &str)] = &[
     (Method::BiasCorrectionSequential, "bias-correction-sequential"),
 ];
 
+/// The names, as a sentence lists them.
+pub fn names() -> String {
+    METHODS.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+}
+
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = METHODS.iter().find(|(method, _)| method == self).map_or("", |(_, name)| name);
@@ -87,10 +91,9 @@ impl FromStr for Method {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = METHODS.iter().find(|(_, name)| *name == text);
-        found.map(|(method, _)| *method).ok_or_else(|| {
-            let names: Vec<&str> = METHODS.iter().map(|(_, name)| *name).collect();
-            format!("`{text}` is no method; there are auto, none, {}", names.join(", "))
-        })
+        found
+            .map(|(method, _)| *method)
+            .ok_or_else(|| format!("`{text}` is no method; there are auto, none, {}", names()))
     }
 }
 
@@ -112,7 +115,7 @@ impl Methods {
 
     /// Whether `method` is applied, or tried.
     pub fn allows(&self, method: Method) -> bool {
-        *self == Methods::Auto || self.demands(method)
+        self.is_auto() || self.demands(method)
     }
 
     /// Whether integer kernels compute what comes of it.
@@ -121,18 +124,12 @@ impl Methods {
         ![ZeroPointWindow, ZeroPointDequant, ZeroPointPhase].iter().any(|method| self.demands(*method))
     }
 
-    /// The same without `zeroq-data`; if nothing else was asked for, what is done by default.
-    pub fn without_data(&self) -> Methods {
+    /// Whether what is done is for [`Methods::Auto`] to say: data alone, made by `zeroq-data`, ask for nothing else.
+    pub fn is_auto(&self) -> bool {
         match self {
-            Methods::List(list) if list[..] == [Method::ZeroqData] => Methods::Auto,
-            Methods::List(list) => Methods::List(list.iter().copied().filter(|m| *m != Method::ZeroqData).collect()),
-            Methods::Auto => Methods::Auto,
+            Methods::Auto => true,
+            Methods::List(list) => list[..] == [Method::ZeroqData],
         }
-    }
-
-    /// Whether what is done depends on a measurement, at the bits of `policy`.
-    pub fn explores(&self, policy: &Policy) -> bool {
-        *self == Methods::Auto && policy.is_low()
     }
 }
 

@@ -255,7 +255,7 @@ pub fn quantize(
     // Of equals the first: the simpler rule.
     let best = (0..trials.len()).rev().max_by(|&a, &b| trials[a].sqnr_db.total_cmp(&trials[b].sqnr_db)).unwrap_or(0);
     let (judged, _) = choices.swap_remove(best);
-    let doubted = !judged.biases.is_empty() && settings.methods == Methods::Auto;
+    let doubted = !judged.biases.is_empty() && settings.methods.is_auto();
     let mut corrects = true;
     if let Some(Trial { sqnr_db, .. }) = trials.get(best).filter(|_| doubted) {
         let mode = Mode::Integer(&judged.grids);
@@ -547,7 +547,8 @@ fn check_names(model: &Model, names: &BTreeSet<String>) -> Result<(), Error> {
     }
 }
 
-/// [`BalancedSqnr`] in dB of the outputs of `graph` in `mode` against `references`, one list of outputs per chunk of samples.
+/// [`BalancedSqnr`] in dB of the outputs of `graph` in `mode` against `references`, one list of outputs per chunk of samples. The zeros that
+/// fill up a fixed batch do not count.
 ///
 /// # Errors
 /// As [`outputs`].
@@ -560,11 +561,15 @@ pub fn output_sqnr(
     progress: &dyn Progress,
 ) -> Result<f64, Error> {
     let mut sqnr = vec![BalancedSqnr::default(); graph.outputs.len()];
+    let size = Model::fixed_batch(graph).unwrap_or(1);
     let mut chunk = 0;
     outputs(graph, mode, source, threads, progress, |seen| {
         for ((sqnr, reference), output) in sqnr.iter_mut().zip(&references[chunk]).zip(&seen.outputs) {
             if let (Some(x), Some(y)) = (reference.as_f32(), output.as_f32()) {
-                sqnr.add(&reference.dims, x, y);
+                // Where axis 0 is not the batch, the whole tensor belongs to one sample.
+                let is_batch = reference.dims.first() == Some(&size);
+                let kept = if is_batch { x.len() / size * seen.batch.indices.len() } else { x.len() };
+                sqnr.add(&reference.dims, &x[..kept], &y[..kept.min(y.len())]);
             }
         }
         chunk += 1;
