@@ -1,9 +1,9 @@
 //! The plan: the quantization of one model, in a file that a person can read.
 //!
 //! What enters: grids by tensor name, changed weights, and how they came about. What leaves: `NAME.plan.json`, with the changed
-//! weights, if there are any, in `NAME.plan.DIGITS.safetensors` beside it; the digits begin their sha256. Equal plans are equal bytes: keys are sorted, and numbers are the
-//! shortest that read back bit for bit. Scales by channel stay in the JSON, on the one line that each tensor has: a plan is then a
-//! single file for most methods, and two plans can be compared with `diff`.
+//! weights, if there are any, in `NAME.plan.DIGITS.safetensors` beside it; the digits begin their sha256. Equal plans are equal
+//! bytes: keys are sorted, and numbers are the shortest that read back bit for bit. Scales by channel stay in the JSON, on the one
+//! line that each tensor has: a plan is then a single file for most methods, and two plans can be compared with `diff`.
 
 mod check;
 mod identity;
