@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Seek, SeekFrom},
+    io::{self, Seek, SeekFrom, Write},
     path::Path,
 };
 
@@ -56,7 +56,9 @@ pub fn save(path: &Path, arrays: &[(&str, &[usize], Elements<'_>)]) -> Result<()
             .large_file(true);
         for (name, shape, elements) in arrays {
             archive.start_file(format!("{name}.npy"), options)?;
-            npy::write(&mut io::BufWriter::new(&mut archive), shape, *elements)?;
+            let mut entry = io::BufWriter::new(&mut archive);
+            npy::write(&mut entry, shape, *elements)?;
+            entry.flush()?;
         }
         archive.finish()?;
         Ok(())

@@ -75,6 +75,11 @@ pub const METHODS: &[(Method, &str)] = &[
     (Method::BiasCorrectionSequential, "bias-correction-sequential"),
 ];
 
+/// The names, as a sentence lists them.
+pub fn names() -> String {
+    METHODS.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+}
+
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = METHODS.iter().find(|(method, _)| method == self).map_or("", |(_, name)| name);
@@ -87,10 +92,9 @@ impl FromStr for Method {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let found = METHODS.iter().find(|(_, name)| *name == text);
-        found.map(|(method, _)| *method).ok_or_else(|| {
-            let names: Vec<&str> = METHODS.iter().map(|(_, name)| *name).collect();
-            format!("`{text}` is no method; there are basic, auto, none, {}", names.join(", "))
-        })
+        found
+            .map(|(method, _)| *method)
+            .ok_or_else(|| format!("`{text}` is no method; there are basic, auto, none, {}", names()))
     }
 }
 
@@ -127,18 +131,19 @@ impl Methods {
         ![ZeroPointWindow, ZeroPointDequant, ZeroPointPhase].iter().any(|method| self.demands(*method))
     }
 
-    /// The same without `zeroq-data`; if nothing else was asked for, what is done by default.
-    pub fn without_data(&self, policy: &Policy) -> Methods {
-        match self {
-            Methods::List(list) if list[..] == [Method::ZeroqData] => Methods::by_default(policy),
-            Methods::List(list) => Methods::List(list.iter().copied().filter(|m| *m != Method::ZeroqData).collect()),
-            Methods::Basic | Methods::Auto => self.clone(),
-        }
-    }
-
     /// Whether what is done depends on a measurement.
     pub fn are_measured(&self) -> bool {
-        !matches!(self, Methods::List(_))
+        matches!(self, Methods::Basic | Methods::Auto) || self.are_default()
+    }
+
+    /// Whether codes, scales and biases are looked for, at the bits of `policy`.
+    pub fn explore(&self, policy: &Policy) -> bool {
+        *self == Methods::Auto || self.are_default() && Methods::by_default(policy) == Methods::Auto
+    }
+
+    /// Data alone, made by `zeroq-data`, ask for no other methods.
+    fn are_default(&self) -> bool {
+        matches!(self, Methods::List(list) if list[..] == [Method::ZeroqData])
     }
 }
 

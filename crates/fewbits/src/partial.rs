@@ -6,11 +6,10 @@
 use crate::{Error, refine::Step};
 use fewbits_graph::Graph;
 use fewbits_methods::Draft;
-use fewbits_quant::{self as quant, Plan, plan::model_sha256};
+use fewbits_quant::{self as quant, Plan};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -29,6 +28,10 @@ pub struct Mark {
     pub best_db: f64,
     /// Blocks that the step under way has done.
     pub blocks: usize,
+    /// What its methods decided on these, a line each.
+    pub findings: Vec<String>,
+    /// How long it took so far.
+    pub seconds: f64,
 }
 
 /// The files.
@@ -36,13 +39,14 @@ pub struct Mark {
 pub struct Partial<'a> {
     output: &'a Path,
     prepared: &'a Graph,
+    start: Plan,
     written: Instant,
 }
 
 impl<'a> Partial<'a> {
-    /// Files beside `output`, for drafts of the network `prepared`.
-    pub fn new(output: &'a Path, prepared: &'a Graph) -> Self {
-        Partial { output, prepared, written: Instant::now() }
+    /// Files beside `output`, for drafts of the network `prepared`; `start` is the plan that refinement begins with.
+    pub fn new(output: &'a Path, prepared: &'a Graph, start: Plan) -> Self {
+        Partial { output, prepared, start, written: Instant::now() }
     }
 
     fn path(&self, what: &str) -> PathBuf {
@@ -65,9 +69,8 @@ impl<'a> Partial<'a> {
     }
 
     fn plan(&self, draft: &Draft, mark: Option<&Mark>) -> Plan {
-        let mut plan = Plan { model_sha256: model_sha256(self.prepared), ..Plan::default() };
-        plan.tensors = draft.grids.clone();
-        plan.patches = draft.patches(self.prepared);
+        let (tensors, patches) = (draft.grids.clone(), draft.patches(self.prepared));
+        let mut plan = Plan { tensors, patches, ..self.start.clone() };
         plan.history.extend(mark.map(|mark| quant::Step {
             method: "partial".into(),
             config: serde_json::to_value(mark).expect("numbers and names are valid JSON"),
@@ -89,6 +92,7 @@ impl<'a> Partial<'a> {
         let (best, next) = (Plan::load(&best)?, Plan::load(&next)?);
         let mark = next.history.last().and_then(|step| serde_json::from_value::<Mark>(step.config.clone()).ok());
         let Some(mark) = mark.filter(|mark| mark.settings == *settings) else { return Ok(None) };
+        best.check(self.prepared)?;
         next.check(self.prepared)?;
         let draft = |plan: Plan| {
             let mut draft = Draft { grids: plan.tensors, ..start.clone() };
@@ -100,10 +104,8 @@ impl<'a> Partial<'a> {
 
     /// Removes the files; the run is over.
     pub fn remove(&self) {
-        for what in ["plan.json", "plan.safetensors", "next.plan.json", "next.plan.safetensors"] {
-            // A file that was never written, or cannot be removed, harms nobody.
-            let _ = fs::remove_file(self.path(&format!("partial.{what}")));
-        }
+        Plan::remove(&self.path("partial.plan.json"));
+        Plan::remove(&self.path("partial.next.plan.json"));
     }
 }
 
@@ -113,6 +115,7 @@ mod tests {
     use crate::demo;
     use fewbits_graph::{Grids, Tensor, passes};
     use serde_json::json;
+    use std::{fs, sync::Arc};
 
     #[test]
     fn what_is_written_is_read_under_the_same_settings_only() {
@@ -124,11 +127,16 @@ mod tests {
         let (name, old) = prepared.constants.iter().find(|(_, t)| t.as_f32().is_some_and(|v| v.len() > 1)).unwrap();
         next.set_constant(name, Tensor::f32(&old.dims, vec![0.5; old.len()]));
         let mark = Mark { settings: json!({"seed": 1}), best_db: 3.5, blocks: 2, ..Mark::default() };
-        let mut partial = Partial::new(&output, &prepared);
+        let mut partial = Partial::new(&output, &prepared, Plan::new(&prepared, "ort", Value::Null));
         assert_eq!(partial.read(&start, &mark.settings).unwrap(), None);
         partial.write(&start, &next, &mark, true).unwrap();
         assert_eq!(partial.read(&start, &mark.settings).unwrap(), Some((start.clone(), next, mark)));
         assert_eq!(partial.read(&start, &json!({"seed": 2})).unwrap(), None);
+        // Of another network.
+        let mut other = partial.plan(&start, None);
+        other.patches.insert(name.clone(), Arc::new(Tensor::f32(&[1], vec![0.5])));
+        other.save(&partial.path("partial.plan.json")).unwrap();
+        assert!(partial.read(&start, &json!({"seed": 1})).is_err());
         partial.remove();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }

@@ -3,6 +3,7 @@
 use crate::{
     Error, Model,
     quantize::{Quantized, Settings, laid_out},
+    refine,
 };
 use fewbits_data::Preprocess;
 use fewbits_graph::{Node, passes};
@@ -22,10 +23,12 @@ pub fn of(
     let mut plan = Plan::new(&quantized.prepared, &settings.target.name, preprocess);
     plan.tensors = quantized.grids.clone();
     plan.patches = quantized.patches.clone();
+    // Plans do not depend on the clock.
+    let steps: Vec<_> = quantized.steps.iter().map(|step| refine::Step { seconds: 0.0, ..step.clone() }).collect();
     plan.history.push(Step {
         method: "ptq".into(),
         config: describe(quantized, settings, samples),
-        metrics: json!({ "trials": quantized.trials }),
+        metrics: json!({ "trials": quantized.trials, "steps": steps }),
         seed,
     });
     plan

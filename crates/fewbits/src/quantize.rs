@@ -225,7 +225,8 @@ fn source_means(graph: &Graph, stats: &Stats, normals: &Normals, settings: &Sett
     means
 }
 
-/// [`BalancedSqnr`] in dB of the outputs of `graph` in `mode` against `references`, one list of outputs per chunk of samples.
+/// [`BalancedSqnr`] in dB of the outputs of `graph` in `mode` against `references`, one list of outputs per chunk of samples. The zeros that
+/// fill up a fixed batch do not count.
 ///
 /// # Errors
 /// As [`outputs`].
@@ -238,11 +239,15 @@ pub fn output_sqnr(
     progress: &dyn Progress,
 ) -> Result<f64, Error> {
     let mut sqnr = vec![BalancedSqnr::default(); graph.outputs.len()];
+    let size = Model::fixed_batch(graph).unwrap_or(1);
     let mut chunk = 0;
     outputs(graph, mode, source, threads, progress, |seen| {
         for ((sqnr, reference), output) in sqnr.iter_mut().zip(&references[chunk]).zip(&seen.outputs) {
             if let (Some(x), Some(y)) = (reference.as_f32(), output.as_f32()) {
-                sqnr.add(&reference.dims, x, y);
+                // Where axis 0 is not the batch, the whole tensor belongs to one sample.
+                let is_batch = reference.dims.first() == Some(&size);
+                let kept = if is_batch { x.len() / size * seen.batch.indices.len() } else { x.len() };
+                sqnr.add(&reference.dims, &x[..kept], &y[..kept.min(y.len())]);
             }
         }
         chunk += 1;

@@ -4,7 +4,6 @@ mod stage;
 
 use crate::{
     Error, Model,
-    methods::Methods,
     partial::{Mark, Partial},
     plan,
     progress::{Progress, Silent},
@@ -21,11 +20,7 @@ use fewbits_methods::{
 use fewbits_quant::weights::guard_bias;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::{
-    collections::BTreeMap,
-    fmt,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fmt, time::Instant};
 
 use stage::ByOutputs;
 pub(crate) use stage::{Stage, stages};
@@ -51,16 +46,20 @@ pub struct Step {
     /// What its methods decided, a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<String>,
-    /// How long it took.
-    #[serde(skip)]
-    pub time: Duration,
+    /// How long it took; 0 where nothing may depend on the clock.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub seconds: f64,
+}
+
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Step { methods, before_db, after_db, .. } = self;
         let verdict = if self.kept { "kept" } else { "dropped" };
-        write!(f, "{methods:<34} {before_db:6.2} -> {after_db:6.2} dB  {:5.1} s  {verdict}", self.time.as_secs_f64())
+        write!(f, "{methods:<34} {before_db:6.2} -> {after_db:6.2} dB  {:5.1} s  {verdict}", self.seconds)
     }
 }
 
@@ -77,7 +76,7 @@ pub fn refine(
     progress: &dyn Progress,
     begun: Instant,
 ) -> Result<Quantized, Error> {
-    let exploring = settings.methods == Methods::Auto;
+    let exploring = settings.methods.explore(&settings.policy);
     let deadline = begun.checked_add(settings.time_budget).filter(|_| exploring);
     let stages = stages(settings, deadline);
     if stages.is_empty() {
@@ -98,7 +97,9 @@ pub fn refine(
         "preprocess": source.preprocess.to_string(),
         "samples": seen.indices,
     });
-    let mut partial = settings.partial.as_deref().map(|output| Partial::new(output, prepared));
+    let stated = (!source.dataset.is_prepared()).then_some(source.preprocess);
+    let plan = || plan::of(&quantized, settings, source.indices.len(), settings.seed, stated);
+    let mut partial = settings.partial.as_deref().map(|output| Partial::new(output, prepared, plan()));
     let found = match &partial {
         Some(partial) if settings.resume => partial.read(&start, &described)?,
         _ => None,
@@ -119,6 +120,10 @@ pub fn refine(
         }
         let stage_begun = Instant::now();
         let runs = Runs::of(&seen, float);
+        // Of the blocks that a killed run was through with.
+        let (earlier, spent) = (mark.findings.clone(), mark.seconds);
+        let seconds = || spent + stage_begun.elapsed().as_secs_f64();
+        let findings = || [&earlier[..], &stage.findings()].concat();
         match stage {
             Stage::Walk(methods) => {
                 let mut walk = Walk::new(ground, &runs, MEMORY, &pool)?;
@@ -127,7 +132,7 @@ pub fn refine(
                     walk.advance(&next)?;
                 }
                 walk_through(&mut walk, &mut next, &methods, deadline, progress, |blocks, next| {
-                    mark.blocks = blocks;
+                    (mark.blocks, mark.findings, mark.seconds) = (blocks, findings(), seconds());
                     partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
                 })?;
             }
@@ -163,14 +168,7 @@ pub fn refine(
         guard_biases(&ground, &mut next);
         let (before_db, after_db) = (mark.best_db, closeness(&next)?);
         let kept = !exploring || after_db > before_db + stage.margin_db();
-        let step = Step {
-            methods: stage.name(),
-            before_db,
-            after_db,
-            kept,
-            findings: stage.findings(),
-            time: stage_begun.elapsed(),
-        };
+        let step = Step { methods: stage.name(), before_db, after_db, kept, findings: findings(), seconds: seconds() };
         progress.line(&format!("step {step}"));
         mark.done.push(step);
         if kept {
@@ -178,7 +176,7 @@ pub fn refine(
         } else {
             next = best.clone();
         }
-        mark.blocks = 0;
+        (mark.blocks, mark.findings, mark.seconds) = (0, vec![], 0.0);
         if let Some(partial) = &mut partial {
             partial.write(&best, &next, &mark, true)?;
         }
@@ -270,3 +268,6 @@ impl Samples for Runs<'_> {
         Ok(vec![self.source.tensor(indices, self.batch)?.0])
     }
 }
+
+#[cfg(test)]
+mod tests;

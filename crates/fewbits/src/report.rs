@@ -259,7 +259,7 @@ fn step(step: &refine::Step) -> Step {
         before_db: step.before_db,
         after_db: step.after_db,
         kept: step.kept,
-        seconds: step.time.as_secs_f64(),
+        seconds: step.seconds,
     }
 }
 

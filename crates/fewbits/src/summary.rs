@@ -3,6 +3,7 @@
 use crate::{
     Model,
     quantize::{Quantized, Settings},
+    refine::Step,
 };
 use fewbits_search::cost::weight_axis;
 pub use fewbits_search::cost::{packed, parameters};
@@ -52,6 +53,8 @@ pub struct Summary {
     pub samples: usize,
     /// Rule that was applied to activations.
     pub range_rule: String,
+    /// What was done after the ranges were chosen, and what it brought.
+    pub steps: Vec<Step>,
     /// Every node.
     pub layers: Vec<Layer>,
     /// Sizes by convention.
@@ -73,6 +76,7 @@ pub fn summarize(
         seconds: elapsed.as_secs_f64(),
         samples,
         range_rule: quantized.rule.to_string(),
+        steps: quantized.steps.clone(),
         layers: layers(quantized),
         size_bytes: sizes(model, quantized, settings, file),
         peak_rss_bytes: peak_rss(),

@@ -3,8 +3,10 @@
 //! The run folder holds `epochs.csv` and `steps.jsonl` (the log), `state.safetensors` (the latest checkpoint), and at the end
 //! `float.onnx` (the trained float network) and `plan.json` (what makes the quantized file of it).
 
+mod folder;
+
 use crate::{Error, Model, evaluate::evaluate, progress::Progress, stream::Source};
-use fewbits_data::{Augment, Dataset, Loader, LoaderOptions, Preprocess, atomic::write_atomically};
+use fewbits_data::{Augment, Dataset, Loader, LoaderOptions, Preprocess};
 use fewbits_graph::{Graph, Grids, exec::Mode, passes};
 use fewbits_kernels::Threads;
 use fewbits_quant::{Plan, Step, target::Target};
@@ -13,16 +15,11 @@ use fewbits_train::{
     checkpoint::Checkpoint,
     network::Goal,
     recipe::Recipe,
-    trainer::{self, EpochReport, Outcome, Setup, StepReport, Watcher},
+    trainer::{self, Outcome, Setup},
 };
+use folder::{Folder, STATE};
 use serde::Serialize;
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
-};
+use std::{path::Path, sync::Arc, time::Instant};
 
 /// Images of a batch when epochs are scored.
 const SCORING_BATCH: usize = 100;
@@ -273,157 +270,4 @@ pub fn describe(request: &Request<'_>) -> serde_json::Value {
         "batch": request.batch,
         "augment": request.augment.to_string(),
     })
-}
-
-const STATE: &str = "state.safetensors";
-const EPOCHS: &str = "epochs.csv";
-const STEPS: &str = "steps.jsonl";
-const EPOCHS_HEADER: &str = "epoch,loss,training_top1,top1,seconds";
-/// Steps between lines of the log.
-const LOGGED_EVERY: usize = 10;
-
-/// The run folder: the log goes there while the training goes by.
-struct Folder<'a> {
-    out: PathBuf,
-    checkpoint_every: usize,
-    steps_per_epoch: usize,
-    /// `steps.jsonl`, once the training has begun.
-    steps: Option<BufWriter<File>>,
-    progress: &'a dyn Progress,
-    begun: Instant,
-    first_step: usize,
-    images: usize,
-    top1: Option<f64>,
-    rows: Vec<EpochRow>,
-}
-
-#[derive(Serialize)]
-struct StepLine {
-    step: usize,
-    epoch: usize,
-    loss: f64,
-    top1: f64,
-    learning_rate: f64,
-}
-
-impl<'a> Folder<'a> {
-    /// Nothing is written before [`Watcher::begin`].
-    fn new(request: &Request<'_>, progress: &'a dyn Progress) -> Self {
-        let images = request.training_limit.unwrap_or(usize::MAX).min(request.training.len());
-        Folder {
-            out: request.out.into(),
-            checkpoint_every: request.checkpoint_every,
-            steps_per_epoch: images / request.batch.max(1) / request.recipe.accumulate.max(1),
-            steps: None,
-            progress,
-            begun: Instant::now(),
-            first_step: 0,
-            images: 0,
-            top1: None,
-            rows: vec![],
-        }
-    }
-
-    /// Begins the log; of a run that goes on, what is behind `step` is cut off.
-    fn open(&mut self, step: usize) -> io::Result<()> {
-        let [steps, epochs, state] = [STEPS, EPOCHS, STATE].map(|name| self.out.join(name));
-        if step == 0 {
-            fs::create_dir_all(&self.out)?;
-            // A state of an earlier run would not go with the new log.
-            fs::remove_file(state).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
-            fs::write(&steps, "")?;
-            fs::write(&epochs, format!("{EPOCHS_HEADER}\n"))?;
-        } else {
-            keep_lines(&steps, |line| number(line, "\"step\":").is_some_and(|s| s < step))?;
-            let before = |line: &str| line.split(',').next().and_then(|e| e.parse().ok());
-            keep_lines(&epochs, |line| before(line).is_none_or(|e: usize| (e + 1) * self.steps_per_epoch <= step))?;
-        }
-        self.steps = Some(BufWriter::new(OpenOptions::new().append(true).open(steps)?));
-        self.begun = Instant::now();
-        self.first_step = step;
-        Ok(())
-    }
-
-    /// An error of `file` in the folder.
-    fn failed(&self, file: &str) -> impl Fn(io::Error) -> TrainError + use<> {
-        let path = self.out.join(file);
-        move |source| TrainError::Log { path: path.clone(), source }
-    }
-
-    fn flush(&mut self) -> Result<(), TrainError> {
-        let failed = self.failed(STEPS);
-        self.steps.as_mut().map_or(Ok(()), BufWriter::flush).map_err(failed)
-    }
-}
-
-fn number(line: &str, key: &str) -> Option<usize> {
-    let rest = &line[line.find(key)? + key.len()..];
-    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-fn keep_lines(path: &Path, keep: impl Fn(&str) -> bool) -> io::Result<()> {
-    let text = fs::read_to_string(path)?;
-    let kept: String = text.lines().filter(|line| keep(line)).map(|line| format!("{line}\n")).collect();
-    write_atomically(path, |w| w.write_all(kept.as_bytes()))
-}
-
-impl Watcher for Folder<'_> {
-    fn begin(&mut self, step: usize) -> Result<(), TrainError> {
-        self.open(step).map_err(self.failed(""))
-    }
-
-    fn step(&mut self, report: &StepReport) -> Result<(), TrainError> {
-        self.images += report.images;
-        if report.step == self.first_step {
-            self.progress.begin("training", report.steps);
-            (0..self.first_step).for_each(|_| self.progress.step());
-        }
-        let rate = self.images as f64 / self.begun.elapsed().as_secs_f64().max(1e-9);
-        let batch_top1 = 100.0 * report.loss.hits as f64 / report.images.max(1) as f64;
-        let scored = self.top1.map_or(String::new(), |t| format!("  top-1 {t:.2} %"));
-        self.progress.say(&format!(
-            "epoch {}  loss {:.4}  batch {batch_top1:.1} %{scored}  {rate:.0} images/s",
-            report.epoch + 1,
-            report.loss.total
-        ));
-        self.progress.step();
-        if !report.step.is_multiple_of(LOGGED_EVERY) && report.step + 1 < report.steps {
-            return Ok(());
-        }
-        let line = StepLine {
-            step: report.step,
-            epoch: report.epoch,
-            loss: report.loss.total,
-            top1: batch_top1,
-            learning_rate: report.learning_rate,
-        };
-        let text = serde_json::to_string(&line).expect("numbers are valid JSON");
-        let failed = self.failed(STEPS);
-        self.steps.as_mut().map_or(Ok(()), |file| writeln!(file, "{text}")).map_err(failed)
-    }
-
-    fn epoch(&mut self, report: &EpochReport) -> Result<(), TrainError> {
-        let EpochReport { epoch, loss, training_top1, top1, scales, .. } = report.clone();
-        self.top1 = Some(top1);
-        let seconds = self.begun.elapsed().as_secs_f64();
-        let line = format!("{epoch},{loss:.6},{training_top1:.3},{top1:.3},{seconds:.1}\n");
-        let file = OpenOptions::new().append(true).open(self.out.join(EPOCHS));
-        file.and_then(|mut f| f.write_all(line.as_bytes())).map_err(self.failed(EPOCHS))?;
-        self.progress.line(&format!(
-            "epoch {:>3}  loss {loss:.4}  training top-1 {training_top1:.2} %  top-1 {top1:.2} %{}",
-            epoch + 1,
-            if report.best { "  best" } else { "" }
-        ));
-        self.rows.push(EpochRow { epoch, loss, training_top1, top1, scales });
-        self.flush()
-    }
-
-    fn wants_checkpoint(&mut self, step: usize) -> bool {
-        self.checkpoint_every > 0 && step.is_multiple_of(self.checkpoint_every)
-    }
-
-    fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
-        self.flush()?;
-        checkpoint.write(&self.out.join(STATE))
-    }
 }

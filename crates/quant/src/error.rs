@@ -22,6 +22,9 @@ pub enum QuantError {
     /// A rule for weights that does not exist.
     #[error("unknown weight rule `{text}`")]
     UnknownWeightRule { text: String },
+    /// A runtime that is not known.
+    #[error("unknown target `{name}`")]
+    UnknownTarget { name: String },
     /// A weight of another type.
     #[error("weight `{tensor}` is {dtype}, expected float32")]
     NotFloat { tensor: String, dtype: DType },
@@ -78,11 +81,12 @@ impl QuantError {
                  aciq, aciq-laplace and aciq-gauss"
             }
             QuantError::UnknownWeightRule { .. } => "rules are minmax and mse",
+            QuantError::UnknownTarget { .. } => "targets are ort, tensorrt and generic",
             QuantError::NotFinite { .. } => "the model is broken: `fewbits inspect` lists such weights",
             QuantError::File { .. } => "check the path",
             QuantError::NotAPlan { .. } => "plans are the `*.plan.json` files that `fewbits quantize --plan` writes",
             QuantError::PlanFormat { .. } => "make the plan again with this version of fewbits",
-            QuantError::Patches { .. } => "keep the plan and the `.safetensors` file of the same name together, from the same run",
+            QuantError::Patches { .. } => "keep the plan and the `.safetensors` file whose name begins like its own together, from the same run",
             QuantError::OtherModel { .. } => "give the model that the plan was made for, or make a new plan with `fewbits quantize`",
             QuantError::UnknownTensor { .. } | QuantError::Length { .. } | QuantError::PatchShape { .. } => {
                 "the plan was edited or is of another model: make a new one with `fewbits quantize`"

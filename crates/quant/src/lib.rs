@@ -6,6 +6,7 @@
 pub mod calibrate;
 pub mod error;
 pub mod importance;
+pub mod normal;
 pub mod placement;
 pub mod plan;
 pub mod ranges;

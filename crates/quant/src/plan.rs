@@ -1,9 +1,9 @@
 //! The plan: the quantization of one model, in a file that a person can read.
 //!
 //! What enters: grids by tensor name, changed weights, and how they came about. What leaves: `NAME.plan.json`, with the changed
-//! weights, if there are any, in `NAME.plan.safetensors` beside it. Equal plans are equal bytes: keys are sorted, and numbers are the
-//! shortest that read back bit for bit. Scales by channel stay in the JSON, on the one line that each tensor has: a plan is then a
-//! single file for most methods, and two plans can be compared with `diff`.
+//! weights, if there are any, in `NAME.plan.DIGITS.safetensors` beside it; the digits begin their sha256. Equal plans are equal
+//! bytes: keys are sorted, and numbers are the shortest that read back bit for bit. Scales by channel stay in the JSON, on the one
+//! line that each tensor has: a plan is then a single file for most methods, and two plans can be compared with `diff`.
 
 mod check;
 mod identity;
@@ -84,16 +84,19 @@ impl Plan {
         Plan { model_sha256: model_sha256(graph), target: target.into(), preprocess, ..Plan::default() }
     }
 
-    /// Writes the plan to `path`, and its changed weights beside it. Each file is replaced as a whole or not at all.
+    /// Writes the plan to `path`, and its changed weights beside it. At any time there is either the old plan or the new one, whole.
     ///
     /// # Errors
     /// [`QuantError::File`]; [`QuantError::NotFloat`] if a changed constant is not a float tensor.
     pub fn save(&self, path: &Path) -> Result<(), QuantError> {
-        let mut patches_sha256 = None;
+        let old = stored_patches(path);
+        let (mut new, mut patches_sha256) = (None, None);
         if !self.patches.is_empty() {
             let bytes = encode_patches(&self.patches)?;
-            patches_sha256 = Some(hex(&Sha256::digest(&bytes)));
-            replace_file(&patches_path(path), &bytes)?;
+            let sha256 = hex(&Sha256::digest(&bytes));
+            let file = patches_path(path, &sha256);
+            replace_file(&file, &bytes)?;
+            (new, patches_sha256) = (Some(file), Some(sha256));
         }
         let file = PlanFile {
             format: FORMAT,
@@ -106,7 +109,20 @@ impl Plan {
             tensors: self.tensors.clone(),
         };
         let bytes = json::to_vec(&file).map_err(|e| file_error("write", path)(e.into()))?;
-        replace_file(path, &bytes)
+        replace_file(path, &bytes)?;
+        if let Some(old) = old.filter(|old| new.as_ref() != Some(old)) {
+            // Nothing names it any more.
+            let _ = fs::remove_file(old);
+        }
+        Ok(())
+    }
+
+    /// Removes the plan at `path` and its changed weights, as far as they are there.
+    pub fn remove(path: &Path) {
+        for file in stored_patches(path).into_iter().chain([path.into()]) {
+            // A file that cannot be removed harms nobody.
+            let _ = fs::remove_file(file);
+        }
     }
 
     /// Reads a plan and its changed weights.
@@ -124,10 +140,11 @@ impl Plan {
         let file: PlanFile = serde_json::from_slice(&bytes).map_err(not_a_plan)?;
         let mut patches = BTreeMap::new();
         if !file.patches.is_empty() {
-            let path = patches_path(path);
+            let sha256 = file.patches_sha256.unwrap_or_default();
+            let path = existing_patches(path, &sha256);
             let bytes = fs::read(&path).map_err(file_error("read", &path))?;
             let wrong = |reason: String| QuantError::Patches { path: path.clone(), reason };
-            if file.patches_sha256.as_deref() != Some(&hex(&Sha256::digest(&bytes))) {
+            if sha256 != hex(&Sha256::digest(&bytes)) {
                 return Err(wrong("its sha256 is not the one that the plan names".into()));
             }
             patches = decode_patches(&bytes).map_err(wrong)?;
@@ -140,9 +157,22 @@ impl Plan {
     }
 }
 
-/// `a.plan.json` → `a.plan.safetensors`.
-fn patches_path(path: &Path) -> PathBuf {
-    path.with_extension("safetensors")
+/// `a.plan.json` → `a.plan.0123456789ab.safetensors`.
+fn patches_path(path: &Path, sha256: &str) -> PathBuf {
+    let digits: String = sha256.chars().filter(char::is_ascii_hexdigit).take(12).collect();
+    path.with_extension(format!("{digits}.safetensors"))
+}
+
+/// The same, or `a.plan.safetensors` if only that is there.
+fn existing_patches(path: &Path, sha256: &str) -> PathBuf {
+    let (named, plain) = (patches_path(path, sha256), path.with_extension("safetensors"));
+    if !named.exists() && plain.exists() { plain } else { named }
+}
+
+/// The changed weights that the plan at `path` names, if one is there.
+fn stored_patches(path: &Path) -> Option<PathBuf> {
+    let file: PlanFile = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    Some(existing_patches(path, &file.patches_sha256?))
 }
 
 fn encode_patches(patches: &BTreeMap<String, Arc<Tensor>>) -> Result<Vec<u8>, QuantError> {

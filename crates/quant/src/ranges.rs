@@ -11,7 +11,7 @@ mod params;
 mod percentile;
 mod reader;
 
-pub use aciq::Prior;
+pub use aciq::{Prior, optimum};
 pub use moments::Moments;
 pub use params::{Mapping, Range};
 pub use reader::Reader;

@@ -1,5 +1,6 @@
 //! What a runtime computes in integers, as data files: which operators, grids and fusions it has.
 
+use crate::error::QuantError;
 use fewbits_graph::Grid;
 use serde::Deserialize;
 use std::{collections::BTreeMap, str::FromStr};
@@ -51,15 +52,12 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 impl FromStr for Target {
-    type Err = String;
+    type Err = QuantError;
 
-    fn from_str(name: &str) -> Result<Self, String> {
-        let names = || FILES.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ");
-        let file = FILES
-            .iter()
-            .find(|(n, _)| *n == name)
-            .ok_or_else(|| format!("no target `{name}`; there are {}", names()))?;
-        serde_json::from_str(file.1).map_err(|e| format!("target file {name}: {e}"))
+    fn from_str(name: &str) -> Result<Self, QuantError> {
+        let file = FILES.iter().find(|(n, _)| *n == name);
+        let (_, text) = file.ok_or_else(|| QuantError::UnknownTarget { name: name.into() })?;
+        Ok(serde_json::from_str(text).expect("the files are part of the program, and a test reads each"))
     }
 }
 
@@ -84,6 +82,8 @@ mod tests {
         for (name, _) in FILES {
             assert_eq!(&name.parse::<Target>().expect("a target file of ours").name, name);
         }
-        assert!("npu".parse::<Target>().unwrap_err().contains("ort"));
+        let unknown = "npu".parse::<Target>().unwrap_err();
+        let hint = unknown.hint().unwrap();
+        assert!(unknown.to_string().contains("npu") && FILES.iter().all(|(name, _)| hint.contains(name)));
     }
 }

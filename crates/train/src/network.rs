@@ -155,17 +155,6 @@ impl Network {
         &self.graph
     }
 
-    /// How many tensors have quantizers: weights, and activations.
-    pub fn counts(&self) -> (usize, usize) {
-        let activations = self.placement.sites.values().filter(|s| matches!(s, Site::Activation { .. })).count();
-        (self.layers.len(), activations)
-    }
-
-    /// Where grids go.
-    pub fn placement(&self) -> &Placement {
-        &self.placement
-    }
-
     fn folded(&self, base: &Graph) -> Result<Graph, TrainError> {
         let graph = passes::drop_neutral_slots(&passes::prepare(base)?.0);
         Ok(passes::drop_layer_input_slots(&graph, |slot| !self.slots.contains(slot)))

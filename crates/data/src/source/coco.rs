@@ -11,15 +11,13 @@ use serde::Deserialize;
 
 use crate::DataError;
 
-/// What a COCO file says about its images: sizes, categories, and the boxes that are truly there.
+/// What a COCO file says about its images: names, categories, and the boxes that are truly there.
 #[derive(Debug, Clone)]
 pub struct Coco {
     /// COCO's own id of each image, in the order of the file.
     pub image_ids: Vec<u64>,
     /// File name of each image.
     pub file_names: Vec<PathBuf>,
-    /// `(width, height)` of each image.
-    pub sizes: Vec<(usize, usize)>,
     /// The ids of the categories, ascending: a network's class `k` is category `category_ids[k]`.
     pub category_ids: Vec<u64>,
     /// Their names.
@@ -54,8 +52,6 @@ struct Content {
 struct ImageEntry {
     id: u64,
     file_name: PathBuf,
-    width: usize,
-    height: usize,
 }
 
 #[derive(Deserialize)]
@@ -96,7 +92,6 @@ impl Coco {
         Ok(Self {
             annotations: annotations.into_iter().enumerate().map(annotation).collect::<Result<_, _>>()?,
             image_ids: images.iter().map(|i| i.id).collect(),
-            sizes: images.iter().map(|i| (i.width, i.height)).collect(),
             file_names: images.into_iter().map(|i| i.file_name).collect(),
             category_ids: categories.iter().map(|c| c.id).collect(),
             category_names: categories.into_iter().map(|c| c.name).collect(),

@@ -62,7 +62,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     export::write(&float_file, &model.graph)?;
     let mut rows = Vec::new();
     for (weights, activations) in [(8, 8), (4, 8)] {
-        let target = "ort".parse::<Target>().map_err(|what| Error::Usage { what, hint: String::new() })?;
+        let target = "ort".parse::<Target>()?;
         let settings = Settings::new(target, Policy::new(weights, activations, 8));
         let begun = Instant::now();
         let quantized = quantize(&model, &calibration, &settings, threads, &*progress)?;

@@ -39,7 +39,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
             hint: format!("make a plan with `fewbits quantize … --target {name}`"),
         });
     }
-    let target: Target = name.parse().map_err(|what| Error::Usage { what, hint: String::new() })?;
+    let target: Target = name.parse()?;
     let planned = plan::apply(&model, &args.plan)?;
     let settings = stored.history.last().map_or(serde_json::Value::Null, |step| step.config.clone());
     let grids = planned.grids.as_ref().expect("a plan brings grids");

@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
-    let target: Target = args.target.parse().map_err(|what| Error::Usage { what, hint: String::new() })?;
+    let target: Target = args.target.parse()?;
     let model = Model::load(&args.model)?;
     let stats = match &args.calib {
         None => Stats::default(),

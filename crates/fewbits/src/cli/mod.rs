@@ -1,6 +1,7 @@
 //! The command line. stdout carries the result, stderr progress and messages.
 
 mod bar;
+mod bench;
 mod compare;
 mod data;
 mod demo;
@@ -85,7 +86,7 @@ enum Command {
     /// Find a published table again on your data
     Repro(repro::Args),
     /// Speed of the engine on this machine
-    Bench(run::BenchArgs),
+    Bench(bench::Args),
 }
 
 /// What a command ends with when nothing failed.
@@ -104,7 +105,8 @@ fn count() -> RangedU64ValueParser<usize> {
 
 /// Percent, as a number.
 fn percent(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|x: &f64| x.is_finite()).ok_or_else(|| format!("`{text}` is no number"))
+    let found = text.parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0);
+    found.ok_or_else(|| format!("`{text}` is no number from 0 on"))
 }
 
 /// A time such as `90s`, `10m` or `1.5h`; a bare number is seconds.
@@ -138,7 +140,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(&args, &out),
         Command::Zoo(args) => zoo::run(&args, &out),
         Command::Repro(args) => repro::run(&args, &out),
-        Command::Bench(args) => run::bench(&args, &out),
+        Command::Bench(args) => bench::run(&args, &out),
     };
     match result {
         Ok(Verdict::Done) => ExitCode::SUCCESS,

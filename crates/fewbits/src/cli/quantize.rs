@@ -8,7 +8,7 @@ use super::{
 use fewbits::stream::Source;
 use fewbits::{
     Error, Model, distill, export,
-    methods::{Method, Methods},
+    methods::{self, Method, Methods},
     plan,
     quantize::{Quantized, Ranges, Settings, quantize},
     report,
@@ -79,10 +79,7 @@ pub struct PolicyArgs {
     /// One weight scale per output channel, or one per tensor
     #[arg(long, default_value = "channel", value_parser = ["channel", "tensor"], value_name = "channel|tensor")]
     granularity: String,
-    /// What is done against the damage of rounding: basic (little, fast), auto (all that helps), none, or a list of zeroq-data, equalize, mixed-clipping, aciq, omse, lapq,
-    /// seq-mse, comq, zero-point, adaround, brecq, qdrop, bn-tune, e2e-qp and bias-correction
-    /// [default: basic at 8 bits, auto below]
-    #[arg(long, value_name = "NAME[,NAME…]")]
+    #[arg(long, value_name = "NAME[,NAME…]", help = method_help())]
     method: Option<Methods>,
     /// How long it may take with `--method auto`, e.g. 90s or 10m; a step under way then ends with what it has
     #[arg(long, default_value = "10m", value_parser = super::duration, value_name = "TIME")]
@@ -90,6 +87,14 @@ pub struct PolicyArgs {
     /// Steps for each layer or block whose rounding is learned [default: 2000 with adaround, 500 with brecq and qdrop]
     #[arg(long, value_parser = super::count(), value_name = "N")]
     iterations: Option<usize>,
+}
+
+fn method_help() -> String {
+    let choice = "basic (little, fast), auto (all that measures better), none, or a list of";
+    format!(
+        "What is done against the damage of rounding: {choice} {} [default: basic at 8 bits, auto below]",
+        methods::names()
+    )
 }
 
 impl PolicyArgs {
@@ -108,7 +113,7 @@ impl PolicyArgs {
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let start = Instant::now();
-    let target: Target = args.target.parse().map_err(|what| Error::Usage { what, hint: String::new() })?;
+    let target: Target = args.target.parse()?;
     check_folders([args.output.as_deref(), args.plan.as_deref(), args.report.as_deref()])?;
     let model = Model::load(&args.model)?;
     let dataset = dataset(&model, args, out)?;
@@ -117,7 +122,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("int8.onnx"));
     let settings = Settings {
         ranges: args.policy.ranges,
-        methods: args.policy.methods().without_data(&args.policy.policy()),
+        methods: args.policy.methods(),
         keep_float: args.keep_float.iter().cloned().collect::<BTreeSet<_>>(),
         time_budget: args.policy.time_budget,
         iterations: args.policy.iterations,

@@ -7,7 +7,6 @@ use fewbits::{
     Error, Model,
     repro::{self, Effort, Event, Line, Request, Results, Run, Subject, Table, post::post_tables},
 };
-use fewbits_quant::target::Target;
 use serde::Serialize;
 use std::{fmt::Write, path::PathBuf, sync::Arc};
 
@@ -126,7 +125,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         training: &training,
         validation: &validation,
         preprocess: &args.preprocess.resolve(&model, &training, out)?,
-        target: &"ort".parse::<Target>().map_err(|what| Error::Usage { what, hint: String::new() })?,
+        target: &"ort".parse()?,
         seed: out.global.seed,
         command: &command_line(),
         out: &args.out,

@@ -1,15 +1,13 @@
-//! `fewbits run`: outputs of a model on data; `fewbits bench`: how fast that is.
+//! `fewbits run`: outputs of a model on data.
 
 use super::{
     Verdict,
     data::PreprocessArgs,
-    output::Output,
+    output::{Output, check_folders},
     subject::{SubjectArgs, mode_name},
 };
 use fewbits::{
     Error, Model,
-    bench::{Timing, latency_table, time},
-    latency,
     stream::{Source, outputs},
 };
 use fewbits_data::{npy, npz};
@@ -44,6 +42,7 @@ struct Report {
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
+    check_folders([Some(&*args.output)])?;
     let model = args.subject.load()?;
     let mode = args.subject.mode(&model)?;
     let graph = &model.graph;
@@ -89,43 +88,5 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     };
     let text = report.outputs.iter().map(|(name, dims)| format!("{name}: {dims:?}")).collect::<Vec<_>>().join("\n");
     out.result(&report, &format!("{text}\nwritten to {}", args.output.display()));
-    Ok(Verdict::Done)
-}
-
-/// Speed of the engine on this machine.
-#[derive(Debug, clap::Args)]
-pub struct BenchArgs {
-    #[command(flatten)]
-    subject: SubjectArgs,
-    /// Images per run, if the network leaves that open
-    #[arg(long, default_value_t = 1, value_parser = super::count(), value_name = "N")]
-    batch: usize,
-    /// Runs that are timed
-    #[arg(long, default_value_t = 20, value_parser = super::count(), value_name = "N")]
-    runs: usize,
-    /// Also write the times of the layers of a quantized model, for `fewbits search --budget latency=…`
-    #[arg(long, value_name = "FILE.json")]
-    latency_table: Option<PathBuf>,
-}
-
-pub fn bench(args: &BenchArgs, out: &Output) -> Result<Verdict, Error> {
-    let model = args.subject.load()?;
-    let mode = args.subject.mode(&model)?;
-    if let Some(path) = &args.latency_table {
-        latency::save(&latency_table(&model, args.runs, out.global.threads)?, path)?;
-    }
-    let timing: Timing = time(&model, mode, args.batch, args.runs, out.global.threads)?;
-    let text = format!(
-        "{}, {}, batch {}, {} threads: {:.2} ms per run (fastest {:.2}), {:.1} images/s, {:.1} MB of buffers",
-        args.subject.model.display(),
-        mode_name(mode),
-        timing.batch,
-        timing.threads,
-        1e3 * timing.median_seconds,
-        1e3 * timing.fastest_seconds,
-        timing.batch as f64 / timing.median_seconds,
-        timing.buffer_bytes as f64 / 1e6,
-    );
-    out.result(&timing, &text);
     Ok(Verdict::Done)
 }

@@ -144,7 +144,7 @@ struct Report {
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let start = Instant::now();
-    let target: Target = args.target.parse().map_err(|what| Error::Usage { what, hint: String::new() })?;
+    let target: Target = args.target.parse()?;
     if args.method.demands(Method::ZeroqData) {
         return Err(Error::Usage {
             what: "a search needs calibration images: --method zeroq-data makes none here".into(),

@@ -302,7 +302,7 @@ impl RecipeArgs {
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
-    let target: Target = args.target.parse().map_err(|what| Error::Usage { what, hint: String::new() })?;
+    let target: Target = args.target.parse()?;
     let method = match args.method.as_str() {
         "float" => None,
         name => Some(parse::<Method>("--method", name)?),

@@ -91,7 +91,8 @@ pub(super) fn reshape(
         output_sqnr(&graph, Mode::Integer(&choice.grids), source, &references, threads, progress)
     };
     let is_repaired = settings.judged_policy() != settings.policy;
-    let gain = if is_repaired && !settings.policy.has_low_activations() { RESHAPING_GAIN_BEFORE_REPAIR_DB } else { 0.0 };
+    let gain =
+        if is_repaired && !settings.policy.has_low_activations() { RESHAPING_GAIN_BEFORE_REPAIR_DB } else { 0.0 };
     let better = |method: Method, old: Reshaped, new: Reshaped| -> Result<Reshaped, Error> {
         let taken = new != old && (settings.methods.demands(method) || sqnr(&new)? > sqnr(&old)? + gain);
         Ok(if taken { new } else { old })

@@ -60,7 +60,7 @@ impl Stage {
         };
         let walked: Box<dyn BlockMethod> = match method {
             Method::MixedClipping => Box::new(MixedClipping::default()),
-            Method::Aciq => Box::new(Aciq::default()),
+            Method::Aciq => Box::new(Aciq),
             Method::Omse => Box::new(Omse),
             Method::SeqMse => Box::new(SeqMse::default()),
             Method::Comq => Box::new(Comq::default()),
@@ -122,20 +122,19 @@ impl Stage {
 /// The stages, one after the other, which stop at `deadline`. Neighbours that walk share a walk where they are asked for; by default
 /// each is measured.
 pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
+    let explores = settings.methods.explore(&settings.policy);
     let chosen: Vec<Method> = match &settings.methods {
-        Methods::Basic => vec![],
-        Methods::Auto if settings.policy.has_low_activations() => {
+        Methods::List(list) if !explores => list.clone(),
+        _ if !explores => vec![],
+        _ if settings.policy.has_low_activations() => {
             vec![Method::Comq, Method::BnTune, Method::E2eQp, Method::ZeroPoint]
         }
-        Methods::Auto => vec![Method::Comq, Method::BnTune, Method::E2eQp],
-        Methods::List(list) => list.clone(),
+        _ => vec![Method::Comq, Method::BnTune, Method::E2eQp],
     };
     let mut stages: Vec<Stage> = Vec::new();
     for stage in chosen.into_iter().filter_map(|method| Stage::of(method, settings, deadline)) {
         match (stages.last_mut(), stage) {
-            (Some(Stage::Walk(methods)), Stage::Walk(more)) if settings.methods != Methods::Auto => {
-                methods.extend(more)
-            }
+            (Some(Stage::Walk(methods)), Stage::Walk(more)) if !explores => methods.extend(more),
             (_, stage) => stages.push(stage),
         }
     }

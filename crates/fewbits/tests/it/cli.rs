@@ -71,7 +71,7 @@ fn json_has_the_keys_that_scripts_read() {
     let (model, data, file) = (desk.path("demo.onnx"), desk.path("pictures"), desk.path("out.onnx"));
     let quantized = json(&["quantize", &model, "--calib", &data, "-o", &file]);
     let sizes = ["size_bytes.file", "size_bytes.packed", "size_bytes.float"];
-    keys(&quantized, &[&["seconds", "samples", "peak_rss_bytes", "layers"], &sizes[..]].concat());
+    keys(&quantized, &[&["seconds", "samples", "peak_rss_bytes", "steps", "layers"], &sizes[..]].concat());
     assert_eq!(quantized["size_bytes"]["file"], std::fs::metadata(&file).unwrap().len());
     assert_eq!(quantized["samples"], 24);
     let layers = quantized["layers"].as_array().unwrap();
@@ -124,7 +124,7 @@ fn a_missed_threshold_is_exit_code_1() {
             .status
             .code()
     };
-    assert_eq!((code("1"), code("100.5")), (Some(0), Some(1)));
+    assert_eq!((code("1"), code("100.5"), code("-1")), (Some(0), Some(1), Some(2)));
 }
 
 #[test]
@@ -192,8 +192,8 @@ fn errors_name_the_file_and_say_what_to_do() {
         },
         Refusal {
             args: quantize(&model, &data, &["--target", "npu"]),
-            words: &["npu", "ort, tensorrt, generic"],
-            hint: false,
+            words: &["npu", "ort, tensorrt and generic"],
+            hint: true,
         },
         Refusal { args: quantize(&model, &data, &["--preprocess", "cafe"]), words: &["cafe"], hint: true },
         Refusal { args: quantize(&model, &data, &["--resize-to", "big"]), words: &["big"], hint: true },
@@ -266,10 +266,15 @@ fn change_first_weight(path: &str, value: f32) {
 #[test]
 fn output_that_cannot_be_written_is_an_error() {
     let desk = Desk::new();
-    let file = desk.path("no/such/folder/out.onnx");
-    let output = program(&["quantize", &desk.path("demo.onnx"), "--calib", &desk.path("pictures.npy"), "-o", &file]);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(2) && error.contains("no/such/folder/out.onnx"), "{error}");
+    let [model, data, file] = ["demo.onnx", "pictures.npy", "no/such/folder/out"].map(|name| desk.path(name));
+    let quantize = ["quantize", &model, "--calib", &data, "-o", &file];
+    let run = ["run", &model, "--data", &data, "-o", &file];
+    for args in [&quantize[..], &run, &["bench", &model, "--latency-table", &file]] {
+        let output = program(args);
+        let error = String::from_utf8_lossy(&output.stderr);
+        let said = error.contains("no/such/folder/out` cannot be written: there is no such folder");
+        assert!(output.status.code() == Some(2) && said, "{error}");
+    }
 }
 
 #[test]

@@ -1,6 +1,13 @@
 //! Post-training methods and the search for bits, as users call them.
 
 use crate::{desk::Desk, fewbits, program};
+use fewbits::{
+    demo,
+    progress::Silent,
+    quantize::output_sqnr,
+    stream::{Source, outputs},
+};
+use fewbits_graph::{Dim, Tensor, exec::Mode};
 use serde_json::Value;
 
 /// Top-1 of the demo network on drawn pictures, quantized from others with the flags.
@@ -61,12 +68,17 @@ fn a_step_gives_the_same_bytes_on_any_number_of_threads_and_says_what_it_did() {
     let [calibration, _] = desk.draw("calibration", 2, 32, &[0, 3, 7]);
     let quantize = |threads: &str| {
         let out = desk.path(&format!("{threads}.onnx"));
+        let plan = desk.path(&format!("{threads}.plan.json"));
         let flags = ["--weights", "4", "--method", "comq", "--ranges", "minmax", "--threads", threads, "-o", &out];
+        let flags = [&flags[..], &["--plan", &plan]].concat();
         let said = fewbits(&[&["quantize", &model, "--calib", &calibration], &flags[..]].concat());
         assert!(said.contains("step comq"), "{said}");
-        std::fs::read(&out).unwrap()
+        [&out, &plan].map(|file| std::fs::read(file).unwrap())
     };
-    assert!(quantize("1") == quantize("3"));
+    let [file, plan] = quantize("1");
+    assert!([&file, &plan] == quantize("3").each_ref());
+    let plan: Value = serde_json::from_slice(&plan).unwrap();
+    assert_eq!(plan["history"][0]["metrics"]["steps"][0]["methods"], "comq");
     assert!(!desk.names(".").iter().any(|name| name.contains("partial")), "nothing is left behind");
 }
 
@@ -85,8 +97,12 @@ fn without_data_the_network_makes_its_own() {
     let initial = desk.path("initial.onnx");
     fewbits(&["zoo", "resnet20", "-o", &initial]);
     let out = desk.path("blind.onnx");
-    fewbits(&["quantize", &initial, "--method", "zeroq-data", "--samples", "2", "--preprocess", "none", "-o", &out]);
+    let plan = desk.path("blind.plan.json");
+    let flags = ["--method", "zeroq-data", "--samples", "2", "--preprocess", "none", "--plan", &plan, "-o", &out];
+    fewbits(&[&["quantize", &initial], &flags[..]].concat());
     assert!(std::fs::metadata(&out).unwrap().len() > 100_000);
+    let plan: Value = serde_json::from_slice(&std::fs::read(plan).unwrap()).unwrap();
+    assert_eq!(plan["history"][0]["config"]["method"], "zeroq-data");
 }
 
 #[test]
@@ -134,4 +150,29 @@ fn shifted_weights_are_float_in_the_file_and_the_program_says_so() {
     let (none, small) = quantize("seq-mse");
     let (many, large) = quantize("zero-point-window,bias-correction");
     assert!(none == 0 && many > 10 && large > 2 * small, "{many} layers, {large} bytes and not {small}");
+}
+
+#[test]
+fn what_fills_up_a_fixed_batch_is_not_measured() {
+    let model = demo::model().unwrap();
+    let preprocess = model.preprocess().unwrap().unwrap();
+    let dataset = demo::calibration_set();
+    let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.first(Some(5)) };
+    let sqnr = |batch: Dim| {
+        let mut graph = model.graph.clone();
+        graph.inputs[0].dims.as_mut().unwrap()[0] = batch;
+        let mut references = Vec::new();
+        outputs(&graph, Mode::Float, &source, 1, &Silent, |seen| {
+            references.push(seen.outputs);
+            Ok(())
+        })
+        .unwrap();
+        let first = graph.nodes[0].inputs[1].clone();
+        let weight = graph.constants[&first].clone();
+        let halved = weight.as_f32().unwrap().iter().map(|w| 0.5 * w).collect();
+        graph.constants.insert(first, Tensor::f32(&weight.dims, halved).into());
+        output_sqnr(&graph, Mode::Float, &source, &references, 1, &Silent).unwrap()
+    };
+    let (alone, together) = (sqnr(Dim::Symbol("N".into())), sqnr(Dim::Fixed(4)));
+    assert!((alone - together).abs() < 1e-3, "{alone} and {together} dB");
 }

@@ -273,6 +273,10 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
         studio.train(out, &[&recipe[..], &["--checkpoint-every", every, "--resume"]].concat());
         studio.assert_same("whole", out);
     }
+    let report = studio.desk.path("whole.html");
+    studio.train("whole", &[&recipe[..], &["--resume", "--report", &report]].concat());
+    let page = std::fs::read_to_string(report).unwrap();
+    assert!(page.contains(">training loss, "), "epochs before the run went on are drawn");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! ACIQ: weights clipped where a distribution of their width has the least expected error, then brought back to their own width.
 //!
 //! # What it does
-//! Each channel's clip is the analytic one for a Laplace or a normal distribution ([`crate::clipping::aciq`]), whichever leaves the lower
+//! Each channel's clip is the analytic one for a Laplace or a normal distribution ([`fewbits_quant::ranges::optimum`]), whichever leaves the lower
 //! squared error of the weights. Rounding changes mean and deviation of a channel's weights: the deviation is brought back with the
 //! factor `ξ = ‖w − E w‖ / ‖ŵ − E ŵ‖` on the scale, the codes staying as they are; what the mean does to the outputs goes off the bias.
 //!
@@ -16,7 +16,7 @@
 //! Two roundings of the weights; one pass over the samples for the biases.
 //!
 //! # Config
-//! [`Config`].
+//! None.
 //!
 //! # Source
 //! Banner, Nahshan, Soudry, "Post training 4-bit quantization of convolutional networks for rapid-deployment" (NeurIPS 2019), equations
@@ -29,30 +29,14 @@
 
 use crate::{
     BlockMethod, Draft, MethodError, Walk,
-    clipping::{Clip, Rounded, Weights, aciq::mean_and_width, round_layers, rounded},
+    clipping::{Clip, Rounded, Weights, mean_and_width, round_layers, rounded},
 };
 use fewbits_kernels::Threads;
 use fewbits_quant::ranges::Prior;
 
-/// What is corrected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Whether deviations are brought back by the scale.
-    pub deviation: bool,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config { deviation: true }
-    }
-}
-
 /// The method.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Aciq {
-    /// What is corrected.
-    pub config: Config,
-}
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Aciq;
 
 impl BlockMethod for Aciq {
     fn name(&self) -> &'static str {
@@ -60,21 +44,18 @@ impl BlockMethod for Aciq {
     }
 
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
-        round_layers(walk, draft, |weights, _, _| self.round(weights, walk.threads()))
+        round_layers(walk, draft, |weights, _, _| round(weights, walk.threads()))
     }
 }
 
-impl Aciq {
-    fn round(&self, weights: &Weights<'_>, threads: &Threads) -> Rounded {
-        let clips = [Prior::Laplace, Prior::Gauss].map(|prior| weights.clips(Clip::Aciq(prior), threads));
-        let scale = weights.each_group(threads, |group| {
-            let [laplace, gauss] = [0, 1].map(|prior: usize| weights.scale(group, clips[prior][group]));
-            let error = |scale| distance(weights.group(group), &rounded(weights.group(group), scale, weights.bits()));
-            if error(gauss) < error(laplace) { gauss } else { laplace }
-        });
-        let rounded = weights.rounded(scale);
-        if self.config.deviation { stretched(weights, rounded) } else { rounded }
-    }
+fn round(weights: &Weights<'_>, threads: &Threads) -> Rounded {
+    let clips = [Prior::Laplace, Prior::Gauss].map(|prior| weights.clips(Clip::Aciq(prior), threads));
+    let scale = weights.each_group(threads, |group| {
+        let [laplace, gauss] = [0, 1].map(|prior: usize| weights.scale(group, clips[prior][group]));
+        let error = |scale| distance(weights.group(group), &rounded(weights.group(group), scale, weights.bits()));
+        if error(gauss) < error(laplace) { gauss } else { laplace }
+    });
+    stretched(weights, weights.rounded(scale))
 }
 
 /// The same codes with scales that give each group its deviation back.

@@ -64,7 +64,7 @@ pub struct BnTune {
 
 impl BlockMethod for BnTune {
     fn name(&self) -> &'static str {
-        if self.config.deviation { "bn-tune" } else { "bias-correction" }
+        if self.config.deviation { "bn-tune" } else { "bias-correction-sequential" }
     }
 
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {

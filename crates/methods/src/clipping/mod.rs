@@ -25,12 +25,15 @@
 //! # Departures
 //! The rules are one-sided where weights are not centred: `|mean| + α`. Few weights are taken together as above.
 
-pub mod aciq;
 mod weights;
 
 use fewbits_graph::Grid;
 use fewbits_kernels::Threads;
-use fewbits_quant::{Mapping, RangeRule, TensorStats, ranges::Prior, stats::SAMPLES_PER_IMAGE};
+use fewbits_quant::{
+    Mapping, RangeRule, TensorStats,
+    ranges::{self, Prior},
+    stats::SAMPLES_PER_IMAGE,
+};
 use fewbits_train::quantizers::{Deployable, Sawb};
 use std::{
     fmt,
@@ -97,13 +100,13 @@ impl Clip {
             Clip::Max => most,
             Clip::Kl => kl(values, bits),
             Clip::Aciq(prior) => {
-                let (mean, width) = aciq::mean_and_width(values, prior);
-                (mean.abs() + aciq::optimum(prior, bits) * width) as f32
+                let (mean, width) = mean_and_width(values, prior);
+                (mean.abs() + ranges::optimum(prior, bits) * width) as f32
             }
             Clip::Lp(p) => lp(values, bits, p),
             Clip::Percentile(percent) => quantile(values, percent / 100.0),
             Clip::Sigmas(k) => {
-                let (mean, sigma) = aciq::mean_and_width(values, Prior::Gauss);
+                let (mean, sigma) = mean_and_width(values, Prior::Gauss);
                 (mean.abs() + k * sigma) as f32
             }
             Clip::Sawb => *Sawb::new(bits).ok().filter(|_| bits <= 5)?.initial(values).first()?,
@@ -146,6 +149,18 @@ pub(crate) fn on_all<T: Send>(threads: &Threads, count: usize, task: impl Fn(usi
 fn nearest(code: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0; // 1.5 · 2^23
     (code + MAGIC) - MAGIC
+}
+
+/// Mean of `values`, and their width as `prior` measures it.
+pub fn mean_and_width(values: &[f32], prior: Prior) -> (f64, f64) {
+    let count = values.len().max(1) as f64;
+    let mean = values.iter().map(|w| f64::from(*w)).sum::<f64>() / count;
+    let distances = values.iter().map(|w| (f64::from(*w) - mean).abs());
+    let width = match prior {
+        Prior::Laplace => distances.sum::<f64>() / count,
+        Prior::Gauss => (distances.map(|d| d * d).sum::<f64>() / (count - 1.0).max(1.0)).sqrt(),
+    };
+    (mean, width)
 }
 
 /// The largest magnitude.

@@ -74,7 +74,7 @@ fn short_rows_are_judged_together_each_in_its_own_size() {
     assert_eq!(found[0], None);
     for (row, clip) in found.iter().enumerate().skip(1) {
         let weights = &rows[row * 9..][..9];
-        let expected = (aciq::optimum(Prior::Gauss, 2) as f32 * root_mean_square(weights)).min(largest(weights));
+        let expected = (ranges::optimum(Prior::Gauss, 2) as f32 * root_mean_square(weights)).min(largest(weights));
         assert!((clip.unwrap() / expected - 1.0).abs() < 0.03);
     }
     let wide = normal(4 * 100);

@@ -2,7 +2,7 @@
 //!
 //! Mean and deviation enter and leave, in f64.
 
-use std::f64::consts::PI;
+use fewbits_quant::normal::{density, distribution};
 
 /// Mean `μ` and deviation `σ` of a channel.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,24 +53,4 @@ impl Normal {
     pub fn plus(&self, other: &Normal) -> Normal {
         Normal { mean: self.mean + other.mean, deviation: self.deviation.hypot(other.deviation) }
     }
-}
-
-/// `φ`
-fn density(x: f64) -> f64 {
-    (-0.5 * x * x).exp() / (2.0 * PI).sqrt()
-}
-
-/// `Φ(x) = ½ + φ(x) Σ x^(2k+1) / (1·3·…·(2k+1))`, within 1e-15: G. Marsaglia, "Evaluating the Normal Distribution" (Journal of Statistical
-/// Software, 2004).
-fn distribution(x: f64) -> f64 {
-    if x.abs() > 8.0 {
-        return if x > 0.0 { 1.0 } else { 0.0 };
-    }
-    let (mut sum, mut term, mut odd) = (0.0, x, 1.0);
-    while sum + term != sum {
-        sum += term;
-        odd += 2.0;
-        term *= x * x / odd;
-    }
-    0.5 + sum * density(x)
 }

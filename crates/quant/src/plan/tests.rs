@@ -56,14 +56,38 @@ fn a_plan_reads_back_and_is_written_to_the_same_bytes() {
     assert_eq!(read, plan());
     read.check(&graph()).unwrap();
     read.save(&second).unwrap();
-    for extension in ["json", "safetensors"] {
-        let bytes = |path: &Path| fs::read(path.with_extension(extension)).unwrap();
-        assert_eq!(bytes(&first), bytes(&second));
+    let patches = |path: &Path| stored_patches(path).unwrap();
+    for (a, b) in [(first.clone(), second.clone()), (patches(&first), patches(&second))] {
+        assert_eq!(fs::read(a).unwrap(), fs::read(b).unwrap());
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
     let text = fs::read_to_string(&first).unwrap();
     let line = r#"    "x": {"quantized": {"grid": {"bits": 8, "signed": false, "narrow": false}, "granularity": "tensor", "scale": [0.33333334], "zero_point": [128]}},"#;
     assert!(text.lines().any(|l| l == line), "{text}");
+}
+
+#[test]
+fn an_old_plan_stays_whole_until_the_new_one_is() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [here, there] = folders.each_ref().map(|folder| folder.path().join("a.plan.json"));
+    let mut new = plan();
+    new.patches.insert("b".into(), Arc::new(Tensor::f32(&[2], vec![3.0, 4.0])));
+    plan().save(&here).unwrap();
+    new.save(&there).unwrap();
+    // A run that was killed between its two files.
+    let patches = stored_patches(&there).unwrap();
+    fs::copy(&patches, folders[0].path().join(patches.file_name().unwrap())).unwrap();
+    assert_eq!(Plan::load(&here).unwrap(), plan());
+    let files = || fs::read_dir(folders[0].path()).unwrap().count();
+    new.save(&here).unwrap();
+    assert_eq!((Plan::load(&here).unwrap(), files()), (new.clone(), 2));
+    // Without digits in the name.
+    fs::rename(stored_patches(&here).unwrap(), here.with_extension("safetensors")).unwrap();
+    assert_eq!(Plan::load(&here).unwrap(), new);
+    plan().save(&here).unwrap();
+    assert_eq!((Plan::load(&here).unwrap(), files()), (plan(), 2));
+    Plan::remove(&here);
+    assert_eq!(files(), 0);
 }
 
 #[test]
@@ -106,7 +130,7 @@ fn changed_weights_of_another_run_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.plan.json");
     plan().save(&path).unwrap();
-    let weights = patches_path(&path);
+    let weights = stored_patches(&path).unwrap();
     let bytes = fs::read(&weights).unwrap();
     let mut other = bytes.clone();
     *other.last_mut().unwrap() ^= 1;
@@ -116,7 +140,8 @@ fn changed_weights_of_another_run_are_refused() {
         assert!(matches!(error, QuantError::Patches { .. }), "{error}");
     }
     fs::remove_file(&weights).unwrap();
-    assert!(Plan::load(&path).unwrap_err().to_string().contains("a.plan.safetensors"));
+    let name = weights.file_name().unwrap().to_str().unwrap();
+    assert!(name.starts_with("a.plan.") && Plan::load(&path).unwrap_err().to_string().contains(name));
     assert!(decode_patches(b"\xff\xff\xff\xff\xff\xff\xff\xff").is_err());
 }
 

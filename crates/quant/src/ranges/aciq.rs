@@ -7,7 +7,7 @@
 //! NeurIPS 2019, equations 1–6; the ranges as in the authors' code. *Departures*: the range is cut to what was seen.
 
 use super::Range;
-use crate::stats::TensorStats;
+use crate::{normal, stats::TensorStats};
 use fewbits_graph::Grid;
 
 /// The distribution that the elements are taken for.
@@ -19,21 +19,38 @@ pub enum Prior {
     Gauss,
 }
 
-/// The minimising `α/b` for 1 to 9 bits: `2e^(−α) + α²/(3·4^bits)` is least.
-const LAPLACE: [f64; 9] = [1.862817, 2.830683, 3.897229, 5.028640, 6.204766, 7.413126, 8.645620, 9.896760, 11.162685];
-/// The minimising `α/σ` for 1 to 9 bits:
-/// `(1 + α²)·erfc(α/√2) − √(2/π)·α·e^(−α²/2) + α²/(3·4^bits)` is least.
-const GAUSS: [f64; 9] = [1.239905, 1.710635, 2.151593, 2.559136, 2.936201, 3.286914, 3.615114, 3.924035, 4.216330];
+/// The `α` of least expected squared error at unit width, for 1 to 16 bits: `2 ∫_α^∞ (x − α)² f(x) dx + α² / (3·4^bits)`, the error of a
+/// distribution of density `f` clipped at `α` and rounded to `2^bits` steps. For data on one side of zero the best `α` at `M` bits is that
+/// of two sides at `M + 1`.
+pub fn optimum(prior: Prior, bits: u8) -> f64 {
+    let bits = bits.clamp(1, 16);
+    // The slope rises from below zero to above it.
+    let (mut low, mut high) = (0.0, 32.0);
+    for _ in 0..60 {
+        let middle = 0.5 * (low + high);
+        if slope(prior, middle, bits) < 0.0 { low = middle } else { high = middle }
+    }
+    low
+}
+
+/// The derivative of the error by `alpha`.
+fn slope(prior: Prior, alpha: f64, bits: u8) -> f64 {
+    let clipped = match prior {
+        Prior::Laplace => -2.0 * (-alpha).exp(),
+        Prior::Gauss => 4.0 * (alpha * normal::distribution(-alpha) - normal::density(alpha)),
+    };
+    clipped + 2.0 * alpha / (3.0 * 4f64.powi(bits.into()))
+}
 
 /// Two-sided: `mean ± α`. A tensor without negative elements is taken for the positive half of a distribution, whose
 /// optimum at `bits` is the two-sided one at `bits + 1`: `0..max(mean, 0) + α`.
 pub(super) fn range(stats: &TensorStats, prior: Prior, grid: Grid) -> Range {
     let one_sided = stats.min >= 0.0;
-    let entry = usize::from(grid.bits.clamp(1, 8)) - 1 + usize::from(one_sided);
-    let alpha = match prior {
-        Prior::Laplace => LAPLACE[entry] * stats.mean_abs_deviation(),
-        Prior::Gauss => GAUSS[entry] * stats.std(),
+    let width = match prior {
+        Prior::Laplace => stats.mean_abs_deviation(),
+        Prior::Gauss => stats.std(),
     };
+    let alpha = optimum(prior, grid.bits + u8::from(one_sided)) * width;
     let mean = stats.mean();
     Range::of(if one_sided { 0.0 } else { mean - alpha }, mean.max(if one_sided { 0.0 } else { mean }) + alpha)
 }
@@ -66,24 +83,38 @@ mod tests {
         (lo + hi) / 2.0
     }
 
+    fn error(prior: Prior, alpha: f64, bits: i32) -> f64 {
+        if prior == Prior::Laplace { laplace_error(alpha, bits) } else { gauss_error(alpha, bits) }
+    }
+
+    /// To the digits that are printed.
+    fn same(found: f64, printed: &str) {
+        let digits = printed.split_once('.').map_or(0, |(_, digits)| digits.len());
+        assert_eq!(format!("{found:.digits$}"), printed);
+    }
+
     #[test]
-    fn the_tables_hold_the_minima_of_the_error() {
-        for bits in 1..=9 {
-            let entry = bits as usize - 1;
-            assert!((minimum(|a| laplace_error(a, bits)) - LAPLACE[entry]).abs() < 1e-5, "Laplace, {bits} bits");
-            assert!((minimum(|a| gauss_error(a, bits)) - GAUSS[entry]).abs() < 1e-5, "Gauss, {bits} bits");
+    fn clips_are_the_published_ones_and_the_minima_of_the_error() {
+        let laplace = ["1.863", "2.831", "3.897", "5.029", "6.205", "7.413", "8.646", "9.897", "11.163"];
+        let gauss = ["1.240", "1.711", "2.152", "2.559", "2.936", "3.287", "3.615", "3.924", "4.216"];
+        for (prior, table) in [(Prior::Laplace, laplace), (Prior::Gauss, gauss)] {
+            for (bits, printed) in (1..).zip(table) {
+                let found = optimum(prior, bits);
+                same(found, printed);
+                let least = minimum(|alpha| error(prior, alpha, bits.into()));
+                assert!((least - found).abs() < 1e-5, "{prior:?}, {bits} bits");
+            }
         }
     }
 
     #[test]
-    fn the_least_errors_are_known() {
-        // Minimum of the mean squared error at unit width, computed with another program.
-        for (bits, laplace, gauss) in
-            [(2, 0.2849, 0.08715), (3, 0.1197, 0.03143), (4, 0.04602, 0.01049), (8, 5.99e-4, 8.71e-5)]
-        {
-            let entry = bits as usize - 1;
-            assert!((laplace_error(LAPLACE[entry], bits) / laplace - 1.0).abs() < 1e-3);
-            assert!((gauss_error(GAUSS[entry], bits) / gauss - 1.0).abs() < 1e-3);
+    fn least_errors_are_the_published_ones() {
+        let least = |prior, bits: u8| error(prior, optimum(prior, bits), bits.into());
+        for (bits, laplace, gauss) in [(2, "0.2849", "0.08715"), (3, "0.1197", "0.03143"), (4, "0.04602", "0.01049")] {
+            same(least(Prior::Laplace, bits), laplace);
+            same(least(Prior::Gauss, bits), gauss);
         }
+        same(1e4 * least(Prior::Laplace, 8), "5.99");
+        same(1e5 * least(Prior::Gauss, 8), "8.71");
     }
 }

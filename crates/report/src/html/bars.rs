@@ -1,21 +1,21 @@
 //! Bits by layer, as SVG: weights above the line, activations below it.
 
-use super::{escape, names::short_names};
+use super::{
+    escape,
+    names::{WIDTH, begin, short_names, space},
+};
 use crate::{
     LayerBits,
     numbers::{bits, bytes},
 };
 use std::fmt::{self, Write};
 
-/// Size of the picture in its own units; the page scales it.
-const WIDTH: f64 = 1060.0;
 const LEFT: f64 = 26.0;
 /// Height of one bit.
 const BIT: f64 = 13.0;
 const WIDEST_COLUMN: f64 = 44.0;
-/// The most characters of a name, and the space that one takes.
+/// The most characters of a name.
 const CHARACTERS: usize = 32;
-const CHARACTER: f64 = 6.2;
 /// A name, or a number on a bar, needs as much width as this.
 const LEAST_NAME: f64 = 11.5;
 const LEAST_NUMBER: f64 = 9.0;
@@ -27,8 +27,7 @@ pub(super) fn section(out: &mut String, layers: &[LayerBits]) -> fmt::Result {
     let line = 14.0 + BIT * up;
     let below = line + BIT * down + if down > 0.0 { 20.0 } else { 4.0 };
     let names = short_names(layers.iter().map(|layer| layer.name.as_str()), CHARACTERS);
-    let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-    let (width, height) = (LEFT + column * layers.len() as f64, below + 10.0 + CHARACTER * longest as f64);
+    let (width, height) = (LEFT + column * layers.len() as f64, below + 10.0 + space(&names));
 
     out.write_str("<h3>Bits by layer</h3><div class=\"legend\"><span class=\"c6\">weights</span>")?;
     out.write_str(if down > 0.0 {
@@ -36,10 +35,7 @@ pub(super) fn section(out: &mut String, layers: &[LayerBits]) -> fmt::Result {
     } else {
         "</div>"
     })?;
-    write!(
-        out,
-        "<div class=\"scroll picture\"><svg class=\"big\" style=\"width:{width:.0}px\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"bits by layer\">"
-    )?;
+    begin(out, width, height, "bits by layer")?;
     for step in (2..=up as u32).step_by(2).map(f64::from).chain((2..=down as u32).step_by(2).map(|b| -f64::from(b))) {
         let y = line - BIT * step;
         write!(out, "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{width:.1}\"/>")?;

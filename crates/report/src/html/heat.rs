@@ -1,15 +1,15 @@
 //! Damage by layer and width, as SVG: a row for each layer, a column for each width, the stronger the colour the more damage.
 
-use super::{escape, names::short_names};
+use super::{
+    escape,
+    names::{WIDTH, begin, short_names, space},
+};
 use crate::{Sensitivity, numbers::significant};
 use std::fmt::{self, Write};
 
-/// Size of the picture in its own units; the page scales it.
-const WIDTH: f64 = 1060.0;
 const ROW: f64 = 17.0;
-/// The most characters of a name, and the space that one takes.
+/// The most characters of a name.
 const CHARACTERS: usize = 54;
-const CHARACTER: f64 = 6.2;
 const WIDEST_CELL: f64 = 120.0;
 /// Space for the widths above the columns.
 const HEAD: f64 = 22.0;
@@ -28,14 +28,11 @@ pub(super) fn section(out: &mut String, sensitivity: &Sensitivity) -> fmt::Resul
     out.write_str(if framed { "; the bits that were chosen are framed.</p>" } else { ".</p>" })?;
 
     let names = short_names(sensitivity.layers.iter().map(|layer| layer.name.as_str()), CHARACTERS);
-    let left = 10.0 + CHARACTER * names.iter().map(|name| name.chars().count()).max().unwrap_or(0) as f64;
+    let left = 10.0 + space(&names);
     let columns = sensitivity.widths.len().max(1) as f64;
     let cell = ((WIDTH - left) / columns).min(WIDEST_CELL);
     let (width, height) = (left + cell * columns, HEAD + ROW * sensitivity.layers.len() as f64);
-    write!(
-        out,
-        "<div class=\"scroll picture\"><svg class=\"big\" style=\"width:{width:.0}px\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"damage by layer and width\">"
-    )?;
+    begin(out, width, height, "damage by layer and width")?;
     for (i, bits) in sensitivity.widths.iter().enumerate() {
         let x = left + cell * (i as f64 + 0.5);
         write!(out, "<text x=\"{x:.1}\" y=\"14\" text-anchor=\"middle\">{bits} bits</text>")?;

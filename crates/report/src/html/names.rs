@@ -1,4 +1,24 @@
-//! Names of layers, short enough to stand beside a picture.
+//! Pictures with a name for each layer, as SVG: the names, short enough to stand beside them, and how they begin.
+
+use std::fmt::{self, Write};
+
+/// Width of a picture in its own units, unless names need more; the page scales it.
+pub(super) const WIDTH: f64 = 1060.0;
+/// The space that a character takes.
+const CHARACTER: f64 = 6.2;
+
+/// Begins a picture that scrolls where the page is narrower; whoever draws into it ends it.
+pub(super) fn begin(out: &mut String, width: f64, height: f64, label: &str) -> fmt::Result {
+    write!(
+        out,
+        "<div class=\"scroll picture\"><svg class=\"big\" style=\"width:{width:.0}px\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{label}\">"
+    )
+}
+
+/// The space that the longest of `names` takes.
+pub(super) fn space(names: &[String]) -> f64 {
+    CHARACTER * names.iter().map(|name| name.chars().count()).max().unwrap_or(0) as f64
+}
 
 /// `names` without what all of them begin with, and of each the last `most` characters.
 pub(super) fn short_names<'a>(names: impl Iterator<Item = &'a str> + Clone, most: usize) -> Vec<String> {

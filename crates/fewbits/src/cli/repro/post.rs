@@ -47,7 +47,7 @@ pub fn run(table: &PostTable, args: &Args, out: &Output) -> Result<Verdict, Erro
             dataset: &validation,
             preprocess: &preprocess,
         },
-        target: &"ort".parse().map_err(|what| Error::Usage { what, hint: String::new() })?,
+        target: &"ort".parse()?,
         weights: args.weights.unwrap_or(WEIGHTS),
         activations: args.activations,
         evaluations: args.evaluations.unwrap_or(if args.quick { EVALUATIONS.1 } else { EVALUATIONS.0 }),

@@ -147,6 +147,9 @@ impl BlockMethod for WeightShift {
 
     fn findings(&self) -> Vec<String> {
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        if layers.is_empty() {
+            return vec![];
+        }
         let sum = |count: fn(&Outcome) -> usize| layers.iter().map(count).sum::<usize>();
         let off = layers.iter().filter(|layer| layer.shifted > 0).count();
         // Geometric means: layers differ in size.

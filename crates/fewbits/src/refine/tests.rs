@@ -1,0 +1,60 @@
+use super::*;
+use crate::{
+    demo, export,
+    quantize::{Ranges, quantize},
+};
+use fewbits_quant::{Plan, RangeRule, calibrate::Policy, target::Target};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Ends the run where a method begins.
+struct KilledAt(&'static str);
+
+impl Progress for KilledAt {
+    fn begin(&self, what: &str, _total: usize) {
+        assert_ne!(what, self.0, "killed");
+    }
+    fn step(&self) {}
+    fn end(&self) {}
+}
+
+#[test]
+fn a_killed_run_leaves_a_plan_that_can_be_exported_and_goes_on_with_what_it_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = demo::model().unwrap();
+    let preprocess = model.preprocess().unwrap().unwrap();
+    let dataset = demo::calibration_set();
+    let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.first(Some(4)) };
+    let target: Target = "ort".parse().unwrap();
+    let settings = Settings {
+        ranges: Ranges::Rule(RangeRule::MinMax),
+        methods: "mixed-clipping,zero-point".parse().unwrap(),
+        partial: Some(folder.path().join("out.onnx")),
+        resume: true,
+        ..Settings::new(target.clone(), Policy::new(4, 8, 8))
+    };
+    let run = |progress: &dyn Progress| quantize(&model, &source, &settings, 1, progress).unwrap();
+    catch_unwind(AssertUnwindSafe(|| run(&KilledAt("zero-point")))).unwrap_err();
+
+    let [best, next] =
+        ["partial.plan.json", "partial.next.plan.json"].map(|name| folder.path().join("out").with_extension(name));
+    assert_eq!(Plan::load(&best).unwrap().target, target.name);
+    let planned = plan::apply(&model, &best).unwrap();
+    assert_eq!(planned.preprocess().unwrap(), Some(preprocess.clone()));
+    let grids = planned.grids.as_ref().unwrap();
+    let qdq = export::qdq(&planned.graph, grids, &target, &json!(null), Some(&preprocess)).unwrap();
+    assert!(export::write(&folder.path().join("best.onnx"), &qdq).unwrap() > 10_000);
+
+    // As if it had been killed within the first step, six blocks later.
+    let mut plan = Plan::load(&next).unwrap();
+    let mark = &mut plan.history.last_mut().unwrap().config;
+    let done: Step = serde_json::from_value(mark["done"][0].clone()).unwrap();
+    assert!(done.findings.len() > 10 && done.seconds > 0.0, "{done:?}");
+    (mark["done"], mark["blocks"]) = (json!([]), json!(6));
+    (mark["findings"], mark["seconds"]) = (json!(["of six blocks"]), json!(1000.0));
+    plan.save(&next).unwrap();
+    let steps = run(&Silent).steps;
+    assert!(steps[0].findings[0] == "of six blocks" && steps[0].seconds > 1000.0, "{:?}", steps[0]);
+    assert_eq!(done.findings.last(), steps[0].findings.last());
+    assert!((2..done.findings.len()).contains(&steps[0].findings.len()), "{} findings", steps[0].findings.len());
+    assert!(!best.exists() && !next.exists());
+}
