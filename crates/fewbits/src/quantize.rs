@@ -114,6 +114,8 @@ pub struct Settings {
     pub partial: Option<PathBuf>,
     /// Go on from that state, if there is one.
     pub resume: bool,
+    /// Weights reshaped before, which are taken as they are.
+    pub reshaped: Option<Reshaped>,
 }
 
 impl Settings {
@@ -137,6 +139,7 @@ impl Settings {
             seed: 0,
             partial: None,
             resume: false,
+            reshaped: None,
         }
     }
 }
@@ -157,6 +160,8 @@ pub struct Quantized {
     pub prepared: Graph,
     /// The same, rescaled: computes what the model computes.
     pub float: Graph,
+    /// How it was rescaled.
+    pub reshaped: Reshaped,
     /// The same with corrected biases: what is quantized.
     pub graph: Graph,
     /// What preparation changed.
@@ -208,8 +213,11 @@ pub fn quantize(
     // Folded graphs have the tensors of the unfolded one.
     let normals =
         expectation::of_normalizations(&passes::trainable(&model.graph, false).map_err(Error::graph(&model.path))?);
-    let Reshaped { mut patches, ranges, normals } =
-        reshape(&prepared, &facts, normals, settings, &first(RESHAPING_SAMPLES), threads, progress)?;
+    let reshaped = match &settings.reshaped {
+        Some(reshaped) => reshaped.clone(),
+        None => reshape(&prepared, &facts, normals, settings, &first(RESHAPING_SAMPLES), threads, progress)?,
+    };
+    let Reshaped { mut patches, ranges, normals } = reshaped.clone();
     let (graph, placement) = placed(&prepared, &patches, settings);
     let facts = exec::infer(&graph, &shapes).map_err(Error::graph(&model.path))?;
     let rules = match settings.ranges {
@@ -270,6 +278,7 @@ pub fn quantize(
     let quantized = Quantized {
         prepared,
         float,
+        reshaped,
         graph,
         changes,
         placement,
@@ -327,8 +336,8 @@ fn source_means(graph: &Graph, stats: &Stats, normals: &Normals, settings: &Sett
 }
 
 /// Changed weights and biases that leave the float network as it is, and what follows from them.
-#[derive(Clone, Default, PartialEq)]
-struct Reshaped {
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reshaped {
     patches: Patches,
     ranges: BTreeMap<String, Range>,
     /// What layers put out, as far as BatchNormalizations say.

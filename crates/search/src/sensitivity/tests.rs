@@ -2,8 +2,12 @@
 
 use super::*;
 use crate::{Bits, Whole, testing};
-use fewbits_graph::{Node, Op, ops};
-use fewbits_methods::progress::Silent;
+use fewbits_graph::{
+    Graph, Node, Op, TensorQuant, ValueInfo,
+    exec::{Executor, Mode},
+    ops,
+};
+use fewbits_methods::{progress::Silent, walk};
 
 fn measured(network: &testing::Network, count: usize, activations: Option<&Grids>, config: &Config) -> Sensitivity {
     let images = testing::images(count);
