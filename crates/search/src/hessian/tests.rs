@@ -1,7 +1,7 @@
 //! Traces against closed forms, and against second differences of the loss in every single weight.
 
 use super::*;
-use crate::testing;
+use crate::{Metric, testing};
 use fewbits_graph::{
     DType, Graph, Node, Op, ValueInfo,
     exec::{Executor, Mode},

@@ -1,9 +1,9 @@
 //! Block-wise measuring against whole networks with one layer changed.
 
 use super::*;
-use crate::{Bits, Whole, testing};
+use crate::{Bits, Whole, cost::weight_bytes, testing};
 use fewbits_graph::{
-    Graph, Node, Op, TensorQuant, ValueInfo,
+    Node, Op, TensorQuant, ValueInfo,
     exec::{Executor, Mode},
     ops,
 };
