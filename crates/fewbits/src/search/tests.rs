@@ -163,7 +163,7 @@ fn something_that_fits_is_returned_where_trials_end_before_anything_does() {
     let widths = |asked: &mut Settings| (asked.widths, asked.input_widths) = (vec![4, 8], vec![2, 4, 8]);
     let (wide, _) = searched_as(Strategy::Ofm, &[Budget::AvgBits(4.0)], |asked| asked.widths = vec![4, 8]).unwrap();
     // Weights of 4 bits and inputs of fewer than 4.
-    let budget = [Budget::Bops(0.3 * wide.bops as f64)];
+    let budget = [Budget::Bops(0.4 * wide.bops as f64)];
     let (found, _) = searched_as(Strategy::Greedy, &budget, |asked| {
         widths(asked);
         asked.evaluations = 1;
