@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn what_is_mapped_comes_back_in_order() {
         let threads = Threads::new(4);
-        let odd = |i: usize| if i % 2 == 0 { Ok(i * i) } else { Err(i) };
+        let odd = |i: usize| if i.is_multiple_of(2) { Ok(i * i) } else { Err(i) };
         for count in [0, 1, 2, 100] {
             assert_eq!(threads.map(count, |i| i * i), (0..count).map(|i| i * i).collect::<Vec<_>>());
             assert_eq!(threads.map(count, odd).into_iter().collect::<Result<Vec<_>, _>>().is_err(), count > 1);
