@@ -96,6 +96,7 @@ pub fn latency_table(model: &Model, runs: usize, threads: usize) -> Result<Laten
     let mut executor =
         Executor::new(graph, Mode::Integer(grids), &threads).observing(watched.iter().map(|name| name.to_string()));
     let inputs = made_up(model, 1);
+    let images = Model::fixed_batch(graph).unwrap_or(1) as u64;
     let mut times: BTreeMap<String, Vec<u64>> = BTreeMap::new();
     let mut totals = vec![];
     // The first run plans and packs.
@@ -104,13 +105,13 @@ pub fn latency_table(model: &Model, runs: usize, threads: usize) -> Result<Laten
         let mut last = begun;
         let mut look = |seen: Tapped<'_>| {
             if run > 0 {
-                times.entry(seen.name.to_string()).or_default().push(last.elapsed().as_nanos() as u64);
+                times.entry(seen.name.to_string()).or_default().push(last.elapsed().as_nanos() as u64 / images);
             }
             last = Instant::now();
         };
         executor.run_tapped(&inputs, &mut look).map_err(Error::graph(&model.path))?;
         if run > 0 {
-            totals.push(begun.elapsed().as_nanos() as u64);
+            totals.push(begun.elapsed().as_nanos() as u64 / images);
         }
     }
     let mut table = LatencyTable::default();

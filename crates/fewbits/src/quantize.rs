@@ -32,7 +32,8 @@ pub(crate) use check::data_shapes;
 use check::{check_names, check_same};
 pub use layout::laid_out;
 use layout::{observed_tensors, patched, placed};
-use reshape::{RESHAPING_SAMPLES, Reshaped, reshape};
+pub use reshape::Reshaped;
+use reshape::{RESHAPING_SAMPLES, reshape};
 pub use settings::{CANDIDATES, Ranges, Settings};
 
 /// Replacement constants by name.
@@ -57,6 +58,8 @@ pub struct Quantized {
     pub prepared: Graph,
     /// The same, rescaled: computes what the model computes.
     pub float: Graph,
+    /// How it was rescaled.
+    pub reshaped: Reshaped,
     /// The same with corrected biases: what is quantized.
     pub graph: Graph,
     /// What preparation changed.
@@ -108,8 +111,11 @@ pub fn quantize(
     // Folded graphs have the tensors of the unfolded one.
     let normals =
         expectation::of_normalizations(&passes::trainable(&model.graph, false).map_err(Error::graph(&model.path))?);
-    let Reshaped { mut patches, ranges, normals } =
-        reshape(&prepared, &facts, normals, settings, &first(RESHAPING_SAMPLES), threads, progress)?;
+    let reshaped = match &settings.reshaped {
+        Some(reshaped) => reshaped.clone(),
+        None => reshape(&prepared, &facts, normals, settings, &first(RESHAPING_SAMPLES), threads, progress)?,
+    };
+    let Reshaped { mut patches, ranges, normals } = reshaped.clone();
     let (graph, placement) = placed(&prepared, &patches, settings);
     let facts = exec::infer(&graph, &shapes).map_err(Error::graph(&model.path))?;
     let rules = match settings.ranges {
@@ -169,6 +175,7 @@ pub fn quantize(
     let quantized = Quantized {
         prepared,
         float,
+        reshaped,
         graph,
         changes,
         placement,

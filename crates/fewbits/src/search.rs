@@ -11,10 +11,11 @@ mod trials;
 
 use crate::{
     Error, Model,
-    methods::Method,
+    methods::{Method, Methods},
+    plan,
     progress::Progress,
     quantize::{self, Quantized, quantize},
-    refine::{MEMORY, Runs},
+    refine::{MEMORY, Runs, Stage},
     stream::Source,
     summary::packed,
 };
@@ -35,6 +36,7 @@ use std::{
 };
 
 use inside::Rounder;
+pub use inside::check as check_inside;
 use journal::Journal;
 use result::Told;
 pub use result::{Figure, Found, Point, Row, Sort};
@@ -125,13 +127,21 @@ pub fn search(
     progress: &dyn Progress,
 ) -> Result<(Found, Quantized), Error> {
     let begun = Instant::now();
-    // The network that is measured is scaled as the final one, but its weights are not rounded. Any width below 8 gives every input
-    // that others read too a grid of its own.
+    inside::check(search.inside)?;
+    // The network that is measured is reshaped as the final one, but what comes after grids is left out. Any width below 8 gives every
+    // input that others read too a grid of its own.
     let mut plain = quantize::Settings { time_budget: Duration::ZERO, partial: None, ..settings.clone() };
+    match &mut plain.methods {
+        // Reshaping is judged by the fewest bits that there may be.
+        Methods::Auto => plain.policy.weight_bits = search.widths.first().map_or(8, |&bits| bits),
+        Methods::Basic => {}
+        Methods::List(list) => list.retain(|&method| Stage::of(method, settings, None).is_none()),
+    }
     if let Some(&least) = search.input_widths.first() {
         plain.policy.activation_bits = least.min(7);
     }
     let first = quantize(model, source, &plain, threads, progress)?;
+    settings.reshaped = Some(first.reshaped.clone());
     let facts = exec::infer(&first.float, &quantize::data_shapes(model, source)?).map_err(Error::graph(&model.path))?;
     let ground = Ground { float: &first.float, placement: &first.placement, facts: &facts, stats: &first.stats };
     let stride = source.indices.len().div_ceil(search.samples.max(1)).max(1);
@@ -147,13 +157,11 @@ pub fn search(
 
     let asked = serde_json::json!({
         "model": fewbits_quant::plan::model_sha256(&first.prepared),
-        "target": settings.target.name,
         "data": source.dataset.path().display().to_string(),
         "preprocess": source.preprocess.to_string(),
         "samples": seen.indices,
         "settings": format!("{:?}", Settings { journal: None, resume: false, time_budget: Duration::ZERO, evaluations: 0, ..search.clone() }),
-        "policy": settings.policy,
-        "methods": settings.methods.to_string(),
+        "quantization": plan::describe(&first, settings, source.indices.len()),
         "seed": settings.seed,
     });
     let mut journal = Journal::open(search.journal.as_deref(), &asked, search.resume)?;
@@ -185,11 +193,8 @@ pub fn search(
     }
     let mut given = Given { edge_bits, rest: rest_bytes(&first, &table), latency: search.latency.as_ref() };
     let mut budgets = search.budgets.clone();
-    let mut drop = None;
     if let Some(most) = search.max_drop {
-        let (budget, actual) = drop::smallest(&table, &mut whole, &budgets, given, most, progress)?;
-        budgets.push(budget);
-        drop = Some(Figure { budget: format!("max-drop={most}"), actual, kept: actual <= most });
+        budgets.push(drop::smallest(&table, &mut whole, &budgets, given, most, progress)?);
     }
     let mut problem = Problem::new(&table, &budgets, given)?;
     loop {
@@ -197,6 +202,11 @@ pub fn search(
         explore(&mut trials, ground, search, settings.seed)?;
         let (trials, best) = trials.done()?;
         let bits = problem.bits(&best.choices);
+        let mut drop = None;
+        if let Some(most) = search.max_drop {
+            let actual = drop::changed(&mut whole, &bits)?;
+            drop = Some(Figure { budget: format!("max-drop={most}"), actual, kept: actual <= most });
+        }
         (settings.policy.weight_bits_of, settings.policy.activation_bits_of) = (bits.weights, bits.inputs);
         let quantized = quantize(model, source, settings, threads, progress)?;
         let told = Told {
@@ -205,10 +215,11 @@ pub fn search(
             table: &table,
             problem: &problem,
             search,
-            drop: drop.as_ref(),
+            drop,
             trials: &trials,
             best: &best,
             metric,
+            layer_samples: few.indices.len(),
             samples: seen.indices.len(),
             edge_bits,
         };

@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 /// How often an idle worker looks for work before it sleeps: some tens of microseconds.
@@ -97,6 +97,14 @@ impl Threads {
         self.run_with_worker(tasks, |_, i| task(i));
     }
 
+    /// `task(i)` for every `i` in `0..count`, on any thread; what they return is in order. To fail with the error of the lowest number,
+    /// collect into a `Result`.
+    pub fn map<T: Send>(&self, count: usize, task: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+        let slots: Vec<Mutex<Option<T>>> = (0..count).map(|_| Mutex::new(None)).collect();
+        self.run(count, |i| *slots[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(task(i)));
+        slots.into_iter().filter_map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
+    }
+
     /// Like [`Threads::run`], but calls `task(worker, i)` with the number of the thread, below [`Threads::count`]. No two
     /// tasks of one call run with the same number at the same time, so it can index scratch memory.
     pub fn run_with_worker(&self, tasks: usize, task: impl Fn(usize, usize) + Sync + Send) {
@@ -134,7 +142,7 @@ impl Threads {
             looks += 1;
             if looks < SPINS_BEFORE_YIELD { std::hint::spin_loop() } else { thread::yield_now() }
         }
-        let panic = shared.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
@@ -166,7 +174,7 @@ impl Shared {
         };
         if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
             self.next.iter().for_each(|next| next.0.store(tasks, Ordering::Relaxed));
-            *self.panic.lock().unwrap_or_else(|e| e.into_inner()) = Some(panic);
+            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
         }
     }
 
@@ -249,6 +257,17 @@ mod tests {
                 assert!(runs.iter().all(|n| n.load(Ordering::SeqCst) == 1));
             }
         }
+    }
+
+    #[test]
+    fn what_is_mapped_comes_back_in_order() {
+        let threads = Threads::new(4);
+        let odd = |i: usize| if i.is_multiple_of(2) { Ok(i * i) } else { Err(i) };
+        for count in [0, 1, 2, 100] {
+            assert_eq!(threads.map(count, |i| i * i), (0..count).map(|i| i * i).collect::<Vec<_>>());
+            assert_eq!(threads.map(count, odd).into_iter().collect::<Result<Vec<_>, _>>().is_err(), count > 1);
+        }
+        assert_eq!(threads.map(100, odd).into_iter().collect::<Result<Vec<_>, _>>(), Err(1));
     }
 
     #[test]

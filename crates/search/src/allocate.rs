@@ -10,14 +10,13 @@ use crate::{Problem, SearchError};
 use std::{fmt, str::FromStr};
 
 /// How the budget is spent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocator {
     /// [`greedy`].
     Greedy,
     /// [`greedy_remeasured`].
     GreedyRemeasured,
     /// [`knapsack`].
-    #[default]
     Knapsack,
     /// [`ilp`].
     Ilp,

@@ -8,7 +8,7 @@
 //! matrix, which has no negative eigenvalues.
 
 use crate::{
-    Level, Metric, Rounding, SearchError, Sensitivity,
+    Level, Rounding, SearchError, Sensitivity,
     sensitivity::{add, describe, weight},
     whole,
 };
@@ -62,12 +62,6 @@ pub struct Trace {
 pub struct Traces {
     /// In graph order. A weight that layers share comes once.
     pub layers: Vec<Trace>,
-    /// Probes that it took.
-    pub probes: usize,
-    /// Samples (runs).
-    pub samples: usize,
-    /// The measure of damage that the loss comes closest to.
-    pub metric: Metric,
 }
 
 /// Traces of the Hessian's blocks, one for each weight, by Hutchinson's method.
@@ -114,9 +108,7 @@ pub fn traces(
         }
     }
     progress.end();
-    let classes = network.weightings.iter().all(|weighting| matches!(weighting, Weighting::Classes(_)));
-    let metric = if classes { Metric::Kl } else { Metric::Snr };
-    Ok(Traces { layers: found, probes, samples: inputs.len(), metric })
+    Ok(Traces { layers: found })
 }
 
 impl Traces {
@@ -136,22 +128,21 @@ impl Traces {
         threads: &Threads,
     ) -> Result<Sensitivity, SearchError> {
         let all = layers(ground.float, ground.placement);
-        let damages = whole::in_order(all.len(), threads, |i| -> Result<Vec<f64>, SearchError> {
+        let damages = threads.map(all.len(), |i| -> Result<Vec<f64>, SearchError> {
             // A weight that layers share is rounded once.
             let first = all[..i].iter().all(|earlier| earlier.weight != all[i].weight);
             let trace = self.layers.iter().find(|trace| first && trace.weight == all[i].weight);
             let Some(trace) = trace else { return Ok(vec![0.0; widths.len()]) };
             let mean = trace.trace / trace.elements.max(1) as f64;
             widths.iter().map(|&bits| Ok(mean * change(&ground, &all[i], bits, rounding)?)).collect()
-        })?;
+        });
         let mut rows = vec![];
         for (layer, damage) in all.iter().zip(damages) {
-            add(&mut rows, describe(&ground, layer, activations, rounding, damage));
+            add(&mut rows, describe(&ground, layer, activations, rounding, damage?));
         }
         Ok(Sensitivity {
-            metric: self.metric,
+            metric: None,
             level: Level::Network,
-            samples: self.samples,
             widths: widths.to_vec(),
             layers: rows,
             input_widths: vec![],

@@ -308,9 +308,8 @@ mod tests {
             damage: vec![1.0, 0.1, 0.001],
         };
         Sensitivity {
-            metric: Metric::Snr,
+            metric: Some(Metric::Snr),
             level: Level::Network,
-            samples: 1,
             widths: vec![2, 4, 8],
             layers: vec![layer("first", 3, true), layer("a", 8, false), layer("b", 4, false)],
             input_widths: vec![],

@@ -8,11 +8,7 @@ use fewbits_graph::{
 use fewbits_kernels::Threads;
 use fewbits_methods::{Ground, MethodError, Progress, Samples, layers};
 use fewbits_quant::placement::Site;
-use std::{
-    collections::BTreeMap,
-    ops::Range,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 /// By name of a weight and bits: the constants that a layer has with these bits, its weight on the grid among them.
 pub type Prepared = BTreeMap<(String, u8), Vec<(String, Arc<Tensor>)>>;
@@ -207,9 +203,8 @@ pub(crate) fn damage(metric: Metric, wanted: &[(&str, Tensor)], changed: &BTreeM
 
 /// All samples.
 pub(crate) fn inputs(samples: &dyn Samples, threads: &Threads) -> Result<Vec<Vec<Tensor>>, MethodError> {
-    in_order(samples.count(), threads, |i| {
-        samples.inputs(i).map_err(|source| MethodError::Sample { sample: i, source })
-    })
+    let read = |i: usize| samples.inputs(i).map_err(|source| MethodError::Sample { sample: i, source });
+    threads.map(samples.count(), read).into_iter().collect()
 }
 
 /// What `graph` makes of each of `inputs`.
@@ -222,25 +217,13 @@ pub(crate) fn outputs(
     // Each thread has a stretch of samples and one program for it; what it computes does not depend on how many there are.
     let stretch = inputs.len().div_ceil(threads.count()).max(1);
     let stretches: Vec<&[Vec<Tensor>]> = inputs.chunks(stretch).collect();
-    let parts = in_order(stretches.len(), threads, |i| {
+    let part = |i: usize| {
         let one = Threads::new(1);
         let mut executor = Executor::new(graph, mode, &one);
         stretches[i].iter().map(|inputs| Ok(executor.run(inputs)?)).collect::<Result<Vec<_>, MethodError>>()
-    })?;
+    };
+    let parts = threads.map(stretches.len(), part).into_iter().collect::<Result<Vec<_>, _>>()?;
     Ok(parts.into_iter().flatten().collect())
-}
-
-/// `task(0..count)` on all threads; the error of the lowest number, if any.
-pub(crate) fn in_order<T: Send + Sync, E: Send + Sync>(
-    count: usize,
-    threads: &Threads,
-    task: impl Fn(usize) -> Result<T, E> + Sync + Send,
-) -> Result<Vec<T>, E> {
-    let slots: Vec<OnceLock<Result<T, E>>> = (0..count).map(|_| OnceLock::new()).collect();
-    threads.run(count, |i| {
-        slots[i].get_or_init(|| task(i));
-    });
-    slots.into_iter().map(|slot| slot.into_inner().expect("every slot was filled")).collect()
 }
 
 #[cfg(test)]

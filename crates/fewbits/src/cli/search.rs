@@ -228,7 +228,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     Ok(if report.found.kept { Verdict::Done } else { Verdict::Missed })
 }
 
-/// Flags that the strategy or the budgets would not look at.
+/// Flags that the strategy or the budgets would not look at, and methods that cannot round while they search.
 fn check(args: &Args) -> Result<(), Error> {
     let by_layer = matches!(args.strategy, Strategy::Ofm | Strategy::Kl | Strategy::Hessian);
     let learns = matches!(args.strategy, Strategy::Rl | Strategy::Evolution);
@@ -240,7 +240,7 @@ fn check(args: &Args) -> Result<(), Error> {
         (args.latency_table.is_some() && !timed, "--latency-table", "--budget latency=…"),
     ];
     match unused.iter().find(|(given, ..)| *given) {
-        None => Ok(()),
+        None => search::check_inside(args.inside),
         Some((_, flag, with)) => {
             Err(Error::Usage { what: format!("{flag} does nothing here"), hint: format!("it goes with {with}") })
         }

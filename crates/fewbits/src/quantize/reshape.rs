@@ -36,8 +36,8 @@ pub(super) const RESHAPING_SAMPLES: usize = 16;
 const MANY_PLACES: usize = 64;
 
 /// Changed weights and biases that leave the float network as it is, and what follows from them.
-#[derive(Clone, Default, PartialEq)]
-pub(super) struct Reshaped {
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reshaped {
     pub(super) patches: Patches,
     pub(super) ranges: BTreeMap<String, Range>,
     /// What layers put out, as far as BatchNormalizations say.

@@ -1,5 +1,6 @@
 //! What is asked of a quantization.
 
+use super::Reshaped;
 use crate::{methods::Methods, refine::stages};
 use fewbits_quant::{QuantError, RangeRule, calibrate::Policy, target::Target};
 use std::{collections::BTreeSet, fmt, path::PathBuf, str::FromStr, time::Duration};
@@ -67,6 +68,8 @@ pub struct Settings {
     pub partial: Option<PathBuf>,
     /// Go on from that state, if there is one.
     pub resume: bool,
+    /// Weights reshaped before, which are taken as they are.
+    pub reshaped: Option<Reshaped>,
 }
 
 impl Settings {
@@ -90,6 +93,7 @@ impl Settings {
             seed: 0,
             partial: None,
             resume: false,
+            reshaped: None,
         }
     }
 }

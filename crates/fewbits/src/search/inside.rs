@@ -13,6 +13,32 @@ use fewbits_methods::{BlockMethod, Draft, Ground, Walk, layers, walk::walk_throu
 use fewbits_quant::calibrate::{self, Policy};
 use fewbits_search::Prepared;
 
+/// The methods that round weights where they stand, layer by layer or block by block.
+const METHODS: [Method; 8] = [
+    Method::MixedClipping,
+    Method::Aciq,
+    Method::Omse,
+    Method::SeqMse,
+    Method::Comq,
+    Method::AdaRound,
+    Method::Brecq,
+    Method::QDrop,
+];
+
+/// Whether a search can round with `method`.
+///
+/// # Errors
+/// [`Error::Usage`] if not.
+pub fn check(method: Option<Method>) -> Result<(), Error> {
+    match method.filter(|method| !METHODS.contains(method)) {
+        None => Ok(()),
+        Some(method) => Err(Error::Usage {
+            what: format!("`{method}` does not round weights layer by layer"),
+            hint: format!("search with one of these inside: {}", METHODS.map(|method| method.to_string()).join(", ")),
+        }),
+    }
+}
+
 /// What weights are rounded on.
 pub struct Rounder<'a> {
     pub ground: Ground<'a>,
@@ -23,10 +49,10 @@ pub struct Rounder<'a> {
     pub threads: &'a Threads,
 }
 
-/// What `method` makes of every layer at each of `widths`, all other layers at the same width.
+/// What `method`, which [`check`] accepts, makes of every layer at each of `widths`, all other layers at the same width.
 ///
 /// # Errors
-/// [`Error::Usage`] if the method does not round weights layer by layer or block by block; those of the method.
+/// Those of the method.
 pub fn rounded(
     method: Method,
     widths: &[u8],
@@ -36,12 +62,7 @@ pub fn rounded(
     let Rounder { ground, first, settings, samples, threads } = *rounder;
     let mut prepared = Prepared::new();
     for &bits in widths {
-        let Some(Stage::Walk(methods)) = Stage::of(method, settings, None) else {
-            return Err(Error::Usage {
-                what: format!("`{method}` does not round weights layer by layer"),
-                hint: "search with mixed-clipping, comq, seq-mse, adaround or brecq inside".into(),
-            });
-        };
+        let Some(Stage::Walk(methods)) = Stage::of(method, settings, None) else { continue };
         let methods: Vec<&dyn BlockMethod> = methods.iter().map(|m| &**m).collect();
         let policy = Policy { weight_bits: bits, edge_bits: bits, ..settings.policy.clone() };
         let mut draft = Draft { graph: ground.float.clone(), grids: first.grids.clone() };

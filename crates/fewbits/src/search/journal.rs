@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::{
     collections::HashMap,
     fs::{File, OpenOptions},
-    io::Write,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
 };
 
@@ -22,10 +22,14 @@ impl Journal {
     /// The journal at `path` of a search that `asked` describes; with `resume` what it holds is kept. Without a path nothing is written.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the file is of another search, [`Error::Io`].
+    /// [`Error::Usage`] if the file is of another search or a line cannot be read, [`Error::Io`].
     pub fn open(path: Option<&Path>, asked: &Value, resume: bool) -> Result<Self, Error> {
         let Some(path) = path else { return Ok(Journal::default()) };
-        let text = if resume { std::fs::read_to_string(path).unwrap_or_default() } else { String::new() };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) if resume => text,
+            Err(error) if resume && error.kind() != ErrorKind::NotFound => return Err(Error::io("read", path)(error)),
+            _ => String::new(),
+        };
         // A line that the search was killed in has no end.
         let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
         let mut lines = whole.lines();
@@ -35,7 +39,15 @@ impl Journal {
                 hint: "resume with the same command, or begin anew without --resume".into(),
             });
         }
-        let known: HashMap<Vec<usize>, f64> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let measured = |(i, line): (usize, &str)| {
+            // A damage that is no number is written as null.
+            let (choices, damage): (_, Option<f64>) = serde_json::from_str(line).map_err(|error| Error::Usage {
+                what: format!("line {} of `{}` is no measurement: {error}", i + 2, path.display()),
+                hint: "take the line out, or begin anew without --resume".into(),
+            })?;
+            Ok((choices, damage.unwrap_or(f64::NAN)))
+        };
+        let known: HashMap<Vec<usize>, f64> = lines.enumerate().map(measured).collect::<Result<_, Error>>()?;
         let begin = if whole.is_empty() { format!("{asked}\n") } else { whole.to_string() };
         write_atomically(path, |file| file.write_all(begin.as_bytes())).map_err(Error::io("write", path))?;
         let file = OpenOptions::new().append(true).open(path).map_err(Error::io("write", path))?;
@@ -82,10 +94,19 @@ mod tests {
         let mut text = std::fs::read_to_string(&path).unwrap();
         text.push_str("[[4,4],0.");
         std::fs::write(&path, text).unwrap();
-        let again = Journal::open(Some(&path), &asked, true).unwrap();
+        let mut again = Journal::open(Some(&path), &asked, true).unwrap();
         assert_eq!((again.get(&[1, 2]), again.get(&[4, 4])), (Some(0.1 + 0.2), None));
         assert_eq!(again.best(), Some(&[3, 0][..]));
         assert!(Journal::open(Some(&path), &json!({"budget": "avg-bits=3"}), true).is_err());
+        again.add(&[5, 5], f64::NAN).unwrap();
+        let again = Journal::open(Some(&path), &asked, true).unwrap();
+        assert!(again.get(&[5, 5]).unwrap().is_nan() && again.best() == Some(&[3, 0][..]));
+        let broken = std::fs::read_to_string(&path).unwrap().replace("[[3,0]", "[[3,0");
+        std::fs::write(&path, &broken).unwrap();
+        let error = Journal::open(Some(&path), &asked, true).unwrap_err();
+        assert!(error.to_string().contains("line 3") && error.hint().is_some(), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), broken, "nothing is lost");
+        assert!(Journal::open(Some(&folder), &asked, true).is_err(), "a folder is no empty journal");
         let anew = Journal::open(Some(&path), &asked, false).unwrap();
         assert_eq!(anew.get(&[1, 2]), None);
         std::fs::remove_dir_all(folder).unwrap();

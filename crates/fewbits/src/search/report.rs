@@ -26,14 +26,18 @@ pub fn of(found: &Found, subject: Subject<'_>, threads: usize, progress: &dyn Pr
 
 fn sensitivity(found: &Found) -> Sensitivity {
     let layer = |row: &Row| LayerDamage { name: row.layer.clone(), damage: row.damage.clone(), bits: Some(row.bits) };
-    let seen = match found.level {
+    let seen_in = match found.level {
         Level::Local => "in the layer's own output",
         Level::Block => "in the outputs of the layer's block",
         Level::Network => "in the outputs of the network",
         Level::Weighted => "in the layer's own output, times what that comes to in the outputs of the network",
     };
+    let damage = match found.layer_metric {
+        Some(metric) => format!("{} {seen_in}", in_words(metric)),
+        None => "mean trace of the Hessian of the loss times squared change of the weight".into(),
+    };
     Sensitivity {
-        damage: format!("{} {seen}, on {} samples", in_words(found.metric), found.samples),
+        damage: format!("{damage}, on {} samples", found.layer_samples),
         widths: found.widths.clone(),
         layers: found.layers.iter().map(layer).collect(),
     }

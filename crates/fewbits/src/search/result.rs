@@ -34,7 +34,7 @@ pub struct Row {
 pub struct Figure {
     /// As it was asked for.
     pub budget: String,
-    /// What the quantized network comes to; of a drop, the percent of classes that the assignments within its size change.
+    /// What the quantized network comes to; of a drop, the percent of classes that its bits change.
     pub actual: f64,
     /// Whether that keeps it.
     pub kept: bool,
@@ -86,9 +86,13 @@ pub struct Found {
     pub bops: u64,
     /// What damage is.
     pub metric: Metric,
-    /// Where the damage of single layers was looked at.
+    /// What that of single layers is; `None` if it is the mean trace of the Hessian times the squared change of the weight.
+    pub layer_metric: Option<Metric>,
+    /// Where that was looked at.
     pub level: Level,
-    /// Samples that damage was measured on.
+    /// Samples that it was measured on.
+    pub layer_samples: usize,
+    /// Samples that damage of whole assignments was measured on.
     pub samples: usize,
     /// Damage at the outputs, of all widths together, weights rounded to the nearest codes or by the method asked for.
     pub damage: f64,
@@ -162,12 +166,14 @@ pub struct Told<'a> {
     pub problem: &'a Problem,
     pub search: &'a Settings,
     /// What became of a drop that was asked for.
-    pub drop: Option<&'a Figure>,
+    pub drop: Option<Figure>,
     /// Bits that first and last layers keep.
     pub edge_bits: Option<u8>,
     pub trials: &'a [Trial],
     pub best: &'a Trial,
     pub metric: Metric,
+    /// Samples that single layers were measured on.
+    pub layer_samples: usize,
     /// Samples that whole assignments were measured on.
     pub samples: usize,
 }
@@ -214,7 +220,7 @@ pub fn describe(told: &Told<'_>) -> Result<Found, Error> {
         };
         Figure { budget: budget.to_string(), actual, kept: actual <= budget.amount() * (1.0 + 1e-9) }
     };
-    let budgets: Vec<Figure> = search.budgets.iter().map(figure).chain(told.drop.cloned()).collect();
+    let budgets: Vec<Figure> = search.budgets.iter().map(figure).chain(told.drop.clone()).collect();
     let of_uniform = |&bits: &u8| {
         let trial =
             told.trials.iter().find(|trial| trial.choices == problem.uniform(bits) && problem.fits(&trial.choices));
@@ -229,7 +235,9 @@ pub fn describe(told: &Told<'_>) -> Result<Found, Error> {
         average_bits,
         bops,
         metric: told.metric,
+        layer_metric: table.metric,
         level: table.level,
+        layer_samples: told.layer_samples,
         samples: told.samples,
         damage: told.best.damage,
         uniform: search.widths.iter().rev().find_map(of_uniform),

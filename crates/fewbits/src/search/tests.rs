@@ -1,12 +1,23 @@
 //! Searches on the demo network.
 
 use super::*;
-use crate::{demo, methods::Methods, progress::Silent, quantize::Ranges};
+use crate::{demo, progress::Silent, quantize::Ranges, stream::outputs};
+use fewbits_graph::{Graph, exec::Mode};
 use fewbits_quant::{RangeRule, calibrate::Policy};
+use std::sync::Mutex;
 
 fn searched_as(
     strategy: Strategy,
     budgets: &[Budget],
+    asked: impl Fn(&mut Settings),
+) -> Result<(Found, Quantized), Error> {
+    searched_with(Methods::List(vec![]), &Silent, Settings::new(strategy, budgets.to_vec()), asked)
+}
+
+fn searched_with(
+    methods: Methods,
+    progress: &dyn Progress,
+    search: Settings,
     asked: impl Fn(&mut Settings),
 ) -> Result<(Found, Quantized), Error> {
     let model = demo::model().unwrap();
@@ -15,12 +26,13 @@ fn searched_as(
     let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.spread(16) };
     let mut settings = quantize::Settings {
         ranges: Ranges::Rule(RangeRule::MinMax),
-        methods: Methods::List(vec![]),
+        methods,
+        time_budget: Duration::ZERO,
         ..quantize::Settings::new("ort".parse().unwrap(), Policy::new(8, 8, 8))
     };
-    let mut search = Settings { samples: 8, ..Settings::new(strategy, budgets.to_vec()) };
+    let mut search = Settings { samples: 8, ..search };
     asked(&mut search);
-    super::search(&model, &source, &mut settings, &search, 2, &Silent)
+    super::search(&model, &source, &mut settings, &search, 2, progress)
 }
 
 fn searched(budget: Budget, asked: impl Fn(&mut Settings)) -> Result<(Found, Quantized), Error> {
@@ -117,4 +129,68 @@ fn other_budgets_are_kept_and_impossible_ones_give_the_smallest_network() {
     assert!(!smallest.kept && smallest.layers.iter().all(|row| row.edge || row.bits == 2));
     let error = searched(Budget::Latency(0.001), |_| ()).unwrap_err();
     assert!(error.to_string().contains("latency") && error.hint().is_some());
+}
+
+#[test]
+fn the_drop_is_that_of_the_bits_that_are_returned() {
+    let asked = |asked: &mut Settings| (asked.max_drop, asked.evaluations, asked.samples) = (Some(20.0), 1, 16);
+    let (found, quantized) = searched_as(Strategy::Random, &[], asked).unwrap();
+    let (model, dataset) = (demo::model().unwrap(), demo::calibration_set());
+    let preprocess = model.preprocess().unwrap().unwrap();
+    let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.spread(16) };
+    let classes = |graph: &Graph| {
+        let mut classes = vec![];
+        outputs(graph, Mode::Float, &source, 1, &Silent, |seen| {
+            let scores = seen.outputs[0].as_f32().unwrap();
+            classes.push((0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])));
+            Ok(())
+        })
+        .unwrap();
+        classes
+    };
+    let mut rounded = quantized.float.clone();
+    for row in &found.layers {
+        let tensor = exec::rounded_constant(&row.weight, &rounded.constants[&row.weight], &quantized.grids);
+        rounded.constants.insert(row.weight.clone(), tensor);
+    }
+    let pairs = classes(&quantized.float).into_iter().zip(classes(&rounded));
+    let changed = 100.0 * pairs.filter(|(float, rounded)| float != rounded).count() as f64 / 16.0;
+    assert_eq!((found.budgets[0].actual, found.kept), (changed, changed <= 20.0));
+}
+
+#[test]
+fn something_that_fits_is_returned_where_trials_end_before_anything_does() {
+    let widths = |asked: &mut Settings| (asked.widths, asked.input_widths) = (vec![4, 8], vec![2, 4, 8]);
+    let (wide, _) = searched_as(Strategy::Ofm, &[Budget::AvgBits(4.0)], |asked| asked.widths = vec![4, 8]).unwrap();
+    // Weights of 4 bits and inputs of fewer than 4.
+    let budget = [Budget::Bops(0.4 * wide.bops as f64)];
+    let (found, _) = searched_as(Strategy::Greedy, &budget, |asked| {
+        widths(asked);
+        asked.evaluations = 1;
+    })
+    .unwrap();
+    assert!(found.kept && found.uniform.is_none(), "{:?}", found.budgets);
+}
+
+/// What was begun.
+#[derive(Default)]
+struct Begun(Mutex<Vec<String>>);
+
+impl Progress for Begun {
+    fn begin(&self, what: &str, _total: usize) {
+        self.0.lock().unwrap().push(what.into());
+    }
+    fn step(&self) {}
+    fn end(&self) {}
+}
+
+#[test]
+fn the_network_that_is_searched_is_reshaped_as_the_final_one_and_refined_once() {
+    let count = |begun: &Begun, what: &str| begun.0.lock().unwrap().iter().filter(|begun| *begun == what).count();
+    let search = || Settings { patience: 0, ..Settings::new(Strategy::Ofm, vec![Budget::AvgBits(4.0)]) };
+    let begun = Begun::default();
+    searched_with(Methods::List(vec![Method::Equalize, Method::Omse]), &begun, search(), |_| ()).unwrap();
+    assert_eq!(count(&begun, "omse"), 1, "{:?}", begun.0);
+    // To reshape, and for the ranges of the network that is searched and of the final one.
+    assert_eq!(count(&begun, "calibrating"), 3, "{:?}", begun.0);
 }

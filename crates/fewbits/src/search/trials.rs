@@ -104,7 +104,7 @@ impl<'a, 'w> Trials<'a, 'w> {
         self.all.iter().filter(fits).min_by(by_damage).or_else(|| self.all.iter().min_by(by_damage))
     }
 
-    /// Every assignment in order, and the best.
+    /// Every assignment in order, and the best; the narrowest if something fits, but none that was tried does.
     ///
     /// # Errors
     /// What went wrong while one was measured.
@@ -113,7 +113,8 @@ impl<'a, 'w> Trials<'a, 'w> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        let best = match self.best() {
+        let fits = |best: &&Trial| self.problem.fits(&best.choices) || self.problem.check().is_err();
+        let best = match self.best().filter(fits) {
             Some(best) => best.clone(),
             None => {
                 let narrowest = vec![0; self.problem.items.len()];

@@ -45,6 +45,10 @@ fn flags_are_checked_before_anything_is_read() {
         (&["quantize", "m.onnx", "--calib", "d", "--method", "adarond"], "there are auto, none, zeroq-data"),
         (&["quantize", "m.onnx", "--calib", "d", "--time-budget", "long"], "`long` is no time"),
         (&["search", "m.onnx", "--calib", "d", "--budget", "tiny"], "size="),
+        (
+            &["search", "m.onnx", "--calib", "d", "--budget", "avg-bits=4", "--inside", "bn-tune"],
+            "these inside: mixed-clipping",
+        ),
         (&["quantise"], "similar subcommand"),
     ] {
         let output = program(args);

@@ -35,10 +35,7 @@ use fewbits_quant::{
     stats::SAMPLES_PER_IMAGE,
 };
 use fewbits_train::quantizers::{Deployable, Sawb};
-use std::{
-    fmt,
-    sync::{Mutex, PoisonError},
-};
+use std::fmt;
 pub use weights::{Rounded, Weights, round_layers};
 
 /// Weights from which a row has statistics of its own.
@@ -120,7 +117,7 @@ impl Clip {
         let row = |i: usize| &rows[i * width..][..width];
         let count = rows.len() / width;
         if width >= LEAST_WEIGHTS || matches!(self, Clip::Max | Clip::Lp(_)) {
-            return on_all(threads, count, |i| self.magnitude(row(i), bits));
+            return threads.map(count, |i| self.magnitude(row(i), bits));
         }
         let sizes: Vec<f32> = (0..count).map(|i| root_mean_square(row(i))).collect();
         let living = (0..count).filter(|i| sizes[*i].is_normal());
@@ -135,13 +132,6 @@ impl Clip {
 pub fn rounded(row: &[f32], scale: f32, bits: u8) -> Vec<f32> {
     let top = Grid::weights(bits).qmax() as f32;
     row.iter().map(|w| nearest((w / scale).clamp(-top, top)) * scale).collect()
-}
-
-/// `task(i)` for every `i` below `count`, on all threads, in order.
-pub(crate) fn on_all<T: Send>(threads: &Threads, count: usize, task: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
-    let slots: Vec<Mutex<Option<T>>> = (0..count).map(|_| Mutex::new(None)).collect();
-    threads.run(count, |i| *slots[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(task(i)));
-    slots.into_iter().filter_map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
 }
 
 /// Half to even, of a number of magnitude below 2^22: what is added leaves no bits behind the point. Instruction sets without rounding do

@@ -3,7 +3,7 @@
 //! What enters: a layer, its moments, and a method's choice of scales. What leaves: the draft with rounded weights, these scales, and a
 //! bias without the mean error. It does not know how scales are chosen.
 
-use super::{Clip, on_all, rounded};
+use super::{Clip, rounded};
 use crate::{
     Draft, Ground, Layer, MethodError, Walk,
     moments::{Group, Moments, Shape},
@@ -70,7 +70,7 @@ impl<'a> Weights<'a> {
 
     /// `solve` for each group, on all threads.
     pub fn each_group<T: Send>(&self, threads: &Threads, solve: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
-        on_all(threads, self.params.scale.len(), solve)
+        threads.map(self.params.scale.len(), solve)
     }
 
     /// The clip of each group.

@@ -34,7 +34,7 @@ mod descent;
 
 use crate::{
     BlockMethod, Draft, Layer, MethodError, Walk,
-    clipping::{Rounded, Weights, on_all},
+    clipping::{Rounded, Weights},
     moments::{Group, Moments},
 };
 use descent::{Descent, Point, codes_of};
@@ -109,7 +109,7 @@ impl Comq {
             return;
         };
         let (current, k) = (shape.rows(current), shape.inputs);
-        let channels = on_all(walk.threads(), shape.channels(), |c| {
+        let channels = walk.threads().map(shape.channels(), |c| {
             let row = |rows: &[f32]| rows[c * k..][..k].to_vec();
             let task = Task {
                 config: &self.config,

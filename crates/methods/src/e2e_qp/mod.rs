@@ -38,11 +38,7 @@ use fewbits_graph::{
 use fewbits_kernels::Threads;
 use fewbits_quant::placement::Site;
 use fewbits_train::optimizer::{Group, Moments, Optimizer, Rule};
-use std::{
-    ops::Range,
-    sync::{Arc, OnceLock},
-    time::Instant,
-};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 /// Steps whose time says how many there can be.
 const TIMED_STEPS: usize = 3;
@@ -97,12 +93,9 @@ pub fn tune(
     while step < steps && config.deadline.is_none_or(|deadline| Instant::now() < deadline) {
         let mut batch = Vec::new();
         // Images are decoded side by side.
-        let slots: Vec<OnceLock<_>> = (0..tuner.batch).map(|_| OnceLock::new()).collect();
-        threads.run(tuner.batch, |place| {
-            slots[place].get_or_init(|| varied(samples, config.seed, step * tuner.batch + place));
-        });
-        for slot in slots {
-            let inputs = slot.into_inner().expect("every slot was filled")?;
+        let first = step * tuner.batch;
+        for inputs in threads.map(tuner.batch, |place| varied(samples, config.seed, first + place)) {
+            let inputs = inputs?;
             let targets = float.run(&inputs)?;
             batch.push((inputs, targets));
         }

@@ -14,11 +14,7 @@ use fewbits_graph::{
     exec::{Executor, Mode},
 };
 use fewbits_kernels::Threads;
-use std::{
-    ops::Range,
-    sync::{Mutex, PoisonError},
-    time::Instant,
-};
+use std::{ops::Range, time::Instant};
 pub(crate) use store::Store;
 
 /// Lanes among which samples are dealt where results are added up. Results depend on it, and not on the number of threads.
@@ -77,7 +73,7 @@ impl<'a> Walk<'a> {
             let named = ground.float.inputs.iter().zip(inputs);
             named.into_iter().try_for_each(|(info, tensor)| float.put(&info.name, i, tensor))
         };
-        try_run(threads, count, read)?;
+        threads.map(count, read).into_iter().collect::<Result<(), _>>()?;
         let blocks = blocks(&ground);
         let mut walk = Walk { ground, threads, blocks, at: 0, samples: count, memory, float, quantized };
         walk.enter()?;
@@ -150,11 +146,10 @@ impl<'a> Walk<'a> {
         start: impl Fn() -> S + Sync,
         look: impl Fn(&mut S, usize, Vec<Vec<Tensor>>) -> Result<(), MethodError> + Sync,
     ) -> Result<Vec<S>, MethodError> {
-        let states: Vec<Mutex<S>> = (0..lanes).map(|_| Mutex::new(start())).collect();
-        try_run(self.threads, lanes, |lane| {
+        let of_lane = |lane: usize| {
             let one = Threads::new(1);
             let mut executors: Vec<Executor> = runs.iter().map(|r| Executor::new(r.part, r.mode, &one)).collect();
-            let mut state = states[lane].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = start();
             for sample in samples.clone().skip(lane).step_by(lanes) {
                 let compute = |(run, executor): (&Run<'_>, &mut Executor<'_>)| -> Result<Vec<Tensor>, MethodError> {
                     Ok(executor.run(&self.inputs(run.side, sample)?)?)
@@ -162,9 +157,9 @@ impl<'a> Walk<'a> {
                 let outputs = runs.iter().zip(&mut executors).map(compute).collect::<Result<_, _>>()?;
                 look(&mut state, sample, outputs)?;
             }
-            Ok(())
-        })?;
-        Ok(states.into_iter().map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
+            Ok(state)
+        };
+        self.threads.map(lanes, of_lane).into_iter().collect()
     }
 
     /// Goes on to the next block, with this one as `draft` has it.
@@ -252,27 +247,6 @@ pub fn walk_through<E: From<MethodError>>(
     }
     progress.end();
     Ok(())
-}
-
-/// Runs `task(0..count)` on all threads; the error of the lowest number, if any.
-pub(crate) fn try_run(
-    threads: &Threads,
-    count: usize,
-    task: impl Fn(usize) -> Result<(), MethodError> + Sync + Send,
-) -> Result<(), MethodError> {
-    let failed: Mutex<Option<(usize, MethodError)>> = Mutex::new(None);
-    threads.run(count, |i| {
-        if let Err(error) = task(i) {
-            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-            if failed.as_ref().is_none_or(|(first, _)| i < *first) {
-                *failed = Some((i, error));
-            }
-        }
-    });
-    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some((_, error)) => Err(error),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

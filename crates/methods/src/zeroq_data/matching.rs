@@ -116,16 +116,13 @@ impl Matching {
 fn compare(target: &Target, images: usize, x: &[f32], dx: &mut [f32], threads: &Threads) -> f64 {
     let (row, channels) = (x.len() / images, target.mean.len());
     let positions = row / channels;
-    let sums: Vec<Mutex<Vec<[f64; 2]>>> = (0..images).map(|_| Mutex::new(vec![])).collect();
-    threads.run(images, |i| {
+    let sums: Vec<Vec<[f64; 2]>> = threads.map(images, |i| {
         let planes = x[i * row..][..row].chunks(positions).zip(&target.mean);
         // About the mean that they should have: nothing cancels where it matters.
         let sums_of =
             |(x, &mean): (&[f32], &f32)| [sum(x, |x| x - mean), sum(x, |x| (x - mean) * (x - mean))].map(f64::from);
-        *sums[i].lock().unwrap_or_else(PoisonError::into_inner) = planes.map(sums_of).collect();
+        planes.map(sums_of).collect()
     });
-    let sums: Vec<Vec<[f64; 2]>> =
-        sums.into_iter().map(|s| s.into_inner().unwrap_or_else(PoisonError::into_inner)).collect();
     let count = (images * positions) as f64;
     let mut loss = 0.0;
     let step = |c: usize| {

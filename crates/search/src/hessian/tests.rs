@@ -1,7 +1,7 @@
 //! Traces against closed forms, and against second differences of the loss in every single weight.
 
 use super::*;
-use crate::testing;
+use crate::{Metric, testing};
 use fewbits_graph::{
     DType, Graph, Node, Op, ValueInfo,
     exec::{Executor, Mode},
@@ -92,7 +92,6 @@ fn one_layer_under_squared_errors_has_the_squares_of_its_inputs() {
         2.0 / (5 * places) as f64 * squares / variance
     };
     check(&found, &[(0..5).map(of_channel).sum()]);
-    assert_eq!(found.metric, Metric::Snr);
 }
 
 #[test]
@@ -107,7 +106,6 @@ fn one_layer_under_classes_has_their_variance_times_the_squares_of_its_inputs() 
         variance * x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()
     };
     check(&found, &[features.iter().zip(&logits).map(of_image).sum::<f64>() / 8.0]);
-    assert_eq!(found.metric, Metric::Kl);
 }
 
 #[test]
@@ -143,7 +141,7 @@ fn sensitivities_are_mean_traces_times_squared_changes() {
     let (network, images) = (testing::network(), testing::images(4));
     let config = Config { probes: 5, batch: 2, ..Config::default() };
     let found = estimated(&network, &images, &config);
-    assert_eq!((found.probes, found.samples, found.layers.len()), (5, 4, network.layers().len()));
+    assert_eq!(found.layers.len(), network.layers().len());
     let threads = Threads::new(2);
     let table =
         found.sensitivity(network.ground(), Some(&network.grids), &[2, 4, 8], Rounding::default(), &threads).unwrap();

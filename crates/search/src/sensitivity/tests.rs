@@ -1,9 +1,13 @@
 //! Block-wise measuring against whole networks with one layer changed.
 
 use super::*;
-use crate::{Bits, Whole, testing};
-use fewbits_graph::{Node, Op, ops};
-use fewbits_methods::progress::Silent;
+use crate::{Bits, Whole, cost::weight_bytes, testing};
+use fewbits_graph::{
+    Node, Op, TensorQuant, ValueInfo,
+    exec::{Executor, Mode},
+    ops,
+};
+use fewbits_methods::{progress::Silent, walk};
 
 fn measured(network: &testing::Network, count: usize, activations: Option<&Grids>, config: &Config) -> Sensitivity {
     let images = testing::images(count);

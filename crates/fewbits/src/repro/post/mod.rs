@@ -23,7 +23,11 @@ use crate::{
 use fewbits_graph::{Graph, exec::Mode};
 use fewbits_quant::{calibrate::Policy, target::Target};
 use fewbits_search::Budget;
-use std::{fs, path::Path, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 /// What a reproduction is made of.
 #[derive(Debug)]
@@ -69,6 +73,7 @@ pub fn run(
     let mut results = PostResults::open(request.out, request.setup())?;
     if results.float.is_none() {
         results.float = Some(request.measured("float", &request.model.graph, Mode::Float, progress)?);
+        results.save(request.out)?;
     }
     for row in &request.table.rows {
         if results.rows.iter().all(|measured| measured.row != row.name) {
@@ -117,11 +122,7 @@ impl PostRequest<'_> {
         let begun = Instant::now();
         let mut settings = self.settings(row);
         if let BitsBy::Search { strategy, inside, cold_start } = row.bits {
-            let key = format!(
-                "{strategy}{}{}",
-                inside.map_or(String::new(), |m| format!(", {m} inside")),
-                if cold_start { ", cold" } else { "" }
-            );
+            let key = row.search_key();
             settings.policy.weight_bits_of = match results.searched.get(&key) {
                 Some(bits) => bits.clone(),
                 None => {
@@ -132,12 +133,17 @@ impl PostRequest<'_> {
                         evaluations: self.evaluations,
                         samples: self.samples,
                         patience: if strategy == Strategy::Ofm { 8 } else { 0 },
+                        // What is found must not depend on the machine.
+                        time_budget: Duration::MAX,
+                        journal: Some(self.out.join(format!("{key}.search.jsonl"))),
+                        resume: true,
                         ..search::Settings::new(strategy, vec![budget])
                     };
                     let mut searching = quantize::Settings { methods: row.searched_with.clone(), ..settings.clone() };
                     searching.policy.weight_bits = 8;
                     search::search(self.model, self.calibration, &mut searching, &asked, self.threads, progress)?;
                     results.searched.insert(key, searching.policy.weight_bits_of.clone());
+                    results.save(self.out)?;
                     searching.policy.weight_bits_of
                 }
             };

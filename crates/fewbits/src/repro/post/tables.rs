@@ -72,6 +72,15 @@ impl Default for PostRow {
     }
 }
 
+impl PostRow {
+    /// Everything of the row that its search depends on, fit for the name of a file.
+    pub fn search_key(&self) -> String {
+        let PostRow { bits, ranges, weight_rule, per_channel, searched_with, .. } = self;
+        let text = format!("{bits:?} {ranges} {weight_rule} {per_channel} {searched_with}");
+        text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-")
+    }
+}
+
 fn searched(strategy: Strategy) -> BitsBy {
     BitsBy::Search { strategy, inside: None, cold_start: true }
 }
@@ -94,14 +103,7 @@ fn zero_point() -> PostTable {
         Aciq, BiasCorrection, Comq, Equalize, Omse, SeqMse, ZeroPoint, ZeroPointDequant, ZeroPointPhase,
         ZeroPointWindow,
     };
-    let equalized = |row: PostRow| {
-        let searched_with = Methods::List(vec![Equalize]);
-        PostRow {
-            bits: BitsBy::Search { strategy: Strategy::Ofm, inside: None, cold_start: false },
-            searched_with,
-            ..row
-        }
-    };
+    let equalized = |row: PostRow| PostRow { searched_with: Methods::List(vec![Equalize]), ..row };
     PostTable {
         name: "zero-point",
         source: "Chen 2023, mixed precision by similarity of output feature maps, zero points adjusted",
