@@ -42,7 +42,7 @@ fn flags_are_checked_before_anything_is_read() {
         (&["quantize", "m.onnx", "--calib", "d", "--ranges", "best"], "unknown range rule `best`"),
         (&["eval", "m.onnx", "--data", "d", "--mode", "exact"], "possible values: float, fake, integer"),
         (&["eval", "m.onnx", "--data", "d", "--nms-iou", "1.5"], "from 0 to 1"),
-        (&["quantize", "m.onnx", "--calib", "d", "--method", "adarond"], "there are auto, none, zeroq-data"),
+        (&["quantize", "m.onnx", "--calib", "d", "--method", "adarond"], "there are basic, auto, none, zeroq-data"),
         (&["quantize", "m.onnx", "--calib", "d", "--time-budget", "long"], "`long` is no time"),
         (&["search", "m.onnx", "--calib", "d", "--budget", "tiny"], "size="),
         (
