@@ -101,7 +101,7 @@ impl FromStr for Method {
 /// Which methods are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Methods {
-    /// Equalization and bias correction where they bring the outputs closer.
+    /// Equalization, absorption of biases and bias correction where they bring the outputs closer.
     Basic,
     /// Codes, scales and biases too, each step kept by what it gains on samples that it has not seen.
     Auto,
@@ -133,16 +133,16 @@ impl Methods {
 
     /// Whether what is done depends on a measurement.
     pub fn are_measured(&self) -> bool {
-        matches!(self, Methods::Basic | Methods::Auto) || self.are_default()
+        matches!(self, Methods::Basic | Methods::Auto) || self.ask_for_data_only()
     }
 
     /// Whether codes, scales and biases are looked for, at the bits of `policy`.
     pub fn explore(&self, policy: &Policy) -> bool {
-        *self == Methods::Auto || self.are_default() && Methods::by_default(policy) == Methods::Auto
+        *self == Methods::Auto || self.ask_for_data_only() && Methods::by_default(policy) == Methods::Auto
     }
 
     /// Data alone, made by `zeroq-data`, ask for no other methods.
-    fn are_default(&self) -> bool {
+    fn ask_for_data_only(&self) -> bool {
         matches!(self, Methods::List(list) if list[..] == [Method::ZeroqData])
     }
 }

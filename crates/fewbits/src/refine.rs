@@ -79,7 +79,7 @@ pub fn refine(
     let exploring = settings.methods.explore(&settings.policy);
     let deadline = begun.checked_add(settings.time_budget).filter(|_| exploring);
     let stages = stages(settings, deadline);
-    if stages.is_empty() {
+    if stages.is_empty() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
         return Ok(quantized);
     }
     let (seen, held) = split(source, Model::fixed_batch(&quantized.float).unwrap_or(1));

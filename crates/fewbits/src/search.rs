@@ -130,7 +130,8 @@ pub fn search(
     inside::check(search.inside)?;
     // The network that is measured is reshaped as the final one, but what comes after grids is left out. Any width below 8 gives every
     // input that others read too a grid of its own.
-    let mut plain = quantize::Settings { time_budget: Duration::ZERO, partial: None, ..settings.clone() };
+    let mut plain =
+        quantize::Settings { time_budget: Duration::ZERO, partial: None, reshaped: None, ..settings.clone() };
     match &mut plain.methods {
         // Reshaping is judged by the fewest bits that there may be.
         Methods::Auto => plain.policy.weight_bits = search.widths.first().map_or(8, |&bits| bits),
@@ -141,7 +142,6 @@ pub fn search(
         plain.policy.activation_bits = least.min(7);
     }
     let first = quantize(model, source, &plain, threads, progress)?;
-    settings.reshaped = Some(first.reshaped.clone());
     let facts = exec::infer(&first.float, &quantize::data_shapes(model, source)?).map_err(Error::graph(&model.path))?;
     let ground = Ground { float: &first.float, placement: &first.placement, facts: &facts, stats: &first.stats };
     let stride = source.indices.len().div_ceil(search.samples.max(1)).max(1);
@@ -208,7 +208,8 @@ pub fn search(
             drop = Some(Figure { budget: format!("max-drop={most}"), actual, kept: actual <= most });
         }
         (settings.policy.weight_bits_of, settings.policy.activation_bits_of) = (bits.weights, bits.inputs);
-        let quantized = quantize(model, source, settings, threads, progress)?;
+        let shipped = quantize::Settings { reshaped: Some(first.reshaped.clone()), ..settings.clone() };
+        let quantized = quantize(model, source, &shipped, threads, progress)?;
         let told = Told {
             quantized: &quantized,
             target: &settings.target,
@@ -336,11 +337,11 @@ fn input_grids(
     settings: &quantize::Settings,
     widths: &[u8],
 ) -> Result<BTreeMap<u8, Grids>, Error> {
-    let Quantized { float, placement, stats, rule, .. } = quantized;
+    let Quantized { float, placement, stats, rule, reshaped, .. } = quantized;
     let at = |&bits: &u8| {
         let policy = calibrate::Policy { activation_bits: bits, edge_bits: bits, ..settings.policy.clone() };
-        let none = BTreeMap::new();
-        let grids = calibrate::activations(float, placement, stats, &policy, &settings.target, *rule, &none)?;
+        let ranges = &reshaped.ranges;
+        let grids = calibrate::activations(float, placement, stats, &policy, &settings.target, *rule, ranges)?;
         Ok((bits, grids))
     };
     widths.iter().map(at).collect()

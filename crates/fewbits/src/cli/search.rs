@@ -100,7 +100,7 @@ pub struct Args {
     /// Bits that the first and last layers keep; with the fewest of --bits, theirs are searched too
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "BITS")]
     edge_bits: u8,
-    /// What is done against the damage of rounding: auto, none, or a list as `quantize` takes it, without zeroq-data
+    /// What is done against the damage of rounding: basic, auto, none, or a list as `quantize` takes it, without zeroq-data
     #[arg(long, default_value = "auto", value_name = "NAME[,NAME…]")]
     method: Methods,
     /// The runtime that the result is for: ort, tensorrt or generic

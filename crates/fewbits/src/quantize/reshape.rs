@@ -39,7 +39,7 @@ const MANY_PLACES: usize = 64;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reshaped {
     pub(super) patches: Patches,
-    pub(super) ranges: BTreeMap<String, Range>,
+    pub(crate) ranges: BTreeMap<String, Range>,
     /// What layers put out, as far as BatchNormalizations say.
     pub(super) normals: Normals,
 }

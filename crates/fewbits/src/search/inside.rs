@@ -14,7 +14,7 @@ use fewbits_quant::calibrate::{self, Policy};
 use fewbits_search::Prepared;
 
 /// The methods that round weights where they stand, layer by layer or block by block.
-const METHODS: [Method; 8] = [
+const ROUNDING: [Method; 8] = [
     Method::MixedClipping,
     Method::Aciq,
     Method::Omse,
@@ -30,11 +30,11 @@ const METHODS: [Method; 8] = [
 /// # Errors
 /// [`Error::Usage`] if not.
 pub fn check(method: Option<Method>) -> Result<(), Error> {
-    match method.filter(|method| !METHODS.contains(method)) {
+    match method.filter(|method| !ROUNDING.contains(method)) {
         None => Ok(()),
         Some(method) => Err(Error::Usage {
             what: format!("`{method}` does not round weights layer by layer"),
-            hint: format!("search with one of these inside: {}", METHODS.map(|method| method.to_string()).join(", ")),
+            hint: format!("search with one of these inside: {}", ROUNDING.map(|method| method.to_string()).join(", ")),
         }),
     }
 }
@@ -80,4 +80,18 @@ pub fn rounded(
         }
     }
     Ok(prepared)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What [`check`] accepts has to be done, not passed over.
+    #[test]
+    fn every_method_that_is_accepted_walks() {
+        let settings = Settings::new("ort".parse().unwrap(), Policy::new(4, 8, 8));
+        for method in ROUNDING {
+            assert!(matches!(Stage::of(method, &settings, None), Some(Stage::Walk(_))), "{method}");
+        }
+    }
 }

@@ -36,7 +36,7 @@ impl Journal {
         if lines.next().is_some_and(|head| serde_json::from_str::<Value>(head).ok().as_ref() != Some(asked)) {
             return Err(Error::Usage {
                 what: format!("`{}` was written by another search", path.display()),
-                hint: "resume with the same command, or begin anew without --resume".into(),
+                hint: "resume with the same command, or delete it to begin anew".into(),
             });
         }
         let measured = |(i, line): (usize, &str)| {

@@ -28,7 +28,7 @@
 //!
 //! # Departures
 //! The target is the float network's output on its own inputs, so that a layer makes up for errors before it (AdaRound's asymmetric
-//! form), but for half of them only ([`Config::trust`]). Several scales are tried. The ridge, the centred moments with the bias, and the samples held back are ours.
+//! form), but for half of them only ([`Config::trust`]), and not for what the network clips away behind the layer ([`crate::moments`]). Several scales are tried. The ridge, the centred moments with the bias, and the samples held back are ours.
 
 mod descent;
 

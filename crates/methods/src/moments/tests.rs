@@ -85,3 +85,18 @@ fn moments_about_zero_hold_the_mean_error_too() {
     assert!((centred.about_zero().error(0, &v) - expected).abs() < 1e-6);
     assert_eq!(centred.sums(), [2.5, 1.5]);
 }
+
+/// A Gemm may have one bias for all outputs.
+#[test]
+fn one_bias_stands_for_all_channels() {
+    let network = testing::residual();
+    let layer = crate::layers(&network.graph, &network.placement).pop().unwrap();
+    let bias = layer.bias.clone().unwrap();
+    let channels = network.graph.constant(&bias).unwrap().dims[0];
+    let mut graph = network.graph.clone();
+    graph.constants.insert(bias, Arc::new(fewbits_graph::Tensor::f32(&[1], vec![0.25])));
+    let ground = crate::Ground { float: &graph, ..network.ground() };
+    let mut y = vec![1.0; 2 * channels];
+    Window::of(&ground, &network.draft, &layer, channels).see(0, channels, &mut y);
+    assert!(y.iter().all(|y| *y == 1.25), "{y:?}");
+}

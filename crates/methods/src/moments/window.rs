@@ -20,7 +20,11 @@ impl Window {
     pub fn of(ground: &Ground<'_>, draft: &Draft, layer: &Layer, channels: usize) -> Self {
         let float = ground.float;
         let bias = layer.bias.as_ref().and_then(|name| float.constant(name)).and_then(|bias| bias.as_f32());
-        let bias = bias.map_or_else(|| vec![0.0; channels], <[f32]>::to_vec);
+        let bias = match bias {
+            Some(bias) if bias.len() == channels => bias.to_vec(),
+            Some(&[bias]) => vec![bias; channels],
+            _ => vec![0.0; channels],
+        };
         let grid = |name: &str| draft.grids.params(name).map(|params| params.range(0));
         let mut readers = float.nodes.iter().filter(|node| node.inputs.contains(&layer.output));
         let behind = match (readers.next(), readers.next()) {
@@ -32,7 +36,7 @@ impl Window {
             node.op.def().activation(&constants.collect::<Vec<_>>())
         });
         match (behind, activation) {
-            (Some(node), Some(activation)) if has_unit_slope(activation) => {
+            (Some(node), Some(activation)) if passes_differences(activation) => {
                 Window { bias, activation, range: grid(node.output()).unwrap_or(EVERYTHING) }
             }
             _ => {
@@ -54,7 +58,8 @@ impl Window {
 
 const EVERYTHING: (f32, f32) = (f32::NEG_INFINITY, f32::INFINITY);
 
-/// Whether differences in front of it are differences behind it, where they come through at all.
-fn has_unit_slope(activation: Activation) -> bool {
+/// Whether differences in front of it are about the same behind it, where they come through at all: where they do not, they count by as
+/// much as comes through.
+fn passes_differences(activation: Activation) -> bool {
     matches!(activation, Activation::Clamp { .. } | Activation::LeakyRelu { .. } | Activation::HardSwish)
 }
