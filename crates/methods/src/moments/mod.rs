@@ -3,7 +3,7 @@
 //! A layer that should put out `W x` puts out `Ŵ x̂`, with `x` from the float network and `x̂` from the quantized one. With
 //! `v = ŵ − w` for one output channel and `e = f(w·x̂) − f(w·x)`, its error over rows `x̂` is `v G vᵀ + 2 v·t + Σ e²`, where
 //! `G = Σ x̂ x̂ᵀ` and `t = Σ e x̂`. A bias takes off the mean; what is left is the same with moments about the mean. So candidates are
-//! judged without looking at data again. `f` is what the network notices of an output ([`window`]): a difference that is clipped away
+//! judged without looking at data again. `f` is what the network notices of an output (`window.rs`): a difference that is clipped away
 //! behind the layer is no error.
 
 mod shape;
