@@ -7,7 +7,7 @@ use fewbits_kernels::simd::Isa;
 /// `f(y + b)`: the activation behind a layer, if it is one that clips or bends a line, and the ends of the grid behind that. What two
 /// outputs differ by outside of it is nothing that the layers behind would notice, so that no layer has to make up for it.
 ///
-/// Clipped outliers are most of it: in the last blocks of MobileNetV2 they carry more energy than the signal, by design of the range.
+/// Clipped outliers are most of it: in the last blocks of MobileNetV2 they are most of the error, by design of the range.
 pub(super) struct Window {
     /// By output channel.
     bias: Vec<f32>,
@@ -23,7 +23,11 @@ impl Window {
         let bias = match bias {
             Some(bias) if bias.len() == channels => bias.to_vec(),
             Some(&[bias]) => vec![bias; channels],
-            _ => vec![0.0; channels],
+            None => vec![0.0; channels],
+            // One for each row: where the ends are depends on the row.
+            Some(_) => {
+                return Window { bias: vec![0.0; channels], activation: Activation::Identity, range: EVERYTHING };
+            }
         };
         let grid = |name: &str| draft.grids.params(name).map(|params| params.range(0));
         let mut readers = float.nodes.iter().filter(|node| node.inputs.contains(&layer.output));
