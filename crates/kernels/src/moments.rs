@@ -55,15 +55,19 @@ multiversion! {
 }
 
 multiversion! {
-    /// Sum, minimum and maximum of each channel of `x`, whose channels are the fastest axis; added to what the slices hold. One number
-    /// per channel in each; sums are in f32, so call it on a few dozen places at a time.
-    pub fn channel_moments(x: &[f32], sum: &mut [f32], min: &mut [f32], max: &mut [f32]) {
+    /// Sums of `x`, `|x|` and `x²`, minimum and maximum of each channel of `x`, whose channels are the fastest axis; added to what the
+    /// slices hold. One number per channel in each; sums are in f32, so call it on a few dozen places at a time.
+    pub fn channel_moments(x: &[f32], sums: [&mut [f32]; 3], min: &mut [f32], max: &mut [f32]) {
+        let [sum, magnitude, square] = sums;
         let channels = sum.len();
+        let (magnitude, square) = (&mut magnitude[..channels], &mut square[..channels]);
         let (min, max) = (&mut min[..channels], &mut max[..channels]);
         for place in x.chunks_exact(channels.max(1)) {
             for c in 0..channels {
                 let x = place[c];
                 sum[c] += x;
+                magnitude[c] += x.abs();
+                square[c] += x * x;
                 min[c] = if x < min[c] { x } else { min[c] };
                 max[c] = if x > max[c] { x } else { max[c] };
             }
@@ -98,8 +102,10 @@ mod tests {
     #[test]
     fn channels_are_kept_apart() {
         let x = [1.0, -2.0, 3.0, 4.0, 5.0, -6.0];
-        let (mut sum, mut min, mut max) = ([0.0; 2], [1.0, -2.0], [1.0, -2.0]);
-        channel_moments(&x, &mut sum, &mut min, &mut max);
+        let [mut sum, mut magnitude, mut square] = [[0.0; 2]; 3];
+        let (mut min, mut max) = ([1.0, -2.0], [1.0, -2.0]);
+        channel_moments(&x, [&mut sum, &mut magnitude, &mut square], &mut min, &mut max);
         assert_eq!((sum, min, max), ([9.0, -4.0], [1.0, -6.0], [5.0, 4.0]));
+        assert_eq!((magnitude, square), ([9.0, 12.0], [35.0, 56.0]));
     }
 }

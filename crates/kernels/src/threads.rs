@@ -105,6 +105,15 @@ impl Threads {
         slots.into_iter().filter_map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
     }
 
+    /// `task(part)` once for every part, on any thread: for slices of one buffer, each changed by one task.
+    pub fn each<T: Send>(&self, parts: impl IntoIterator<Item = T>, task: impl Fn(T) + Sync + Send) {
+        let slots: Vec<Mutex<Option<T>>> = parts.into_iter().map(|part| Mutex::new(Some(part))).collect();
+        self.run(slots.len(), |i| {
+            let part = slots[i].lock().unwrap_or_else(PoisonError::into_inner).take();
+            part.into_iter().for_each(&task);
+        });
+    }
+
     /// Like [`Threads::run`], but calls `task(worker, i)` with the number of the thread, below [`Threads::count`]. No two
     /// tasks of one call run with the same number at the same time, so it can index scratch memory.
     pub fn run_with_worker(&self, tasks: usize, task: impl Fn(usize, usize) + Sync + Send) {

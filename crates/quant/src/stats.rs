@@ -67,6 +67,10 @@ pub struct ChannelStats {
     pub count: u64,
     /// Sum of each channel's elements.
     pub sum: Vec<f64>,
+    /// Sum of their magnitudes.
+    pub magnitudes: Vec<f64>,
+    /// Sum of their squares.
+    pub squares: Vec<f64>,
     /// Smallest element of each channel.
     pub min: Vec<f32>,
     /// Largest element of each channel.
@@ -91,8 +95,9 @@ impl TensorStats {
 
     /// Nothing seen yet; also keeps statistics by channel. Images must then have the channels as their fastest axis.
     pub fn with_channels(channels: usize) -> Self {
-        let channels =
-            ChannelStats { count: 0, sum: vec![0.0; channels], min: vec![0.0; channels], max: vec![0.0; channels] };
+        let [sum, magnitudes, squares] = [const { vec![] }; 3].map(|_: Vec<f64>| vec![0.0; channels]);
+        let [min, max] = [(); 2].map(|()| vec![0.0; channels]);
+        let channels = ChannelStats { count: 0, sum, magnitudes, squares, min, max };
         TensorStats { channels: Some(channels), ..Self::default() }
     }
 
@@ -208,14 +213,18 @@ impl ChannelStats {
     /// Statistics of `values`, places of `channels` numbers each. Sums are in f32 over 64 places at a time, in f64 beyond.
     pub fn of(values: &[f32], channels: usize) -> Self {
         let Some(first) = values.get(..channels).filter(|_| channels > 0) else { return Self::default() };
-        let (mut min, mut max, mut sum) = (first.to_vec(), first.to_vec(), vec![0.0; channels]);
-        let mut partial = vec![0f32; channels];
+        let (mut min, mut max) = (first.to_vec(), first.to_vec());
+        let mut sums = [(); 3].map(|()| vec![0.0; channels]);
+        let mut partial = [(); 3].map(|()| vec![0f32; channels]);
         for block in values.chunks(64 * channels) {
-            partial.fill(0.0);
-            channel_moments(block, &mut partial, &mut min, &mut max);
-            sum.iter_mut().zip(&partial).for_each(|(sum, &p)| *sum += f64::from(p));
+            partial.iter_mut().for_each(|partial| partial.fill(0.0));
+            channel_moments(block, partial.each_mut().map(Vec::as_mut_slice), &mut min, &mut max);
+            for (sum, p) in sums.iter_mut().flatten().zip(partial.iter().flatten()) {
+                *sum += f64::from(*p);
+            }
         }
-        ChannelStats { count: (values.len() / channels) as u64, sum, min, max }
+        let [sum, magnitudes, squares] = sums;
+        ChannelStats { count: (values.len() / channels) as u64, sum, magnitudes, squares, min, max }
     }
 
     /// Statistics of `values`, one plane of equal size after the other for each channel.
@@ -225,6 +234,8 @@ impl ChannelStats {
         for plane in values.chunks_exact(size) {
             let part = ChannelStats::of(plane, 1);
             stats.sum.extend(part.sum);
+            stats.magnitudes.extend(part.magnitudes);
+            stats.squares.extend(part.squares);
             stats.min.extend(part.min);
             stats.max.extend(part.max);
         }
@@ -238,7 +249,10 @@ impl ChannelStats {
             return;
         }
         self.count += other.count;
-        self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
+        let sums = [(&mut self.sum, &other.sum), (&mut self.magnitudes, &other.magnitudes)];
+        for (own, other) in sums.into_iter().chain([(&mut self.squares, &other.squares)]) {
+            own.iter_mut().zip(other).for_each(|(a, b)| *a += b);
+        }
         self.min.iter_mut().zip(&other.min).for_each(|(a, b)| *a = a.min(*b));
         self.max.iter_mut().zip(&other.max).for_each(|(a, b)| *a = a.max(*b));
     }

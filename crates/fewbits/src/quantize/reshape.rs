@@ -124,8 +124,9 @@ fn equalized(
 ) -> Reshaped {
     let mut new = reshaped.clone();
     let graph = patched(prepared, &new.patches);
-    let equalization::Equalized { patches, factors } =
-        equalization::equalize(&graph, stats, settings.policy.per_channel);
+    let policy = &settings.policy;
+    let config = equalization::Config { per_channel: policy.per_channel, activation_bits: policy.activation_bits };
+    let equalization::Equalized { patches, factors } = equalization::equalize(&graph, stats, config);
     new.patches.extend(patches);
     for (tensor, factors) in factors {
         let channels = new.normals.get_mut(&tensor).into_iter().flatten();

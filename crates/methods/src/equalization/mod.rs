@@ -4,14 +4,19 @@
 //! `layer₂(f(layer₁(x)))` stays the same if output channel `c` of layer 1 (weights and bias) is divided by `s_c > 0` and the weights
 //! that read channel `c` in layer 2 are multiplied by it, as long as `f(s·x) = s·f(x)`: Relu, LeakyRelu, or nothing. With one
 //! weight scale per output channel, dividing costs layer 1 nothing. A depthwise layer 2 also has a scale of its own for each channel,
-//! so there `s_c ∝ a_c`, the channel's largest magnitude, makes all channels alike for free. A dense layer 2 shares one scale
+//! so there `s_c ∝ a_c`, the channel's reach, makes all channels alike for free. A dense layer 2 shares one scale
 //! among the input channels of an output; there the ranges are shared evenly between activation and weights:
 //! `s_c ∝ √(a_c / r_c)` with `r_c` the largest weight on channel `c`. Tensors that residual additions tie together are scaled
 //! together, with all layers that write and read them.
 //!
-//! Clip 0…m (ReLU6) does not scale, but a channel that stays below `m` does not meet it. With `u_c = a_c/m` and a margin, `s_c` between
-//! `u_c` and 1 leaves what was seen as it is: `s_c = u_c` in front of depthwise layers, `√(u_c · max r / r_c)` within these limits in
-//! front of dense ones, 1 where a channel reaches `m`. The Clip then limits each small channel near the largest value that it showed.
+//! The reach `a_c` is the channel's largest magnitude, but where activations have few bits no more of it than is worth resolving:
+//! `½α · E[x²]/E|x|` with ACIQ's optimal clipping `α` for Laplace's distribution. `E[x²]/E|x|` is twice its width, however many elements a Relu
+//! has set to zero.
+//!
+//! Clip 0…m (ReLU6) does not scale, but a channel that stays below `m` does not meet it. With `u_c` the channel's largest value over `m`, and
+//! a margin, `s_c` between `u_c` and 1 leaves what was seen as it is. Channels are brought to a level `l` that almost all can reach: `s_c =
+//! a_c/l` in front of depthwise layers, `√(a_c/l · max r / r_c)` in front of dense ones, within these limits, 1 where a channel reaches `m`.
+//! The Clip then limits each small channel near the largest value that it showed.
 //!
 //! Where a weight tensor has one scale for all channels, the weights of layer 1 matter instead of the activation: see `weights`.
 //!
@@ -27,13 +32,14 @@
 //! Channel extremes of a few samples; one multiplication per weight.
 //!
 //! # Config
-//! None.
+//! [`Config`].
 //!
 //! # Source
 //! Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (ICCV 2019), §4.1.
 //!
 //! # Departures
-//! Activation ranges instead of the weight ranges of layer 1, where per-channel scales make these irrelevant; the depthwise case;
+//! Activation ranges instead of the weight ranges of layer 1, where per-channel scales make these irrelevant; the depthwise case; what is
+//! worth resolving in place of the largest where bits are few;
 //! groups tied by additions; channels below a Clip in place of Clip taken for Relu. Biases are absorbed by
 //! [`crate::bias_absorption`].
 
@@ -43,7 +49,11 @@ mod weights;
 pub use silu::silu_patches;
 
 use fewbits_graph::{Graph, Node, Op, Tensor};
-use fewbits_quant::Stats;
+use fewbits_quant::{
+    Stats,
+    ranges::{Prior, optimum},
+    stats::ChannelStats,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -53,6 +63,24 @@ use std::{
 const MOST: f64 = 256.0;
 /// Largest values in front of a Clip are taken to be this many times what was seen.
 const MARGIN: f64 = 1.25;
+
+/// Share of the channels below a Clip that may fall short of the level of the others.
+const SHORT: f64 = 0.05;
+
+/// What the channels are equalized for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Whether weights have a scale for each output channel.
+    pub per_channel: bool,
+    /// Bits of activations.
+    pub activation_bits: u8,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { per_channel: true, activation_bits: 8 }
+    }
+}
 
 /// Tensors whose channels can only be scaled together: what one layer writes, what Relu, pooling and residual additions make of it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -164,13 +192,13 @@ pub struct Equalized {
     pub factors: BTreeMap<String, Vec<f64>>,
 }
 
-/// Equalizes every group whose tensors have statistics by channel. `per_channel`: weights have a scale for each output channel.
-pub fn equalize(graph: &Graph, stats: &Stats, per_channel: bool) -> Equalized {
+/// Equalizes every group whose tensors have statistics by channel.
+pub fn equalize(graph: &Graph, stats: &Stats, config: Config) -> Equalized {
     let mut patched = graph.clone();
     let mut done = Equalized::default();
     let groups = groups(graph);
-    let all = match per_channel {
-        true => groups.iter().map(|group| scales(graph, group, stats)).collect(),
+    let all = match config.per_channel {
+        true => groups.iter().map(|group| scales(graph, group, stats, config.activation_bits)).collect(),
         false => weights::scales(graph, &groups, stats),
     };
     for (group, scales) in groups.iter().zip(all) {
@@ -208,15 +236,15 @@ fn applied(graph: &Graph, group: &Group, scales: &[f64]) -> Option<Vec<(String, 
 }
 
 /// `s_c`, with geometric mean one where there is no ceiling; `None` if there is nothing to equalize or the shapes do not fit.
-fn scales(graph: &Graph, group: &Group, stats: &Stats) -> Option<Vec<f64>> {
-    let reach = reach(group, stats)?;
+fn scales(graph: &Graph, group: &Group, stats: &Stats, bits: u8) -> Option<Vec<f64>> {
+    let reach = reach(group, stats, bits)?;
     let weight = largest_read(graph, group, |largest| largest)?;
     if weight.len() != reach.len() {
         return None;
     }
     let depthwise = group.readers.iter().all(|&reader| input_groups(graph, reader) == Some(true));
     if !group.ceilings.is_empty() {
-        return below_ceilings(group, stats, &weight, depthwise);
+        return below_ceilings(&reach, &used(group, stats, weight.len())?, &weight, depthwise);
     }
     let raw = |(&a, &r): (&f32, &f32)| match (f64::from(a), f64::from(r)) {
         (a, r) if !(a > 0.0 && r > 0.0 && a.is_finite()) => None,
@@ -231,10 +259,16 @@ fn scales(graph: &Graph, group: &Group, stats: &Stats) -> Option<Vec<f64>> {
     (known.len() > 1).then(|| raw.into_iter().map(limit).collect())
 }
 
-/// Largest magnitude of each channel in the tensors that are read.
-fn reach(group: &Group, stats: &Stats) -> Option<Vec<f32>> {
-    let seen = group.tensors.iter().map(|tensor| Some(stats.0.get(tensor)?.channels.as_ref()?.largest()));
-    largest_of(seen)
+/// `a_c`, in the tensors that are read.
+fn reach(group: &Group, stats: &Stats, bits: u8) -> Option<Vec<f32>> {
+    let alpha = 0.5 * optimum(Prior::Laplace, bits);
+    let of = |channels: &ChannelStats| -> Vec<f32> {
+        let shapes = channels.squares.iter().zip(&channels.magnitudes);
+        // Where there is nothing but zeros this is not a number, and the largest magnitude counts.
+        let worth = shapes.map(|(squares, magnitudes)| if bits < 8 { alpha * squares / magnitudes } else { f64::MAX });
+        channels.largest().into_iter().zip(worth).map(|(largest, worth)| largest.min(worth as f32)).collect()
+    };
+    largest_of(group.tensors.iter().map(|tensor| Some(of(stats.0.get(tensor)?.channels.as_ref()?))))
 }
 
 /// Largest weight on each channel among the readers, each layer's put through `unit`.
@@ -257,16 +291,21 @@ fn largest_of(lists: impl Iterator<Item = Option<Vec<f32>>>) -> Option<Vec<f32>>
     all.try_fold(first, larger)
 }
 
-/// `s_c` from `u_c` to one. `weight` is `r_c`.
-fn below_ceilings(group: &Group, stats: &Stats, weight: &[f32], depthwise: bool) -> Option<Vec<f64>> {
-    let used = used(group, stats, weight.len())?;
+/// `s_c` from `u_c` to one. `reach` is `a_c`, `used` is `u_c`, `weight` is `r_c`.
+fn below_ceilings(reach: &[f32], used: &[f64], weight: &[f32], depthwise: bool) -> Option<Vec<f64>> {
+    let channels = || reach.iter().zip(used).zip(weight).map(|((a, u), r)| [f64::from(*a), *u, f64::from(*r)]);
+    let has_room = |[a, u, r]: &[f64; 3]| *u > 0.0 && *u < 1.0 && *r > 0.0 && *a > 0.0;
+    // Where the ceiling lets each channel's reach come to.
+    let mut highest: Vec<f64> = channels().filter(has_room).map(|[a, u, _]| a / u).collect();
+    highest.sort_by(f64::total_cmp);
+    let level = highest.get((SHORT * highest.len() as f64) as usize)?;
     let most = f64::from(weight.iter().copied().fold(0f32, f32::max));
-    let scale = |(u, &r): (f64, &f32)| match (u, f64::from(r)) {
-        (u, r) if !(u > 0.0 && u < 1.0 && r > 0.0) => 1.0,
-        (u, _) if depthwise => u.max(1.0 / MOST),
-        (u, r) => (u * most / r).sqrt().clamp(u.max(1.0 / MOST), 1.0),
+    let scale = |channel: [f64; 3]| match channel {
+        channel if !has_room(&channel) => 1.0,
+        [a, u, _] if depthwise => (a / level).clamp(u.max(1.0 / MOST), 1.0),
+        [a, u, r] => (a / level * most / r).sqrt().clamp(u.max(1.0 / MOST), 1.0),
     };
-    let scales: Vec<f64> = used.into_iter().zip(weight).map(scale).collect();
+    let scales: Vec<f64> = channels().map(scale).collect();
     scales.iter().any(|s| *s < 1.0).then_some(scales)
 }
 

@@ -53,7 +53,7 @@ fn the_network_computes_the_same_with_like_ranges() {
     let graph = network();
     let (before, stats) = run(&graph);
     let mut equalized = graph.clone();
-    equalized.constants.extend(equalize(&graph, &stats, true).patches);
+    equalized.constants.extend(equalize(&graph, &stats, Config::default()).patches);
     let (after, equal_stats) = run(&equalized);
     for (a, b) in before.iter().zip(&after) {
         assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
@@ -72,7 +72,7 @@ fn the_network_computes_the_same_with_like_ranges() {
 fn with_one_scale_a_depthwise_triple_meets_at_its_geometric_mean() {
     let graph = network();
     let (before, stats) = run(&graph);
-    let Equalized { patches, factors } = equalize(&graph, &stats, false);
+    let Equalized { patches, factors } = equalize(&graph, &stats, Config { per_channel: false, ..Config::default() });
     let mut equalized = graph.clone();
     equalized.constants.extend(patches);
     let (after, equal_stats) = run(&equalized);
@@ -118,7 +118,7 @@ fn channels_below_a_ceiling_are_raised_to_it() {
     let reach = |stats: &Stats| stats.0["r1"].channels.as_ref().unwrap().largest();
     assert!(reach(&stats)[2] == 6.0 && reach(&stats)[0] < 0.1, "{:?}", reach(&stats));
     let mut equalized = graph.clone();
-    equalized.constants.extend(equalize(&graph, &stats, true).patches);
+    equalized.constants.extend(equalize(&graph, &stats, Config::default()).patches);
     let (after, equal_stats) = run(&equalized);
     for (a, b) in before.iter().zip(&after) {
         assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
@@ -128,12 +128,42 @@ fn channels_below_a_ceiling_are_raised_to_it() {
         assert!((reach - wanted).abs() < 1e-3, "channel {channel} reaches {reach}, not {wanted}");
     }
     // A dense reader shares with its weights, within the same limits.
-    let group = Group { ceilings: BTreeMap::from([("r1".into(), 6.0)]), ..Group::default() };
     let used = reach(&stats).into_iter().map(|a| MARGIN * f64::from(a) / 6.0).collect::<Vec<_>>();
     let weight = [0.5, 1.0, 2.0, 0.1];
-    let shared = below_ceilings(&group, &stats, &weight, false).unwrap();
+    let shared = below_ceilings(&reach(&stats), &used, &weight, false).unwrap();
     assert!((shared[0] - (used[0] * 4.0).sqrt()).abs() < 1e-9 && shared[2] == 1.0, "{shared:?}");
     assert!(shared.iter().zip(&used).all(|(s, u)| *s <= 1.0 && *s >= u.min(1.0)), "{shared:?}");
+}
+
+#[test]
+fn with_few_bits_channels_reach_as_far_as_is_worth_resolving() {
+    // A Relu has let through shares of an exponential distribution, of densities e^(-x/b)/b.
+    let (widths, shares, most) = ([0.5, 2.0, 2.0, 0.0], [1.0, 1.0, 0.1, 0.0], [50.0, 200.0, 4.0, 0.0]);
+    let of = |moment: &dyn Fn(f64) -> f64| {
+        widths.iter().zip(shares).map(|(b, p)| 1e4 * p * moment(*b)).collect::<Vec<f64>>()
+    };
+    let channels = ChannelStats {
+        count: 10_000,
+        sum: of(&|b| b),
+        magnitudes: of(&|b| b),
+        squares: of(&|b| 2.0 * b * b),
+        min: vec![0.0; 4],
+        max: most.to_vec(),
+    };
+    let mut stats = Stats::default();
+    stats.0.entry("x".into()).or_default().channels = Some(channels);
+    let group = Group { tensors: BTreeSet::from(["x".into()]), ..Group::default() };
+    // Banner et al. (2019): 5.03 widths at 4 bits.
+    for (reach, wanted) in reach(&group, &stats, 4).unwrap().into_iter().zip([2.515, 10.06, 4.0, 0.0]) {
+        assert!((reach - wanted).abs() <= 5e-3 * wanted, "{reach} instead of {wanted}");
+    }
+    assert_eq!(reach(&group, &stats, 8).unwrap(), most);
+    // All but one in twenty come to one level below the ceiling of 6, each from where its largest value allows.
+    let reach: Vec<f32> = (1..=20).map(|i| i as f32 * 0.1).collect();
+    let used: Vec<f64> = (1..=20).map(|i| if i == 1 { 0.9 } else { 0.02 * f64::from(i) }).collect();
+    let scales = below_ceilings(&reach, &used, &[1.0; 20], true).unwrap();
+    let levels: Vec<f64> = reach.iter().zip(&scales).map(|(a, s)| f64::from(*a) / s).collect();
+    assert!((levels[0] - 0.1 / 0.9).abs() < 1e-6 && levels[1..].iter().all(|l| (l - 5.0).abs() < 1e-5), "{levels:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! layer 2: `s_c = √(p_c / r_c)` makes both alike (Nagel et al., §4.1). All groups in turn until nothing moves, which brings the layers around
 //! a depthwise one to their common geometric mean.
 
-use super::{Group, MOST, applied, input_groups, largest_of, largest_per_channel, largest_read, reach, used};
+use super::{Group, MOST, applied, input_groups, largest_of, largest_per_channel, largest_read, used};
 use fewbits_graph::Graph;
 use fewbits_quant::Stats;
 
@@ -17,8 +17,7 @@ const NEAR: f64 = 1e-3;
 /// `s_c` for each group.
 pub(super) fn scales(graph: &Graph, groups: &[Group], stats: &Stats) -> Vec<Option<Vec<f64>>> {
     let mut patched = graph.clone();
-    let mut all: Vec<Option<Vec<f64>>> =
-        groups.iter().map(|group| Some(vec![1.0; reach(group, stats)?.len()])).collect();
+    let mut all: Vec<Option<Vec<f64>>> = groups.iter().map(|group| Some(vec![1.0; channels(group, stats)?])).collect();
     for _ in 0..ROUNDS {
         let mut moved = false;
         for (group, total) in groups.iter().zip(&mut all) {
@@ -72,6 +71,12 @@ fn balanced(graph: &Graph, group: &Group, stats: &Stats, before: &[f64]) -> Opti
         None => 1.0,
     };
     Some(raw.into_iter().zip(used).map(limited).collect())
+}
+
+/// How many channels the tensors that are read have, if it is known of all.
+fn channels(group: &Group, stats: &Stats) -> Option<usize> {
+    let of = |tensor: &String| Some(stats.0.get(tensor)?.channels.as_ref()?.max.len());
+    group.tensors.iter().map(of).reduce(|a, b| if a == b { a } else { None })?
 }
 
 /// Parts of the largest.

@@ -10,7 +10,7 @@ mod soft;
 
 use crate::{Draft, Ground, Layer, MethodError, Walk, walk::Side};
 use fewbits_graph::{
-    Graph, QuantParams, Tensor,
+    Data, Graph, QuantParams, Tensor,
     exec::{Executor, Mode},
     tape::{Config as TapeConfig, Laid, Leaves, Tape, quantizer_leaf},
 };
@@ -98,14 +98,6 @@ pub trait Examples: Sync {
     /// # Errors
     /// Errors of the walk.
     fn targets(&self, example: usize) -> Result<Vec<Tensor>, MethodError>;
-
-    /// What the square of each output's difference counts, 1 on average; everything counts 1 if there is nothing here.
-    ///
-    /// # Errors
-    /// Errors of the walk.
-    fn importance(&self, _example: usize) -> Result<Vec<Tensor>, MethodError> {
-        Ok(vec![])
-    }
 }
 
 impl Examples for Walk<'_> {
@@ -331,19 +323,20 @@ impl<'a> Learner<'a> {
         let mut given = std::mem::take(&mut self.given);
         given.iter_mut().flatten().for_each(Vec::clear);
         let [inputs, targets] = &mut given;
-        for (place, &sample) in samples.iter().enumerate() {
-            append(inputs, &examples.inputs(Side::Quantized, sample)?);
-            if self.config.mix > 0.0 {
-                for (own, float) in inputs.iter_mut().zip(examples.inputs(Side::Float, sample)?) {
-                    let (from, float) = (own.len() - float.len(), float.as_f32().unwrap_or_default());
-                    self.mix(&mut own[from..], float, step * self.batch + place);
-                }
-            }
-            append(targets, &examples.targets(sample)?);
+        // Reading and mixing would take as long as learning.
+        let given_to = |place: usize| self.given_to(examples, samples[place], step * self.batch + place);
+        for example in threads.map(samples.len(), given_to) {
+            let [own, wanted] = example?;
+            append(inputs, &own);
+            append(targets, &wanted);
         }
         self.leaves.values.copy_from_slice(&self.values);
         for layer in &mut self.layers {
-            layer.soft.weights(&self.values[layer.range.clone()], &mut self.leaves.values[layer.range.clone()]);
+            layer.soft.weights(
+                &self.values[layer.range.clone()],
+                &mut self.leaves.values[layer.range.clone()],
+                threads,
+            );
         }
         let drawn = Random::keyed(&[self.config.seed, step as u64]).uniform() as f32;
         for leaf in self.leaves.parameters.iter().filter(|l| l.name.ends_with(".quantizer")) {
@@ -365,7 +358,7 @@ impl<'a> Learner<'a> {
         });
         for layer in &self.layers {
             let range = layer.range.clone();
-            layer.soft.chain(regularizer, &mut self.gradients[range]);
+            layer.soft.chain(regularizer, &mut self.gradients[range], threads);
         }
         self.optimizer.step(1.0, &mut self.values, &self.gradients);
         for name in &self.scales {
@@ -378,17 +371,20 @@ impl<'a> Learner<'a> {
         Ok(())
     }
 
-    /// Replaces elements of `own` by the float network's, each with the probability `mix`.
-    fn mix(&self, own: &mut [f32], float: &[f32], place: usize) {
-        let limit = (self.config.mix * 2f64.powi(16)) as u64;
-        let mut random = Random::keyed(&[self.config.seed, place as u64]);
-        for (own, float) in own.chunks_mut(4).zip(float.chunks(4)) {
-            // Sixteen bits for each of four elements.
-            let bits = random.next_u64();
-            for (k, (own, float)) in own.iter_mut().zip(float).enumerate() {
-                *own = if bits >> (16 * k) & 0xffff < limit { *float } else { *own };
+    /// Inputs and targets of `sample`, the inputs' elements with the probability `mix` the float network's.
+    fn given_to(&self, examples: &dyn Examples, sample: usize, place: usize) -> Result<[Vec<Tensor>; 2], MethodError> {
+        let mut inputs = examples.inputs(Side::Quantized, sample)?;
+        if self.config.mix > 0.0 {
+            let limit = (self.config.mix * 2f64.powi(32)).min(f64::from(u32::MAX)) as u32;
+            let key = Random::keyed(&[self.config.seed, place as u64]).next_u64() as u32;
+            for (own, float) in inputs.iter_mut().zip(examples.inputs(Side::Float, sample)?) {
+                let (Data::F32(own), Data::F32(float)) = (&mut own.data, &float.data) else { continue };
+                for (i, (own, float)) in own.iter_mut().zip(float).enumerate() {
+                    *own = if scrambled(key ^ i as u32) < limit { *float } else { *own };
+                }
             }
         }
+        Ok([inputs, examples.targets(sample)?])
     }
 
     /// The draft with what was learned.
@@ -409,6 +405,15 @@ impl<'a> Learner<'a> {
         }
         learned
     }
+}
+
+/// The bits of `x` spread over all bits of the result (the finalizer of MurmurHash3, Appleby 2011): cheaper for a whole tensor than a
+/// generator, since elements do not wait for each other.
+#[inline]
+fn scrambled(mut x: u32) -> u32 {
+    x = (x ^ x >> 16).wrapping_mul(0x85eb_ca6b);
+    x = (x ^ x >> 13).wrapping_mul(0xc2b2_ae35);
+    x ^ x >> 16
 }
 
 /// Appends each tensor's elements to a vector of its own.

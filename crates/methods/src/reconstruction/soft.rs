@@ -2,6 +2,11 @@
 //!
 //! `ŵ = s·(a + d·h(V))` with `h(V) = clip(1.2·σ(V) − 0.1, 0, 1)`: from code `a` one step in the direction `d`.
 
+use fewbits_kernels::Threads;
+
+/// Weights of a task.
+const PART: usize = 1 << 13;
+
 /// `ζ − γ` and `γ`: the sigmoid is stretched, so that 0 and 1 are reached.
 const STRETCH: f32 = 1.2;
 const SHIFT: f32 = -0.1;
@@ -59,27 +64,34 @@ impl Soft {
     }
 
     /// `ŵ`
-    pub fn weights(&mut self, v: &[f32], weights: &mut [f32]) {
-        self.share.iter_mut().zip(v).for_each(|(h, v)| *h = rectified_sigmoid(*v));
-        for (((w, h), from), step) in weights.iter_mut().zip(&self.share).zip(&self.from).zip(&self.step) {
-            *w = from + step * h;
-        }
+    pub fn weights(&mut self, v: &[f32], weights: &mut [f32], threads: &Threads) {
+        let grid = self.from.chunks(PART).zip(self.step.chunks(PART));
+        let parts = weights.chunks_mut(PART).zip(self.share.chunks_mut(PART)).zip(v.chunks(PART)).zip(grid);
+        threads.each(parts, |(((weights, share), v), (from, step))| {
+            share.iter_mut().zip(v).for_each(|(h, v)| *h = rectified_sigmoid(*v));
+            for (((w, h), from), step) in weights.iter_mut().zip(&*share).zip(from).zip(step) {
+                *w = from + step * h;
+            }
+        });
     }
 
     /// Turns `∂L/∂ŵ` into `∂L/∂V`, at the `V` that [`Soft::weights`] last saw, with that of `λ Σ (1 − |2h − 1|^β)` if there is a
     /// `regularizer` (`λ`, `β`).
-    pub fn chain(&self, regularizer: Option<(f32, f32)>, gradient: &mut [f32]) {
-        for ((g, h), step) in gradient.iter_mut().zip(&self.share).zip(&self.step) {
-            let slope = slope(*h);
-            *g *= step * slope;
-            // Most roundings are settled sooner or later, and cost nothing more.
-            if let Some((strength, beta)) = regularizer
-                && slope != 0.0
-            {
-                let side = 2.0 * h - 1.0;
-                *g -= slope * strength * 2.0 * beta * side.abs().powf(beta - 1.0) * side.signum();
+    pub fn chain(&self, regularizer: Option<(f32, f32)>, gradient: &mut [f32], threads: &Threads) {
+        let parts = gradient.chunks_mut(PART).zip(self.share.chunks(PART)).zip(self.step.chunks(PART));
+        threads.each(parts, |((gradient, share), step)| {
+            for ((g, h), step) in gradient.iter_mut().zip(share).zip(step) {
+                let slope = slope(*h);
+                *g *= step * slope;
+                // Most roundings are settled sooner or later, and cost nothing more.
+                if let Some((strength, beta)) = regularizer
+                    && slope != 0.0
+                {
+                    let side = 2.0 * h - 1.0;
+                    *g -= slope * strength * 2.0 * beta * side.abs().powf(beta - 1.0) * side.signum();
+                }
             }
-        }
+        });
     }
 
     /// Decides for the codes of the share of `V` that lean most to one side; the others can still make up for it.
@@ -109,7 +121,7 @@ mod tests {
         let (mut soft, start) = Soft::new(&wanted, &current, scale, [-3.0, 3.0]);
         let mut loss = |v: &[f32]| {
             let mut w = [0.0; 3];
-            soft.weights(v, &mut w);
+            soft.weights(v, &mut w, &Threads::new(1));
             let h: f32 = v.iter().map(|v| 1.0 - (2.0 * rectified_sigmoid(*v) - 1.0).abs().powf(4.0)).sum();
             w.iter().enumerate().map(|(i, w)| (i + 1) as f32 * w).sum::<f32>() + 0.1 * h
         };
@@ -123,7 +135,7 @@ mod tests {
         });
         loss(&start);
         let mut gradient = [1.0, 2.0, 3.0];
-        soft.chain(Some((0.1, 4.0)), &mut gradient);
+        soft.chain(Some((0.1, 4.0)), &mut gradient, &Threads::new(1));
         for (i, expected) in slopes.into_iter().enumerate() {
             assert!((gradient[i] - expected).abs() < 2e-3, "{i}: {} for {expected}", gradient[i]);
         }
@@ -133,7 +145,7 @@ mod tests {
     fn it_begins_at_the_wanted_weight_and_ends_on_the_grid() {
         let (mut soft, start) = Soft::new(&[0.33, -0.5, 5.0], &[0.3, -0.6, 1.2], vec![0.3, 0.2, 0.4], [-3.0, 3.0]);
         let mut weights = [0.0; 3];
-        soft.weights(&start, &mut weights);
+        soft.weights(&start, &mut weights, &Threads::new(1));
         assert!((weights[0] - 0.33).abs() < 1e-5 && (weights[1] + 0.5).abs() < 1e-5, "{weights:?}");
         assert!((weights[2] - 1.2).abs() < 0.01, "the grid ends there");
         assert_eq!(soft.rounded(&[3.0, -3.0, -3.0]), [0.6, -0.6, 1.2]);
