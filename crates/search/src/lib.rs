@@ -15,6 +15,7 @@ mod rounding;
 pub mod sensitivity;
 pub mod similarity;
 pub mod strategy;
+mod stretch;
 pub mod whole;
 
 pub use budget::Budget;

@@ -4,7 +4,7 @@
 //! lead up to it are computed once per sample; only the layer and what follows it, up to where the damage is looked at, is computed
 //! for each width.
 
-mod cut;
+pub(crate) mod cut;
 mod probe;
 mod table;
 

@@ -1,6 +1,6 @@
 //! The damage of a whole assignment: every weight and every input of a layer at its width at once.
 
-use crate::{Bits, InputDamage, Metric, Rounding, SearchError};
+use crate::{Bits, InputDamage, Metric, Rounding, SearchError, stretch::Stretch};
 use fewbits_graph::{
     Graph, Grids, Tensor, TensorQuant,
     exec::{Executor, Mode},
@@ -13,7 +13,8 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 /// By name of a weight and bits: the constants that a layer has with these bits, its weight on the grid among them.
 pub type Prepared = BTreeMap<(String, u8), Vec<(String, Arc<Tensor>)>>;
 
-/// A network whose weights and inputs of layers can be given widths. Weights once rounded are kept.
+/// A network whose weights and inputs of layers can be given widths. Weights once rounded are kept, and what the first stretches of the
+/// network made of the samples with the last assignment: one that differs only further back begins there.
 #[derive(Debug)]
 pub struct Whole<'a> {
     ground: Ground<'a>,
@@ -26,6 +27,7 @@ pub struct Whole<'a> {
     inputs: Vec<Vec<Tensor>>,
     references: Vec<Vec<Tensor>>,
     rounded: Prepared,
+    stretches: Vec<Stretch>,
     /// Damage by run of the best assignment that [`Whole::compared`] has seen.
     best: Option<Vec<f64>>,
 }
@@ -65,6 +67,7 @@ impl<'a> Whole<'a> {
             metric,
             rounding,
             threads,
+            stretches: Stretch::all(&ground, inputs.len()),
             inputs,
             references,
             rounded: Prepared::new(),
@@ -161,7 +164,7 @@ impl<'a> Whole<'a> {
 
     /// Damage with these bits, run by run.
     fn runs(&mut self, bits: &Bits, runs: Range<usize>) -> Result<Vec<f64>, SearchError> {
-        let mut graph = self.ground.float.clone();
+        let mut constants: Vec<(String, Arc<Tensor>)> = vec![];
         for layer in layers(self.ground.float, self.ground.placement) {
             let Some(&bits) = bits.weights.get(&layer.weight) else { continue };
             let weight = self.ground.float.constant(&layer.weight).expect("a layer's weight is a constant");
@@ -170,7 +173,7 @@ impl<'a> Whole<'a> {
                 let rounded = self.rounding.apply(&layer.weight, weight, layer.axis, bits)?;
                 self.rounded.insert(key.clone(), vec![(layer.weight, rounded)]);
             }
-            graph.constants.extend(self.rounded[&key].iter().cloned());
+            constants.extend(self.rounded[&key].iter().cloned());
         }
         let mut grids = self.activations.clone().unwrap_or_default();
         for (name, bits) in &bits.inputs {
@@ -178,13 +181,40 @@ impl<'a> Whole<'a> {
             grids.0.extend(params.map(|params| (name.clone(), TensorQuant::Quantized(params))));
         }
         let mode = if grids.0.is_empty() { Mode::Float } else { Mode::FakeQuant(&grids) };
-        let found = outputs(&graph, mode, &self.inputs[runs.clone()], self.threads)?;
-        let names: Vec<&str> = graph.outputs.iter().map(|info| info.name.as_str()).collect();
+        let found = self.outputs(bits, constants, mode, &runs)?;
+        let names: Vec<&str> = self.ground.float.outputs.iter().map(|info| info.name.as_str()).collect();
         let of_run = |(wanted, found): (&Vec<Tensor>, Vec<Tensor>)| {
             let wanted: Vec<(&str, Tensor)> = names.iter().copied().zip(wanted.iter().cloned()).collect();
             damage(self.metric, &wanted, &names.iter().copied().zip(found).collect())
         };
         Ok(self.references[runs].iter().zip(found).map(of_run).collect())
+    }
+
+    /// What the network with these bits, hence with `constants`, puts out.
+    fn outputs(
+        &mut self,
+        bits: &Bits,
+        constants: Vec<(String, Arc<Tensor>)>,
+        mode: Mode<'_>,
+        runs: &Range<usize>,
+    ) -> Result<Vec<Vec<Tensor>>, SearchError> {
+        let known = self.stretches.iter().rposition(|stretch| stretch.entries(bits, runs).is_some());
+        let mut made = vec![];
+        for i in known.unwrap_or(0)..self.stretches.len() {
+            let [stretch, rest @ ..] = &mut self.stretches[i..] else { break };
+            let entries = stretch.entries(bits, runs).unwrap_or(&self.inputs[runs.clone()]);
+            let mut graph = stretch.graph.clone();
+            for (name, constant) in &constants {
+                graph.constants.entry(name.clone()).and_modify(|old| old.clone_from(constant));
+            }
+            made = outputs(&graph, mode, entries, self.threads)?;
+            if let Some(next) = rest.first_mut() {
+                let pairs = entries.iter().zip(made.drain(..));
+                let entries: Vec<_> = pairs.map(|(given, made)| next.entry(stretch, given, made)).collect();
+                next.keep(bits, runs, &entries);
+            }
+        }
+        Ok(made)
     }
 }
 
@@ -252,6 +282,40 @@ mod tests {
         let expected = plain.damage(&eight).unwrap() + first(&two) - first(&eight);
         assert!((given_up - expected).abs() < 1e-12, "{given_up}, expected {expected}");
         assert_ne!(given_up, plain.damage(&two).unwrap());
+    }
+
+    #[test]
+    fn what_is_shared_with_the_assignment_before_is_not_computed_again_and_changes_nothing() {
+        let (images, threads) = (testing::images(6), Threads::new(2));
+        // The second one reads an early tensor once more at its end.
+        for network in [testing::network(), testing::branching()] {
+            let owners = network.placement.sites.iter().filter(|(_, site)| matches!(site, Site::Activation { .. }));
+            let owners: Vec<&String> = owners.map(|(name, _)| name).collect();
+            let at = |bits: u8, scale: f32| {
+                let params = QuantParams::per_tensor(Grid::activations(bits), scale, 1 << (bits - 1));
+                Grids(owners.iter().map(|name| ((*name).clone(), TensorQuant::Quantized(params.clone()))).collect())
+            };
+            let (wide, narrow) = (at(8, 0.03), BTreeMap::from([(3, at(3, 0.8))]));
+            let new = || {
+                let (ground, metric) = (network.ground(), Metric::Snr);
+                let whole = Whole::new(ground, &images, Some(&wide), metric, Rounding::default(), &threads).unwrap();
+                whole.with_inputs_at(narrow.clone())
+            };
+            let (mut whole, mut bits, mut reused) = (new(), all_at(&network, 4), vec![]);
+            // From the last layer to the first: weights, then inputs.
+            for layer in network.layers().iter().rev() {
+                bits.weights.insert(layer.weight.clone(), 2);
+                reused.push(whole.stretches.iter().skip(1).any(|s| s.entries(&bits, &(0..6)).is_some()));
+                assert_eq!(whole.damage(&bits).unwrap(), new().damage(&bits).unwrap(), "{}", layer.weight);
+            }
+            for layer in network.layers().iter().rev() {
+                bits.inputs.insert(network.placement.owner(&layer.input).into(), 3);
+                reused.push(whole.stretches.iter().skip(1).any(|s| s.entries(&bits, &(0..6)).is_some()));
+                assert_eq!(whole.damage(&bits).unwrap(), new().damage(&bits).unwrap(), "{}", layer.input);
+            }
+            let half = reused.len() / 2;
+            assert!(!reused[0] && reused[1] && !reused[half - 1] && reused[half], "{reused:?}");
+        }
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub(super) fn fan(
 }
 
 /// The nodes `nodes` of the network, as far as `outputs` need them, as a graph of its own.
-fn piece<'n>(ground: &Ground<'_>, nodes: Range<usize>, outputs: impl IntoIterator<Item = &'n str>) -> Graph {
+pub(crate) fn piece<'n>(ground: &Ground<'_>, nodes: Range<usize>, outputs: impl IntoIterator<Item = &'n str>) -> Graph {
     let graph = ground.float;
     let mut piece = Graph {
         name: graph.name.clone(),
@@ -103,13 +103,14 @@ fn piece<'n>(ground: &Ground<'_>, nodes: Range<usize>, outputs: impl IntoIterato
     piece
 }
 
-fn info(ground: &Ground<'_>, name: &str) -> ValueInfo {
+/// The activation `name`.
+pub(crate) fn info(ground: &Ground<'_>, name: &str) -> ValueInfo {
     let dtype = ground.facts.get(name).map_or(DType::F32, |fact| fact.dtype);
     ValueInfo { name: name.into(), dtype, dims: None }
 }
 
 /// The nodes of each block.
-pub(super) fn spans(graph: &Graph, blocks: &[Block]) -> Vec<Range<usize>> {
+pub(crate) fn spans(graph: &Graph, blocks: &[Block]) -> Vec<Range<usize>> {
     let producers = graph.producers();
     let mut begin = 0;
     let span = |(i, block): (usize, &Block)| {
