@@ -22,9 +22,15 @@ impl Weighting {
     }
 
     fn of_output(targets: &[Vec<Tensor>], output: usize) -> Weighting {
-        let dims = &targets[0][output].dims;
-        let (channels, inner) = match dims[..] {
-            [_, classes] if classes > 1 => return Weighting::Classes(classes),
+        match targets[0][output].dims[..] {
+            [_, classes] if classes > 1 => Weighting::Classes(classes),
+            _ => Self::squares(targets, output),
+        }
+    }
+
+    /// Squares for output number `output`, whatever it looks like.
+    pub fn squares(targets: &[Vec<Tensor>], output: usize) -> Weighting {
+        let (channels, inner) = match targets[0][output].dims[..] {
             [_, channels, ref rest @ ..] if rest.len() >= 2 => (channels, rest.iter().product()),
             // Values × cells; or cells × values, as most detectors have it.
             [_, values, cells] if values < cells => (values, cells),

@@ -14,6 +14,7 @@ use fewbits_graph::{
     exec::Mode,
     ops::window::{AutoPad, Frame, Window},
 };
+use std::sync::Arc;
 
 /// Most positions of a window, along each axis.
 const SIDE: usize = 8;
@@ -68,7 +69,7 @@ impl Windows {
             runs.push(Run { side: Side::Float, part: &inputs[1], mode: Mode::Float });
         }
         let keep = |(): &mut (), sample: usize, outputs: Vec<Vec<Tensor>>| -> Result<(), MethodError> {
-            let mut tensors: Vec<Tensor> = outputs.into_iter().flatten().collect();
+            let mut tensors: Vec<Arc<Tensor>> = outputs.into_iter().flatten().map(Arc::new).collect();
             if let Some(i) = given {
                 tensors.push(walk.inputs(Side::Quantized, sample)?.swap_remove(i));
                 tensors.push(walk.inputs(Side::Float, sample)?.swap_remove(i));
@@ -149,11 +150,11 @@ impl Examples for Windows {
         self.per_sample
     }
 
-    fn inputs(&self, side: Side, example: usize) -> Result<Vec<Tensor>, MethodError> {
+    fn inputs(&self, side: Side, example: usize) -> Result<Vec<Arc<Tensor>>, MethodError> {
         Ok(vec![self.store.get(KEPT[1 + usize::from(side == Side::Float)], example)?])
     }
 
-    fn targets(&self, example: usize) -> Result<Vec<Tensor>, MethodError> {
+    fn targets(&self, example: usize) -> Result<Vec<Arc<Tensor>>, MethodError> {
         Ok(vec![self.store.get(KEPT[0], example)?])
     }
 }

@@ -3,7 +3,8 @@
 //! # What it does
 //! With all codes fixed, the scale of each weight (of each output channel, if there are several), each bias and each activation's scale
 //! is learned by gradients, so that the outputs come close to the float network's: for classifiers the Kullback-Leibler divergence of the
-//! classes, else the squared error by channel in units of the channel's variance. No labels are needed.
+//! classes, else the squared error by channel in units of the channel's variance. No labels are needed. What every block puts out should come
+//! close too: some hundred samples say little by a class each, and much by all of their features.
 //!
 //! # When it helps
 //! Behind methods that work layer by layer or block by block: errors that add up from block to block, gains and means that drift, are
@@ -21,7 +22,7 @@
 //!
 //! # Source
 //! Chen et al., "EfficientQAT: Efficient Quantization-Aware Training" (2024), §3.3; biases as in Finkelstein et al., "Fighting
-//! Quantization Bias With Bias" (2019).
+//! Quantization Bias With Bias" (2019); features as in Romero et al., "FitNets: Hints for Thin Deep Nets" (ICLR 2015).
 //!
 //! # Departures
 //! Convolutional networks; symmetric scales; activations' scales and biases are learned too; the float network is the teacher.
@@ -29,9 +30,10 @@
 use crate::{
     Draft, Ground, Layer, MethodError, Progress, Samples, Weighting, layers,
     reconstruction::{Rounding, pick},
+    walk::blocks,
 };
 use fewbits_graph::{
-    Tensor,
+    DType, Graph, Tensor, ValueInfo,
     exec::{Executor, Mode, rounded_constant},
     tape::{Config as TapeConfig, Laid, Leaves, Tape, quantizer_leaf},
 };
@@ -40,6 +42,8 @@ use fewbits_quant::placement::Site;
 use fewbits_train::optimizer::{Group, Moments, Optimizer, Rule};
 use std::{ops::Range, sync::Arc, time::Instant};
 
+/// Samples from which the variances of features are taken.
+const VARIANCE_SAMPLES: usize = 32;
 /// Steps whose time says how many there can be.
 const TIMED_STEPS: usize = 3;
 
@@ -52,6 +56,8 @@ pub struct Config {
     pub batch: usize,
     /// Largest change of a scale in one step, relative to it; it falls to 0 along a cosine.
     pub rate: f32,
+    /// What the features between blocks count together, where an output counts 1.
+    pub hints: f32,
     /// Start of the random numbers.
     pub seed: u64,
     /// When learning is over, if the steps would take longer.
@@ -60,7 +66,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { steps: 200, batch: 8, rate: 1e-3, seed: 0, deadline: None }
+        Config { steps: 200, batch: 8, rate: 1e-3, hints: 10.0, seed: 0, deadline: None }
     }
 }
 
@@ -83,12 +89,22 @@ pub fn tune(
             draft.graph.constants.insert(layer.weight, rounded);
         }
     }
-    let Some(mut tuner) = Tuner::new(ground, draft, samples, config)? else { return Ok(false) };
+    let hints = features(&ground);
+    let [teacher, learner] = [ground.float, &draft.graph].map(|graph| {
+        let outputs = [&graph.outputs[..], &hints].concat();
+        Graph { outputs, ..graph.clone() }
+    });
+    let learner = Draft { graph: learner, grids: draft.grids.clone() };
+    let Some(mut tuner) = Tuner::new(ground, &learner, samples, config)? else { return Ok(false) };
     progress.begin("e2e-qp", config.steps);
-    let mut float = Executor::new(ground.float, Mode::Float, threads);
-    let targets = (0..samples.count()).map(|i| Ok(float.run(&read(samples, i)?)?));
+    let mut float = Executor::new(&teacher, Mode::Float, threads);
+    let targets = (0..samples.count().min(VARIANCE_SAMPLES)).map(|i| Ok(float.run(&read(samples, i)?)?));
     let targets = targets.collect::<Result<Vec<Vec<Tensor>>, MethodError>>()?;
-    let weights = Weighting::of(&targets);
+    let outputs = ground.float.outputs.len();
+    let mut weights: Vec<_> = Weighting::of(&targets).into_iter().take(outputs).map(|w| (w, 1.0)).collect();
+    let of_feature = |o: usize| (Weighting::squares(&targets, o), config.hints / hints.len() as f32);
+    weights.extend((outputs..outputs + hints.len()).map(of_feature));
+    drop(targets);
     let (begun, mut step, mut steps) = (Instant::now(), 0, config.steps);
     while step < steps && config.deadline.is_none_or(|deadline| Instant::now() < deadline) {
         let mut batch = Vec::new();
@@ -110,6 +126,13 @@ pub fn tune(
     progress.end();
     tuner.finish(ground, draft);
     Ok(true)
+}
+
+/// What leads from one block to the next.
+fn features(ground: &Ground<'_>) -> Vec<ValueInfo> {
+    let mut names: Vec<String> = blocks(ground).into_iter().flat_map(|block| block.outputs).collect();
+    names.retain(|name| !ground.float.is_output(name));
+    names.into_iter().map(|name| ValueInfo { name, dtype: DType::F32, dims: None }).collect()
 }
 
 fn read(samples: &dyn Samples, i: usize) -> Result<Vec<Tensor>, MethodError> {
@@ -261,8 +284,15 @@ impl Tuner {
         }
     }
 
-    /// A step on samples with what the float network makes of them, when a share `progress` of all steps is done.
-    fn step(&mut self, batch: &[(Vec<Tensor>, Vec<Tensor>)], weights: &[Weighting], progress: f32, threads: &Threads) {
+    /// A step on samples with what the float network makes of them, when a share `progress` of all steps is done. `weights`: of each output,
+    /// and what it counts.
+    fn step(
+        &mut self,
+        batch: &[(Vec<Tensor>, Vec<Tensor>)],
+        weights: &[(Weighting, f32)],
+        progress: f32,
+        threads: &Threads,
+    ) {
         let joined = |tensors: &[&Tensor]| -> Vec<f32> {
             tensors.iter().flat_map(|t| t.as_f32().unwrap_or_default().iter().copied()).collect()
         };
@@ -272,7 +302,11 @@ impl Tuner {
         let inputs: Vec<Vec<f32>> = (0..batch[0].0.len()).map(all).collect();
         let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
         self.tape.forward(&mut self.leaves, &inputs, threads);
-        let gradient = |(o, weighting): (usize, &Weighting)| weighting.gradient(self.tape.output(o), &wanted(o));
+        let gradient = |(o, (weighting, counts)): (usize, &(Weighting, f32))| {
+            let mut gradient = weighting.gradient(self.tape.output(o), &wanted(o));
+            gradient.iter_mut().for_each(|g| *g *= counts);
+            gradient
+        };
         let outputs: Vec<Vec<f32>> = weights.iter().enumerate().map(gradient).collect();
         let outputs: Vec<&[f32]> = outputs.iter().map(Vec::as_slice).collect();
         self.tape.backward(&self.leaves, &inputs, &outputs, &mut self.gradients, threads);

@@ -5,7 +5,7 @@ use crate::{progress::Silent, testing};
 fn the_outputs_come_closer_whatever_the_number_of_threads() {
     let network = testing::zoo("demo", 4, 4);
     let samples = testing::images(48, &network.shape);
-    let config = Config { steps: 60, batch: 8, rate: 3e-3, seed: 1, deadline: None };
+    let config = Config { steps: 60, rate: 3e-3, seed: 1, ..Config::default() };
     // Only weights on the grid have codes.
     let mut start = network.draft.clone();
     for layer in layers(&network.graph, &network.placement) {

@@ -162,10 +162,10 @@ impl Moments {
                     None => {
                         let mut tensors = outputs.into_iter().flatten();
                         let (Some(x), Some(rounded)) = (tensors.next(), tensors.next()) else { return Ok(()) };
-                        (x, rounded)
+                        (Arc::new(x), Arc::new(rounded))
                     }
                 };
-                let rounded = rounded_constant(&layer.input, &Arc::new(rounded), &draft.grids);
+                let rounded = rounded_constant(&layer.input, &rounded, &draft.grids);
                 if let (Some(x), Some(rounded)) = (x.as_f32(), rounded.as_f32()) {
                     let part = usize::from(sample % HELD_BACK == HELD_BACK - 1);
                     plan.add(sums[part].get_or_insert_with(|| plan.sums()), sample, x, rounded);

@@ -10,7 +10,7 @@ mod soft;
 
 use crate::{Draft, Ground, Layer, MethodError, Walk, walk::Side};
 use fewbits_graph::{
-    Data, Graph, QuantParams, Tensor,
+    Graph, QuantParams, Tensor,
     exec::{Executor, Mode},
     tape::{Config as TapeConfig, Laid, Leaves, Tape, quantizer_leaf},
 };
@@ -91,21 +91,21 @@ pub trait Examples: Sync {
     ///
     /// # Errors
     /// Errors of the walk.
-    fn inputs(&self, side: Side, example: usize) -> Result<Vec<Tensor>, MethodError>;
+    fn inputs(&self, side: Side, example: usize) -> Result<Vec<Arc<Tensor>>, MethodError>;
 
     /// Float outputs of `example`.
     ///
     /// # Errors
     /// Errors of the walk.
-    fn targets(&self, example: usize) -> Result<Vec<Tensor>, MethodError>;
+    fn targets(&self, example: usize) -> Result<Vec<Arc<Tensor>>, MethodError>;
 }
 
 impl Examples for Walk<'_> {
-    fn inputs(&self, side: Side, sample: usize) -> Result<Vec<Tensor>, MethodError> {
+    fn inputs(&self, side: Side, sample: usize) -> Result<Vec<Arc<Tensor>>, MethodError> {
         Walk::inputs(self, side, sample)
     }
 
-    fn targets(&self, sample: usize) -> Result<Vec<Tensor>, MethodError> {
+    fn targets(&self, sample: usize) -> Result<Vec<Arc<Tensor>>, MethodError> {
         Walk::targets(self, sample)
     }
 }
@@ -167,7 +167,8 @@ fn error_on(
     let mut executor = Executor::new(&part, Mode::FakeQuant(&draft.grids), walk.threads());
     let mut sum = 0.0;
     for &sample in samples {
-        let outputs = executor.run(&examples.inputs(Side::Quantized, sample)?)?;
+        let inputs = examples.inputs(Side::Quantized, sample)?.into_iter().map(Arc::unwrap_or_clone);
+        let outputs = executor.run(&inputs.collect::<Vec<_>>())?;
         for (output, target) in outputs.iter().zip(examples.targets(sample)?) {
             let pairs = output.as_f32().into_iter().flatten().zip(target.as_f32().into_iter().flatten());
             sum += pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
@@ -216,7 +217,7 @@ impl<'a> Learner<'a> {
         samples: usize,
     ) -> Result<Option<Self>, MethodError> {
         let ground = walk.ground();
-        let shapes: Vec<Vec<usize>> = examples.inputs(Side::Quantized, 0)?.into_iter().map(|t| t.dims).collect();
+        let shapes: Vec<Vec<usize>> = examples.inputs(Side::Quantized, 0)?.iter().map(|t| t.dims.clone()).collect();
         let one = shapes.first().and_then(|dims| dims.first()).copied().unwrap_or(1);
         let batch = config.batch.min(samples);
         let whole: Vec<Vec<usize>> = shapes.iter().map(|dims| [&[one * batch], &dims[1..]].concat()).collect();
@@ -284,7 +285,7 @@ impl<'a> Learner<'a> {
             }
         }
         let count = values.len();
-        let positions = |target: &Tensor| target.dims.iter().skip(2).product::<usize>().max(1);
+        let positions = |target: &Arc<Tensor>| target.dims.iter().skip(2).product::<usize>().max(1);
         Ok(Some(Learner {
             config,
             batch,
@@ -372,16 +373,23 @@ impl<'a> Learner<'a> {
     }
 
     /// Inputs and targets of `sample`, the inputs' elements with the probability `mix` the float network's.
-    fn given_to(&self, examples: &dyn Examples, sample: usize, place: usize) -> Result<[Vec<Tensor>; 2], MethodError> {
+    fn given_to(
+        &self,
+        examples: &dyn Examples,
+        sample: usize,
+        place: usize,
+    ) -> Result<[Vec<Arc<Tensor>>; 2], MethodError> {
         let mut inputs = examples.inputs(Side::Quantized, sample)?;
         if self.config.mix > 0.0 {
             let limit = (self.config.mix * 2f64.powi(32)).min(f64::from(u32::MAX)) as u32;
             let key = Random::keyed(&[self.config.seed, place as u64]).next_u64() as u32;
             for (own, float) in inputs.iter_mut().zip(examples.inputs(Side::Float, sample)?) {
-                let (Data::F32(own), Data::F32(float)) = (&mut own.data, &float.data) else { continue };
-                for (i, (own, float)) in own.iter_mut().zip(float).enumerate() {
-                    *own = if scrambled(key ^ i as u32) < limit { *float } else { *own };
-                }
+                let (Some(quantized), Some(float)) = (own.as_f32(), float.as_f32()) else { continue };
+                let pick = |(i, (own, float)): (usize, (&f32, &f32))| {
+                    if scrambled(key ^ i as u32) < limit { *float } else { *own }
+                };
+                let mixed = quantized.iter().zip(float).enumerate().map(pick).collect();
+                *own = Arc::new(Tensor::f32(&own.dims, mixed));
             }
         }
         Ok([inputs, examples.targets(sample)?])
@@ -417,7 +425,7 @@ fn scrambled(mut x: u32) -> u32 {
 }
 
 /// Appends each tensor's elements to a vector of its own.
-fn append(to: &mut Vec<Vec<f32>>, tensors: &[Tensor]) {
+fn append(to: &mut Vec<Vec<f32>>, tensors: &[Arc<Tensor>]) {
     to.resize(tensors.len(), vec![]);
     to.iter_mut().zip(tensors).for_each(|(to, tensor)| to.extend_from_slice(tensor.as_f32().unwrap_or_default()));
 }

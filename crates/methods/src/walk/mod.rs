@@ -14,7 +14,7 @@ use fewbits_graph::{
     exec::{Executor, Mode},
 };
 use fewbits_kernels::Threads;
-use std::{ops::Range, time::Instant};
+use std::{ops::Range, sync::Arc, time::Instant};
 pub(crate) use store::Store;
 
 /// Lanes among which samples are dealt where results are added up. Results depend on it, and not on the number of threads.
@@ -114,7 +114,7 @@ impl<'a> Walk<'a> {
     ///
     /// # Errors
     /// [`MethodError::Spill`].
-    pub fn inputs(&self, side: Side, sample: usize) -> Result<Vec<Tensor>, MethodError> {
+    pub fn inputs(&self, side: Side, sample: usize) -> Result<Vec<Arc<Tensor>>, MethodError> {
         let Some(block) = self.block() else { return Ok(vec![]) };
         let get = |name: &String| match side {
             Side::Quantized if self.quantized.contains(name) => self.quantized.get(name, sample),
@@ -128,7 +128,7 @@ impl<'a> Walk<'a> {
     ///
     /// # Errors
     /// [`MethodError::Spill`].
-    pub fn targets(&self, sample: usize) -> Result<Vec<Tensor>, MethodError> {
+    pub fn targets(&self, sample: usize) -> Result<Vec<Arc<Tensor>>, MethodError> {
         let Some(block) = self.block() else { return Ok(vec![]) };
         block.outputs.iter().map(|name| self.float.get(name, sample)).collect()
     }
@@ -152,7 +152,8 @@ impl<'a> Walk<'a> {
             let mut state = start();
             for sample in samples.clone().skip(lane).step_by(lanes) {
                 let compute = |(run, executor): (&Run<'_>, &mut Executor<'_>)| -> Result<Vec<Tensor>, MethodError> {
-                    Ok(executor.run(&self.inputs(run.side, sample)?)?)
+                    let inputs = self.inputs(run.side, sample)?.into_iter().map(Arc::unwrap_or_clone);
+                    Ok(executor.run(&inputs.collect::<Vec<_>>())?)
                 };
                 let outputs = runs.iter().zip(&mut executors).map(compute).collect::<Result<_, _>>()?;
                 look(&mut state, sample, outputs)?;

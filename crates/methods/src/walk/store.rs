@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -33,7 +33,7 @@ struct Shelf {
 #[derive(Clone, Debug)]
 enum Slot {
     Empty,
-    Memory(Tensor),
+    Memory(Arc<Tensor>),
     Disk { offset: u64, dims: Vec<usize> },
 }
 
@@ -82,7 +82,7 @@ impl Store {
                 let offset = shelf.append(values).map_err(self.spill("write"))?;
                 Slot::Disk { offset, dims: tensor.dims.clone() }
             }
-            _ => Slot::Memory(tensor),
+            _ => Slot::Memory(Arc::new(tensor)),
         };
         Ok(())
     }
@@ -91,14 +91,14 @@ impl Store {
     ///
     /// # Errors
     /// [`MethodError::Spill`].
-    pub fn get(&self, name: &str, sample: usize) -> Result<Tensor, MethodError> {
+    pub fn get(&self, name: &str, sample: usize) -> Result<Arc<Tensor>, MethodError> {
         let shelf = self.shelves.get(name).expect("a block's inputs are opened before it is entered");
         let mut shelf = shelf.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match shelf.slots[sample].clone() {
             Slot::Memory(tensor) => Ok(tensor),
             Slot::Disk { offset, dims } => {
                 let values = shelf.read(offset, dims.iter().product()).map_err(self.spill("read"))?;
-                Ok(Tensor::f32(&dims, values))
+                Ok(Arc::new(Tensor::f32(&dims, values)))
             }
             Slot::Empty => unreachable!("every sample is put before it is read"),
         }
@@ -146,7 +146,7 @@ mod tests {
         }
         assert_eq!(store.held.load(Ordering::Relaxed), 40, "two tensors of 20 bytes fit");
         for i in 0..4 {
-            assert_eq!(store.get("a", i).unwrap(), tensor(i));
+            assert_eq!(*store.get("a", i).unwrap(), tensor(i));
         }
         store.retain(|name| name != "a");
         assert_eq!(store.held.load(Ordering::Relaxed), 0);

@@ -63,7 +63,7 @@ impl<'a> Probe<'a> {
     pub fn keep(&mut self, walk: &Walk<'_>) -> Result<(), MethodError> {
         let Some(block) = walk.block() else { return Ok(()) };
         for sample in 0..walk.samples() {
-            let made = block.outputs.iter().zip(walk.targets(sample)?);
+            let made = block.outputs.iter().zip(walk.targets(sample)?.into_iter().map(Arc::unwrap_or_clone));
             for (name, tensor) in made {
                 self.passing.entry(name.clone()).and_modify(|kept| kept.push(tensor));
             }
@@ -129,14 +129,15 @@ impl<'a> Probe<'a> {
             sums: vec![0.0; widths.len()],
         };
         let look = |lane: &mut Lane<'_>, sample: usize, outputs: Vec<Vec<Tensor>>| -> Result<(), MethodError> {
-            let given = block.inputs.iter().map(String::as_str).zip(walk.inputs(Side::Float, sample)?);
+            let owned = |tensors: Vec<Arc<Tensor>>| tensors.into_iter().map(Arc::unwrap_or_clone);
+            let given = block.inputs.iter().map(String::as_str).zip(owned(walk.inputs(Side::Float, sample)?));
             let float: BTreeMap<&str, Tensor> = given.chain(named(prefix, outputs.into_iter().flatten())).collect();
             let known = |name: &str| {
                 let name = if name == cut.input { layer.input.as_str() } else { name };
                 float.get(name).unwrap_or_else(|| &self.passing[name][sample]).clone()
             };
             let wanted: Vec<(&str, Tensor)> = match to_outputs {
-                false => block.outputs.iter().map(String::as_str).zip(walk.targets(sample)?).collect(),
+                false => block.outputs.iter().map(String::as_str).zip(owned(walk.targets(sample)?)).collect(),
                 true => named(self.ground.float, self.references[sample].iter().cloned()).collect(),
             };
             let entry: Vec<Tensor> = variant.inputs.iter().map(|info| known(&info.name)).collect();
