@@ -4,7 +4,8 @@
 
 `QUANTIZED.onnx` is what `fewbits quantize` wrote. Each layer's time is the median of ONNX Runtime's own profile over the runs, per image;
 what the profile says of other nodes, and the time between nodes, is the rest. Layers are found by their node names, which ONNX Runtime
-keeps when it fuses. Needs: onnx, onnxruntime, numpy."""
+keeps when it fuses. ONNX Runtime computes codes of fewer than 8 bits as 8: to let a budget choose between widths, merge the tables of
+devices that do not. Symbolic dimensions are taken for 1. Needs: onnx, onnxruntime, numpy."""
 
 import argparse
 import json

@@ -24,12 +24,13 @@ impl Weighting {
     fn of_output(targets: &[Vec<Tensor>], output: usize) -> Weighting {
         match targets[0][output].dims[..] {
             [_, classes] if classes > 1 => Weighting::Classes(classes),
-            _ => Self::squares(targets, output),
+            _ => Self::squares(targets, output, 0.0),
         }
     }
 
-    /// Squares for output number `output`, whatever it looks like.
-    pub fn squares(targets: &[Vec<Tensor>], output: usize) -> Weighting {
+    /// Squares for output number `output`, whatever it looks like. No channel's variance is taken for less than the share `least` of the mean
+    /// variance: what hardly ever shows would else outweigh all others.
+    pub fn squares(targets: &[Vec<Tensor>], output: usize, least: f64) -> Weighting {
         let (channels, inner) = match targets[0][output].dims[..] {
             [_, channels, ref rest @ ..] if rest.len() >= 2 => (channels, rest.iter().product()),
             // Values × cells; or cells × values, as most detectors have it.
@@ -44,11 +45,13 @@ impl Weighting {
                 *sum = [sum[0] + 1.0, sum[1] + f64::from(*x), sum[2] + f64::from(*x).powi(2)];
             }
         }
-        let factor = |[count, sum, squares]: [f64; 3]| {
-            let variance = (squares - sum * sum / count.max(1.0)) / count.max(1.0);
-            if variance > 1e-12 * squares { (1.0 / variance) as f32 } else { 0.0 }
+        let variance = |[count, sum, squares]: &[f64; 3]| (squares - sum * sum / count.max(1.0)) / count.max(1.0);
+        let least = least * sums.iter().map(variance).sum::<f64>() / channels.max(1) as f64;
+        let factor = |sums: &[f64; 3]| {
+            let factor = (1.0 / variance(sums).max(least)) as f32;
+            if variance(sums).max(least) > 1e-12 * sums[2] && factor.is_finite() { factor } else { 0.0 }
         };
-        Weighting::Channels(sums.into_iter().map(factor).collect(), inner)
+        Weighting::Channels(sums.iter().map(factor).collect(), inner)
     }
 
     /// Gradient of the loss, a mean over images, with respect to `output`, where the float network puts out `target`.

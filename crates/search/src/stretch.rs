@@ -1,7 +1,7 @@
 //! The network in stretches, one behind the other: what an assignment has in common with the one before is not computed again.
 //!
 //! What enters: the network, and what the samples make of each stretch's inputs with certain widths. What leaves: from which stretch on another
-//! assignment has to be computed. This room computes nothing.
+//! assignment has to be computed. Nothing is computed here.
 
 use crate::{Bits, sensitivity::cut};
 use fewbits_graph::{Graph, Tensor, ValueInfo};
@@ -13,7 +13,7 @@ use std::{
 
 /// How many stretches, of about equal work.
 const STRETCHES: usize = 4;
-/// Most bytes that are kept in front of a stretch.
+/// Most bytes that are kept in front of all stretches.
 const KEPT_BYTES: usize = 256 << 20;
 
 /// Some of the network's nodes, and what the samples bring to them.
@@ -30,11 +30,11 @@ pub(crate) struct Stretch {
 }
 
 impl Stretch {
-    /// `ground`'s network; `runs` are kept in front of each stretch but the first.
-    pub fn all(ground: &Ground<'_>, runs: usize) -> Vec<Stretch> {
+    /// `ground`'s network; what `images` times its shapes hold is kept in front of each stretch but the first.
+    pub fn all(ground: &Ground<'_>, images: usize) -> Vec<Stretch> {
         let graph = ground.float;
         let mut begins = vec![0];
-        begins.extend(seams(ground, runs));
+        begins.extend(seams(ground, images));
         let ends = begins.iter().skip(1).copied().chain([graph.nodes.len()]);
         let stretch = |nodes: Range<usize>| {
             let read = graph.nodes[nodes.start..].iter().flat_map(|node| node.present_inputs());
@@ -77,6 +77,11 @@ impl Stretch {
         }
     }
 
+    /// Forgets what was brought to it.
+    pub fn forget(&mut self) {
+        self.entries.clear();
+    }
+
     /// What is brought to it where the stretch before was given `given` and made `made`, one run each.
     pub fn entry<'a>(&self, before: &'a Stretch, given: &[Tensor], made: Vec<Tensor>) -> Vec<Tensor> {
         let names = |infos: &'a [ValueInfo]| infos.iter().map(|info| info.name.as_str());
@@ -99,19 +104,17 @@ impl Stretch {
 
 /// Where stretches behind the first begin: ends of blocks, as near as there are to equal shares of the multiplications. None if the
 /// network puts something out before its end.
-fn seams(ground: &Ground<'_>, runs: usize) -> BTreeSet<usize> {
+fn seams(ground: &Ground<'_>, images: usize) -> BTreeSet<usize> {
     let graph = ground.float;
     let blocks = walk::blocks(ground);
-    let macs = |node: usize| {
-        let layer = layers(graph, ground.placement).into_iter().find(|layer| layer.node == node);
-        layer.map_or(0, |layer| {
-            let dims = ground.facts.get(&layer.output).map_or(&[][..], |fact| &fact.dims);
-            let places: usize = dims.iter().skip(2).product();
-            graph.constant(&layer.weight).map_or(0, |weight| weight.len() * places)
-        })
-    };
-    let macs: Vec<usize> = (0..graph.nodes.len()).map(macs).collect();
-    let total: usize = macs.iter().sum();
+    let macs = layers(graph, ground.placement).into_iter().map(|layer| {
+        let dims = ground.facts.get(&layer.output).map_or(&[][..], |fact| &fact.dims);
+        let places: usize = dims.iter().skip(2).product();
+        (layer.node, graph.constant(&layer.weight).map_or(0, |weight| weight.len() * places))
+    });
+    let macs: Vec<(usize, usize)> = macs.collect();
+    let before = |end: usize| macs.iter().filter(|(node, _)| *node < end).map(|(_, macs)| macs).sum::<usize>();
+    let total = before(graph.nodes.len());
     let ends = cut::spans(graph, &blocks).into_iter().map(|span| span.end).filter(|&end| {
         let behind = made(graph, end..graph.nodes.len());
         let read: BTreeSet<&str> = graph.nodes[end..].iter().flat_map(|node| node.present_inputs()).collect();
@@ -119,10 +122,10 @@ fn seams(ground: &Ground<'_>, runs: usize) -> BTreeSet<usize> {
         let bytes: usize = live.map(|name| ground.facts.get(name).map_or(0, |fact| 4 * fact.len())).sum();
         end < graph.nodes.len()
             && graph.outputs.iter().all(|info| behind.contains(info.name.as_str()))
-            && bytes * runs <= KEPT_BYTES
+            && bytes.saturating_mul(images) <= KEPT_BYTES / (STRETCHES - 1)
     });
     let ends: Vec<usize> = ends.collect();
-    let distance = |end: usize, share: usize| (macs[..end].iter().sum::<usize>() * STRETCHES).abs_diff(share * total);
+    let distance = |end: usize, share: usize| (before(end) * STRETCHES).abs_diff(share * total);
     (1..STRETCHES).filter_map(|share| ends.iter().copied().min_by_key(|&end| distance(end, share))).collect()
 }
 

@@ -67,7 +67,7 @@ impl<'a> Whole<'a> {
             metric,
             rounding,
             threads,
-            stretches: Stretch::all(&ground, inputs.len()),
+            stretches: Stretch::all(&ground, images(&ground, &inputs)),
             inputs,
             references,
             rounded: Prepared::new(),
@@ -78,13 +78,17 @@ impl<'a> Whole<'a> {
     /// The same with grids for inputs of layers by width, from which assignments choose.
     #[must_use]
     pub fn with_inputs_at(self, inputs_at: BTreeMap<u8, Grids>) -> Self {
-        Whole { inputs_at, ..self }
+        let mut stretches = self.stretches;
+        stretches.iter_mut().for_each(Stretch::forget);
+        Whole { inputs_at, stretches, ..self }
     }
 
     /// The same with weights that a method has rounded. What is not among them is rounded to the nearest codes.
     #[must_use]
     pub fn with_rounded(self, rounded: Prepared) -> Self {
-        Whole { rounded, ..self }
+        let mut stretches = self.stretches;
+        stretches.iter_mut().for_each(Stretch::forget);
+        Whole { rounded, stretches, ..self }
     }
 
     /// Damage at the outputs of the network with these bits; weights and inputs that are not named stay as they are.
@@ -199,10 +203,14 @@ impl<'a> Whole<'a> {
         runs: &Range<usize>,
     ) -> Result<Vec<Vec<Tensor>>, SearchError> {
         let known = self.stretches.iter().rposition(|stretch| stretch.entries(bits, runs).is_some());
-        let mut made = vec![];
+        let (mut made, mut brought): (_, Option<Vec<Vec<Tensor>>>) = (vec![], None);
         for i in known.unwrap_or(0)..self.stretches.len() {
             let [stretch, rest @ ..] = &mut self.stretches[i..] else { break };
-            let entries = stretch.entries(bits, runs).unwrap_or(&self.inputs[runs.clone()]);
+            let brought_before = brought.take();
+            let entries = match &brought_before {
+                Some(entries) => entries,
+                None => stretch.entries(bits, runs).unwrap_or(&self.inputs[runs.clone()]),
+            };
             let mut graph = stretch.graph.clone();
             for (name, constant) in &constants {
                 graph.constants.entry(name.clone()).and_modify(|old| old.clone_from(constant));
@@ -210,12 +218,19 @@ impl<'a> Whole<'a> {
             made = outputs(&graph, mode, entries, self.threads)?;
             if let Some(next) = rest.first_mut() {
                 let pairs = entries.iter().zip(made.drain(..));
-                let entries: Vec<_> = pairs.map(|(given, made)| next.entry(stretch, given, made)).collect();
+                let entries: Vec<Vec<Tensor>> = pairs.map(|(given, made)| next.entry(stretch, given, made)).collect();
                 next.keep(bits, runs, &entries);
+                brought = Some(entries);
             }
         }
         Ok(made)
     }
+}
+
+/// How many times the shapes that are known of the network the runs hold.
+fn images(ground: &Ground<'_>, inputs: &[Vec<Tensor>]) -> usize {
+    let known = ground.float.inputs.first().and_then(|info| ground.facts.get(&info.name)).map_or(1, |fact| fact.len());
+    inputs.iter().filter_map(|tensors| tensors.first()).map(|first| first.len().div_ceil(known.max(1))).sum()
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -301,17 +316,23 @@ mod tests {
                 let whole = Whole::new(ground, &images, Some(&wide), metric, Rounding::default(), &threads).unwrap();
                 whole.with_inputs_at(narrow.clone())
             };
+            let by_definition = |bits: &Bits| {
+                let mut plain = new();
+                plain.stretches = Stretch::all(&network.ground(), usize::MAX);
+                assert_eq!(plain.stretches.len(), 1, "nothing can be kept");
+                plain.damage(bits).unwrap()
+            };
             let (mut whole, mut bits, mut reused) = (new(), all_at(&network, 4), vec![]);
             // From the last layer to the first: weights, then inputs.
             for layer in network.layers().iter().rev() {
                 bits.weights.insert(layer.weight.clone(), 2);
                 reused.push(whole.stretches.iter().skip(1).any(|s| s.entries(&bits, &(0..6)).is_some()));
-                assert_eq!(whole.damage(&bits).unwrap(), new().damage(&bits).unwrap(), "{}", layer.weight);
+                assert_eq!(whole.damage(&bits).unwrap(), by_definition(&bits), "{}", layer.weight);
             }
             for layer in network.layers().iter().rev() {
                 bits.inputs.insert(network.placement.owner(&layer.input).into(), 3);
                 reused.push(whole.stretches.iter().skip(1).any(|s| s.entries(&bits, &(0..6)).is_some()));
-                assert_eq!(whole.damage(&bits).unwrap(), new().damage(&bits).unwrap(), "{}", layer.input);
+                assert_eq!(whole.damage(&bits).unwrap(), by_definition(&bits), "{}", layer.input);
             }
             let half = reused.len() / 2;
             assert!(!reused[0] && reused[1] && !reused[half - 1] && reused[half], "{reused:?}");

@@ -14,7 +14,8 @@
 //! Networks that mix the images of a batch are left alone.
 //!
 //! # Cost
-//! Forward and back through the network for `steps · batch` samples, and its activations in memory for one batch. Under a deadline there
+//! Forward and back through the network for `steps · batch` samples, and its activations in memory for one batch, or what its blocks put out
+//! for eight samples. Under a deadline there
 //! are as many steps as the first ones let expect, and what is learned until then stays.
 //!
 //! # Config
@@ -42,8 +43,9 @@ use fewbits_quant::placement::Site;
 use fewbits_train::optimizer::{Group, Moments, Optimizer, Rule};
 use std::{ops::Range, sync::Arc, time::Instant};
 
-/// Samples from which the variances of features are taken.
-const VARIANCE_SAMPLES: usize = 32;
+/// Samples from which the variances of features are taken, and the least of a channel, relative to the mean.
+const VARIANCE_SAMPLES: usize = 8;
+const LEAST_VARIANCE: f64 = 1e-3;
 /// Steps whose time says how many there can be.
 const TIMED_STEPS: usize = 3;
 
@@ -97,14 +99,17 @@ pub fn tune(
     let learner = Draft { graph: learner, grids: draft.grids.clone() };
     let Some(mut tuner) = Tuner::new(ground, &learner, samples, config)? else { return Ok(false) };
     progress.begin("e2e-qp", config.steps);
-    let mut float = Executor::new(&teacher, Mode::Float, threads);
-    let targets = (0..samples.count().min(VARIANCE_SAMPLES)).map(|i| Ok(float.run(&read(samples, i)?)?));
-    let targets = targets.collect::<Result<Vec<Vec<Tensor>>, MethodError>>()?;
     let outputs = ground.float.outputs.len();
-    let mut weights: Vec<_> = Weighting::of(&targets).into_iter().take(outputs).map(|w| (w, 1.0)).collect();
-    let of_feature = |o: usize| (Weighting::squares(&targets, o), config.hints / hints.len() as f32);
+    let seen = |graph: &Graph, every: usize| -> Result<Vec<Vec<Tensor>>, MethodError> {
+        let mut float = Executor::new(graph, Mode::Float, threads);
+        (0..samples.count()).step_by(every.max(1)).map(|i| Ok(float.run(&read(samples, i)?)?)).collect()
+    };
+    let mut weights: Vec<_> = Weighting::of(&seen(ground.float, 1)?).into_iter().map(|w| (w, 1.0)).collect();
+    let targets = seen(&teacher, samples.count().div_ceil(VARIANCE_SAMPLES))?;
+    let of_feature = |o: usize| (Weighting::squares(&targets, o, LEAST_VARIANCE), config.hints / hints.len() as f32);
     weights.extend((outputs..outputs + hints.len()).map(of_feature));
     drop(targets);
+    let mut float = Executor::new(&teacher, Mode::Float, threads);
     let (begun, mut step, mut steps) = (Instant::now(), 0, config.steps);
     while step < steps && config.deadline.is_none_or(|deadline| Instant::now() < deadline) {
         let mut batch = Vec::new();

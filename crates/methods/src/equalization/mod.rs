@@ -29,7 +29,7 @@
 //! ceiling); one that samples drove less than other images do is clipped, from 1.25 times the largest value seen.
 //!
 //! # Cost
-//! Channel extremes of a few samples; one multiplication per weight.
+//! Extremes and moments of channels over a few samples; one multiplication per weight.
 //!
 //! # Config
 //! [`Config`].
@@ -39,7 +39,8 @@
 //!
 //! # Departures
 //! Activation ranges instead of the weight ranges of layer 1, where per-channel scales make these irrelevant; the depthwise case; what is
-//! worth resolving in place of the largest where bits are few;
+//! worth resolving in place of the largest where bits are few (those of the network, also where a single tensor has more; with a scale for each
+//! output channel);
 //! groups tied by additions; channels below a Clip in place of Clip taken for Relu. Biases are absorbed by
 //! [`crate::bias_absorption`].
 
