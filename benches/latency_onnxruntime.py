@@ -5,7 +5,7 @@
 `QUANTIZED.onnx` is what `fewbits quantize` wrote. Each layer's time is the median of ONNX Runtime's own profile over the runs, per image;
 what the profile says of other nodes, and the time between nodes, is the rest. Layers are found by their node names, which ONNX Runtime
 keeps when it fuses. ONNX Runtime computes codes of fewer than 8 bits as 8: to let a budget choose between widths, merge the tables of
-devices that do not. Symbolic dimensions are taken for 1. Needs: onnx, onnxruntime, numpy."""
+devices that do not. A symbolic batch is taken for 1. Needs: onnx, onnxruntime, numpy."""
 
 import argparse
 import json
@@ -30,8 +30,14 @@ def layers(model):
 
 def feed(session):
     generator = np.random.default_rng(0)
-    shape = lambda i: [d if isinstance(d, int) and d > 0 else 1 for d in i.shape]
-    return {i.name: generator.standard_normal(shape(i), dtype=np.float32) for i in session.get_inputs()}
+    found = {}
+    for i in session.get_inputs():
+        batch, *rest = i.shape
+        if i.type != "tensor(float)" or not all(isinstance(d, int) for d in rest):
+            raise SystemExit(f"error: input {i.name!r} is {i.type} {i.shape}; give it float elements and fixed dimensions behind the batch")
+        shape = [batch if isinstance(batch, int) else 1, *rest]
+        found[i.name] = generator.standard_normal(shape, dtype=np.float32)
+    return found
 
 
 def main():

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Time and memory of what post-training methods and sensitivities cost, by the program's own clock and the system's.
+"""Time and memory of what post-training methods and sensitivities cost, start and end of the program included.
 
-    python benches/method_speed.py --model m.onnx --calib CALIB --flags "--preprocess imagenet --resize 0" --out rows.csv
+    python benches/method_speed.py --model m.onnx --calib CALIB --flags "--preprocess imagenet --resize 0 --crop 224" \\
+        --out rows.csv
 
 Measures on the given model: equalization, bias correction and MSE ranges; the similarity of output feature maps for every layer at six widths
 from 64 images; AdaRound at W4A8 with 2,000 iterations for each layer from 512 images (minutes). Needs `cargo build --release`.

@@ -280,6 +280,14 @@ mod tests {
     }
 
     #[test]
+    fn each_part_is_changed_once() {
+        let mut values = vec![0u32; 1000];
+        let threads = Threads::new(4);
+        threads.each(values.chunks_mut(7).zip(1..), |(part, number)| part.iter_mut().for_each(|v| *v += number));
+        assert!(values.iter().enumerate().all(|(i, v)| *v as usize == i / 7 + 1));
+    }
+
+    #[test]
     fn sleeping_workers_wake_up() {
         let threads = Threads::new(3);
         for _ in 0..3 {

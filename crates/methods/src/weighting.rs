@@ -107,6 +107,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_channel_that_hardly_shows_does_not_outweigh_all_others() {
+        // Variances 1, 1e-12 and next to nothing, of which one over does not fit f32.
+        let channels = [[-1.0f32, 1.0], [-1e-6, 1e-6], [-1e-20, 1e-20]].concat();
+        let targets = [vec![Tensor::f32(&[1, 3, 1, 2], channels)]];
+        let factors = |least: f64| match Weighting::squares(&targets, 0, least) {
+            Weighting::Channels(factors, 2) => factors,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(factors(0.0), [1.0, (1.0 / f64::from(1e-6f32).powi(2)) as f32, 0.0]);
+        // A thousandth of the mean variance, a third.
+        let floored = factors(1e-3);
+        assert!(floored[0] == 1.0 && floored[1..].iter().all(|f| (f - 3000.0).abs() < 1.0), "{floored:?}");
+    }
+
+    #[test]
     fn curvature_is_the_root_of_the_second_differences() {
         let target = [0.3f32, -1.2, 2.0, 0.7, 1.5, -0.4, 0.1, 0.9];
         let count = target.len();

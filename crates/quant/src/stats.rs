@@ -95,7 +95,7 @@ impl TensorStats {
 
     /// Nothing seen yet; also keeps statistics by channel. Images must then have the channels as their fastest axis.
     pub fn with_channels(channels: usize) -> Self {
-        let [sum, magnitudes, squares] = [const { vec![] }; 3].map(|_: Vec<f64>| vec![0.0; channels]);
+        let [sum, magnitudes, squares] = [(); 3].map(|()| vec![0.0; channels]);
         let [min, max] = [(); 2].map(|()| vec![0.0; channels]);
         let channels = ChannelStats { count: 0, sum, magnitudes, squares, min, max };
         TensorStats { channels: Some(channels), ..Self::default() }

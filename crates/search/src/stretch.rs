@@ -5,7 +5,7 @@
 
 use crate::{Bits, sensitivity::cut};
 use fewbits_graph::{Graph, Tensor, ValueInfo};
-use fewbits_methods::{Ground, layers, walk};
+use fewbits_methods::{Ground, Layer, layers, walk};
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
@@ -107,7 +107,13 @@ impl Stretch {
 fn seams(ground: &Ground<'_>, images: usize) -> BTreeSet<usize> {
     let graph = ground.float;
     let blocks = walk::blocks(ground);
-    let macs = layers(graph, ground.placement).into_iter().map(|layer| {
+    let layers = layers(graph, ground.placement);
+    // A bias goes with its layer's width. One that is read on both sides would change what is kept.
+    let shares_bias = |end: usize| {
+        let (before, behind): (Vec<&Layer>, Vec<&Layer>) = layers.iter().partition(|layer| layer.node < end);
+        behind.iter().any(|b| b.bias.is_some() && before.iter().any(|a| a.bias == b.bias))
+    };
+    let macs = layers.iter().map(|layer| {
         let dims = ground.facts.get(&layer.output).map_or(&[][..], |fact| &fact.dims);
         let places: usize = dims.iter().skip(2).product();
         (layer.node, graph.constant(&layer.weight).map_or(0, |weight| weight.len() * places))
@@ -121,6 +127,7 @@ fn seams(ground: &Ground<'_>, images: usize) -> BTreeSet<usize> {
         let live = made(graph, 0..end).into_iter().filter(|name| read.contains(name));
         let bytes: usize = live.map(|name| ground.facts.get(name).map_or(0, |fact| 4 * fact.len())).sum();
         end < graph.nodes.len()
+            && !shares_bias(end)
             && graph.outputs.iter().all(|info| behind.contains(info.name.as_str()))
             && bytes.saturating_mul(images) <= KEPT_BYTES / (STRETCHES - 1)
     });

@@ -77,18 +77,16 @@ impl<'a> Whole<'a> {
 
     /// The same with grids for inputs of layers by width, from which assignments choose.
     #[must_use]
-    pub fn with_inputs_at(self, inputs_at: BTreeMap<u8, Grids>) -> Self {
-        let mut stretches = self.stretches;
-        stretches.iter_mut().for_each(Stretch::forget);
-        Whole { inputs_at, stretches, ..self }
+    pub fn with_inputs_at(mut self, inputs_at: BTreeMap<u8, Grids>) -> Self {
+        self.stretches.iter_mut().for_each(Stretch::forget);
+        Whole { inputs_at, ..self }
     }
 
     /// The same with weights that a method has rounded. What is not among them is rounded to the nearest codes.
     #[must_use]
-    pub fn with_rounded(self, rounded: Prepared) -> Self {
-        let mut stretches = self.stretches;
-        stretches.iter_mut().for_each(Stretch::forget);
-        Whole { rounded, stretches, ..self }
+    pub fn with_rounded(mut self, rounded: Prepared) -> Self {
+        self.stretches.iter_mut().for_each(Stretch::forget);
+        Whole { rounded, ..self }
     }
 
     /// Damage at the outputs of the network with these bits; weights and inputs that are not named stay as they are.

@@ -15,8 +15,7 @@
 //!
 //! # Cost
 //! Forward and back through the network for `steps · batch` samples, and its activations in memory for one batch, or what its blocks put out
-//! for eight samples. Under a deadline there
-//! are as many steps as the first ones let expect, and what is learned until then stays.
+//! for eight samples. Under a deadline there are as many steps as the first ones let expect, and what is learned until then stays.
 //!
 //! # Config
 //! [`Config`].
