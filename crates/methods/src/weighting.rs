@@ -67,8 +67,11 @@ impl Weighting {
             }
             Weighting::Channels(factors, inner) => {
                 let scale = 2.0 / output.len() as f32;
-                for (i, ((g, a), b)) in gradient.iter_mut().zip(output).zip(target).enumerate() {
-                    *g = scale * factors[i / inner % factors.len()] * (a - b);
+                // Planes of one channel each.
+                let planes = gradient.chunks_mut(*inner).zip(output.chunks(*inner)).zip(target.chunks(*inner));
+                for (((gradient, output), target), factor) in planes.zip(factors.iter().cycle()) {
+                    let factor = scale * factor;
+                    gradient.iter_mut().zip(output).zip(target).for_each(|((g, a), b)| *g = factor * (a - b));
                 }
             }
         }
