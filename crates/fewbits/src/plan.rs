@@ -49,21 +49,22 @@ pub fn describe(quantized: &Quantized, settings: &Settings, samples: usize) -> s
     })
 }
 
-/// Bits of weights and of what layers multiply, by name, in the plan at `path` of `model`.
+/// Bits of weights, and of what layers multiply, by name, in the plan at `path` of `model`.
 ///
 /// # Errors
 /// [`Error::Quant`] if the plan cannot be read or is for another model.
-pub fn layer_bits(model: &Model, path: &Path) -> Result<BTreeMap<String, u8>, Error> {
+pub fn layer_bits(model: &Model, path: &Path) -> Result<[BTreeMap<String, u8>; 2], Error> {
     let Model { graph, grids, .. } = apply(model, path)?;
     let grids = grids.unwrap_or_default();
-    let of_layer = |node: &Node| -> Vec<(String, u8)> {
-        let (Some(input), Some(weight)) = (node.input(0), node.input(1)) else { return vec![] };
-        let is_layer = graph.constant(weight).is_some();
-        let bits =
-            |name: &str| Some((grids.owner(name).to_string(), grids.params(name).filter(|_| is_layer)?.grid.bits));
-        [input, weight].into_iter().filter_map(bits).collect()
+    let is_layer = |node: &&Node| node.input(1).is_some_and(|weight| graph.constant(weight).is_some());
+    let bits = |input: usize| {
+        let of_layer = |node: &Node| {
+            let name = node.input(input)?;
+            Some((grids.owner(name).to_string(), grids.params(name)?.grid.bits))
+        };
+        graph.nodes.iter().filter(is_layer).filter_map(of_layer).collect()
     };
-    Ok(graph.nodes.iter().flat_map(of_layer).collect())
+    Ok([bits(1), bits(0)])
 }
 
 /// `model`, prepared, under the plan in the file `path`.

@@ -97,8 +97,7 @@ pub fn refine(
         "preprocess": source.preprocess.to_string(),
         "samples": seen.indices,
     });
-    let stated = (!source.dataset.is_prepared()).then_some(source.preprocess);
-    let plan = || plan::of(&quantized, settings, source.indices.len(), settings.seed, stated);
+    let plan = || plan::of(&quantized, settings, source.indices.len(), settings.seed, source.stated());
     let mut partial = settings.partial.as_deref().map(|output| Partial::new(output, prepared, plan()));
     let found = match &partial {
         Some(partial) if settings.resume => partial.read(&start, &described)?,

@@ -130,7 +130,7 @@ pub fn of_training(request: &train::Request<'_>, trained: &Trained, command: &st
     Ok(Report {
         title: match goal {
             Some(goal) => {
-                let (weights, activations) = (goal.bits.weights, goal.bits.activations);
+                let (weights, activations) = (goal.policy.weight_bits, goal.policy.activation_bits);
                 format!("{name} trained with {weights}-bit weights and {activations}-bit activations ({})", goal.method)
             }
             None => format!("{name} trained in float"),

@@ -31,6 +31,11 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
+    /// What files made from these samples state of their preprocessing: nothing if the images came prepared.
+    pub fn stated(&self) -> Option<&Preprocess> {
+        (!self.dataset.is_prepared()).then_some(self.preprocess)
+    }
+
     /// The samples `indices` as an input of batch size `size`, and what was read. A network with a fixed batch size gets missing samples
     /// as zeros.
     ///

@@ -9,7 +9,7 @@ use crate::{Error, Model, evaluate::evaluate, progress::Progress, stream::Source
 use fewbits_data::{Augment, Dataset, Loader, LoaderOptions, Preprocess};
 use fewbits_graph::{Graph, Grids, exec::Mode, passes};
 use fewbits_kernels::Threads;
-use fewbits_quant::{Plan, Step, target::Target};
+use fewbits_quant::{Plan, Step, calibrate::Policy, target::Target};
 use fewbits_train::{
     TrainError,
     checkpoint::Checkpoint,
@@ -19,7 +19,7 @@ use fewbits_train::{
 };
 use folder::{Folder, STATE};
 use serde::Serialize;
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
 
 /// Images of a batch when epochs are scored.
 const SCORING_BATCH: usize = 100;
@@ -237,15 +237,24 @@ fn plan_of(
 /// Every setting of a training, resolved.
 pub fn describe(request: &Request<'_>) -> serde_json::Value {
     let recipe = request.recipe;
+    let single = |policy: &Policy| -> BTreeMap<String, u8> {
+        policy
+            .weight_bits_of
+            .iter()
+            .chain(&policy.activation_bits_of)
+            .map(|(name, bits)| (name.clone(), *bits))
+            .collect()
+    };
     let phase = |phase: &fewbits_train::recipe::Phase| {
+        let policy = phase.goal.as_ref().map(|goal| &goal.policy);
         serde_json::json!({
             "epochs": phase.epochs,
             "method": phase.goal.as_ref().map_or("float", |goal| goal.method.name()),
-            "weight_bits": phase.goal.as_ref().map(|goal| goal.bits.weights),
-            "activation_bits": phase.goal.as_ref().map(|goal| goal.bits.activations),
-            "edge_bits": phase.goal.as_ref().map(|goal| goal.bits.edges),
-            "bits_of": phase.goal.as_ref().map(|goal| &goal.bits_of).filter(|bits| !bits.is_empty()),
-            "per_channel": phase.goal.as_ref().map(|goal| goal.per_channel),
+            "weight_bits": policy.map(|policy| policy.weight_bits),
+            "activation_bits": policy.map(|policy| policy.activation_bits),
+            "edge_bits": policy.map(|policy| policy.edge_bits),
+            "bits_of": policy.map(single).filter(|bits| !bits.is_empty()),
+            "per_channel": policy.map(|policy| policy.per_channel),
         })
     };
     serde_json::json!({

@@ -1,6 +1,6 @@
 //! Errors of this crate: a cheap [`OpError`] made inside an operator, wrapped once with the node it happened in.
 
-use crate::tensor::DType;
+use crate::{graph::Node, op::Fact, tensor::DType};
 use thiserror::Error;
 
 /// What an operator can say about its inputs and attributes.
@@ -138,5 +138,18 @@ impl GraphError {
             GraphError::Input { .. } => Some("`fewbits inspect` prints the inputs of a model".into()),
             _ => None,
         }
+    }
+}
+
+impl GraphError {
+    /// What the operator of `node` says; `fact`: what is known of a tensor.
+    pub(crate) fn at<'f>(node: &Node, fact: impl Fn(&str) -> Option<&'f Fact>, source: OpError) -> Self {
+        let describe = |name: &String| match (name.as_str(), fact(name)) {
+            ("", _) => "none".into(),
+            (name, Some(fact)) => format!("{name}: {} {:?}", fact.dtype, fact.dims),
+            (name, None) => name.into(),
+        };
+        let inputs = node.inputs.iter().map(describe).collect::<Vec<_>>().join(", ");
+        GraphError::Node { node: node.name.clone(), op: node.op.name().into(), inputs, source: source.into() }
     }
 }

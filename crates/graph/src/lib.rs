@@ -8,6 +8,8 @@ pub mod error;
 pub mod exec;
 pub mod graph;
 pub mod grid;
+mod kernel;
+mod layout;
 pub mod op;
 pub mod ops;
 pub mod passes;

@@ -4,17 +4,18 @@
 //! (16-bit types, blocks, scales that are computed, codes that something else reads …) stays in the graph as literal nodes
 //! and is listed with the reason.
 
+mod constants;
+mod stated;
+
 use crate::{
-    codes::{Container, dequantize, misfit, quantize, unpack},
+    codes::{Container, misfit},
     emit::BITS_KEY,
     error::OnnxError,
-    import::{captured, first_free},
+    import::captured,
     movement::float_movement,
 };
-use fewbits_graph::{
-    Attr, DType, Granularity, Graph, Grid, Grids, Node, QuantParams, Tensor, TensorQuant, op::OutRule,
-};
-use fewbits_kernels::int::quantize::quantize_bias;
+use fewbits_graph::{Granularity, Graph, Grid, Grids, Node, QuantParams, Tensor, TensorQuant, op::OutRule};
+use stated::Codes;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
@@ -56,66 +57,6 @@ pub fn lift(graph: &Graph) -> Result<Lifted, OnnxError> {
     lifter.weights();
     lifter.biases();
     lifter.finish()
-}
-
-/// Scale, zero point and code type of a QuantizeLinear or DequantizeLinear node.
-#[derive(Clone, PartialEq)]
-struct Codes {
-    scale: Vec<f32>,
-    zero_point: Vec<i32>,
-    axis: Option<i64>,
-    dtype: DType,
-}
-
-impl Codes {
-    /// The constants of node `node`, or why they cannot be lifted.
-    fn read(graph: &Graph, node: &Node) -> Result<Self, &'static str> {
-        for (name, value) in &node.op.def().attrs().0 {
-            match (name.as_str(), value) {
-                ("axis" | "saturate", _) | ("block_size" | "output_dtype" | "precision", Attr::Int(0)) => {}
-                ("block_size", _) => return Err("scales for blocks"),
-                _ => return Err("a type stated by an attribute"),
-            }
-        }
-        let constant = |i| node.input(i).and_then(|name| graph.constant(name));
-        let scale = constant(1).ok_or("the scale is computed")?;
-        let values = scale.as_f32().ok_or("the scale is not float32")?.to_vec();
-        if values.is_empty() || !values.iter().all(|s| *s > 0.0 && s.is_finite()) {
-            return Err("a scale is not a positive number");
-        }
-        let (zero_point, mut dtype) = match (node.input(2), constant(2)) {
-            (None, _) => (vec![0; values.len()], DType::U8),
-            (_, Some(zero)) => {
-                let codes = unpack(zero).filter(|z| z.len() == values.len());
-                (codes.ok_or("16-bit or other wide codes")?, zero.dtype())
-            }
-            _ => return Err("the zero point is computed"),
-        };
-        if let (None, Some(codes)) = (node.input(2), constant(0).filter(|_| node.op.name() == "DequantizeLinear")) {
-            dtype = codes.dtype(); // without a zero point the type is that of the codes
-        }
-        let axis = match node.op.def().attrs().0.get("axis") {
-            Some(Attr::Int(axis)) => *axis,
-            _ => 1,
-        };
-        match scale.dims.len() {
-            0 => Ok(Codes { scale: values, zero_point, axis: None, dtype }),
-            1 => Ok(Codes { axis: (values.len() > 1).then_some(axis), scale: values, zero_point, dtype }),
-            _ => Err("scales for blocks"),
-        }
-    }
-
-    /// As parameters of a tensor; `rank` turns a negative axis into a position.
-    fn params(&self, grid: Grid, rank: Option<usize>) -> Option<QuantParams> {
-        let granularity = match self.axis {
-            None => Granularity::Tensor,
-            Some(axis) => {
-                let axis = if axis < 0 { axis + rank? as i64 } else { axis };
-                Granularity::Channel { axis: usize::try_from(axis).ok()? }
-            }
-        };
-        Some(QuantParams { grid, granularity, scale: self.scale.clone(), zero_point: self.zero_point.clone() })
-    }
 }
 
 /// What a grid was meant for.
@@ -296,136 +237,6 @@ impl<'a> Lifter<'a> {
         computed.then_some((source, [quantizer, dequantizer]))
     }
 
-    /// DequantizeLinear nodes of constants that are not lifted yet.
-    fn constant_dequantizers(&self) -> Vec<(usize, &'a Node, &'a str, &'a Tensor)> {
-        let constant = |(i, node): (usize, &'a Node)| {
-            let name = node.input(0)?;
-            Some((i, node, name, self.graph.constants.get(name)?.as_ref()))
-        };
-        let nodes = self.nodes_of("DequantizeLinear").filter_map(constant);
-        nodes.filter(|(i, ..)| !self.lifted.contains(i)).collect()
-    }
-
-    fn weights(&mut self) {
-        let mut groups: Vec<(&str, Codes, String)> = Vec::new();
-        for (i, node, name, value) in self.constant_dequantizers() {
-            let lifted = Codes::read(self.graph, node).and_then(|codes| {
-                if codes.dtype == DType::I32 {
-                    return Ok(());
-                }
-                self.check_result(node)?;
-                if codes.dtype != value.dtype() {
-                    return Err("codes and zero point differ in type");
-                }
-                let known = groups.iter().find(|(n, c, _)| *n == name && *c == codes).map(|g| g.2.clone());
-                let target = known.map_or_else(|| self.weight(name, value, &codes), Ok)?;
-                self.renamed.insert(node.output().into(), target.clone());
-                self.lifted.insert(i);
-                groups.push((name, codes, target));
-                Ok(())
-            });
-            if let Err(reason) = lifted {
-                self.reasons.insert(i, reason);
-            }
-        }
-    }
-
-    /// Makes the float constant of integer codes and lays its grid over it.
-    fn weight(&mut self, name: &str, value: &Tensor, codes: &Codes) -> Result<String, &'static str> {
-        let container = Container::of(codes.dtype).ok_or("16-bit or other wide codes")?;
-        let integers = unpack(value).ok_or("the codes are damaged")?;
-        let target = self.float_name(name);
-        let lowest = integers.iter().copied().min().unwrap_or(0);
-        let grid = |bits: u8| {
-            let grid = Grid { bits, ..container.grid() };
-            Grid { narrow: grid.signed && lowest > grid.qmin(), ..grid }
-        };
-        let holds = |bits: &u8| integers.iter().all(|q| (grid(*bits).qmin()..=grid(*bits).qmax()).contains(q));
-        let bits =
-            self.bits.get(&target).copied().filter(|b| (2..=8).contains(b)).filter(holds).unwrap_or(container.bits);
-        let params = codes.params(grid(bits), Some(value.dims.len())).ok_or("the axis is out of range")?;
-        if misfit(&params, Some(&value.dims)).is_some() {
-            return Err("the parameters do not fit the tensor");
-        }
-        let floats = dequantize(&integers, &value.dims, &params);
-        if quantize(&floats, &value.dims, &params) != integers {
-            return Err("float32 cannot hold the values");
-        }
-        self.constants.insert(target.clone(), Arc::new(Tensor::f32(&value.dims, floats)));
-        self.grids.0.insert(target.clone(), TensorQuant::Quantized(params));
-        Ok(target)
-    }
-
-    fn biases(&mut self) {
-        for (i, node, name, value) in self.constant_dequantizers() {
-            let Some(integers) = value.as_i32() else { continue };
-            let lifted = Codes::read(self.graph, node).and_then(|codes| {
-                self.check_result(node)?;
-                self.bias(node, name, value, integers, &codes)
-            });
-            match lifted {
-                Ok(()) => drop(self.lifted.insert(i)),
-                Err(reason) => drop(self.reasons.insert(i, reason)),
-            }
-        }
-    }
-
-    fn bias(&mut self, node: &Node, name: &str, value: &Tensor, q: &[i32], codes: &Codes) -> Result<(), &'static str> {
-        let full = Grid { bits: 32, signed: true, narrow: false };
-        let params = codes.params(full, Some(value.dims.len())).ok_or("the axis is out of range")?;
-        let groups = codes.scale.len();
-        let inner: usize = match params.granularity {
-            Granularity::Channel { axis } if value.dims.get(axis) == Some(&groups) => {
-                value.dims[axis + 1..].iter().product()
-            }
-            Granularity::Channel { .. } => return Err("the parameters do not fit the tensor"),
-            _ => value.len().max(1),
-        };
-        let group = |i: usize| i / inner % groups;
-        let real = |(i, &q): (usize, &i32)| q.wrapping_sub(codes.zero_point[group(i)]) as f32 * codes.scale[group(i)];
-        let floats: Vec<f32> = q.iter().enumerate().map(real).collect();
-        let state = self.bias_state(node, codes);
-        if let Some((TensorQuant::BiasOf { input, weight }, _)) = &state {
-            let (input_scale, weights) = (self.grids.params(input), self.grids.params(weight));
-            let input_scale = input_scale.and_then(QuantParams::tensor_params).map(|(s, _)| s);
-            let again = input_scale.zip(weights).map(|(s, w)| quantize_bias(&floats, s, &w.scale));
-            if again.as_deref() != Some(q) {
-                return Err("float32 cannot hold the bias codes");
-            }
-        }
-        let target = self.float_name(name);
-        self.renamed.insert(node.output().into(), target.clone());
-        self.constants.insert(target.clone(), Arc::new(Tensor::f32(&value.dims, floats)));
-        if let Some((state, _)) = state {
-            self.grids.0.insert(target, state);
-        }
-        Ok(())
-    }
-
-    /// The bias state that all readers of `node` agree on: scales are the products of their input's and weight's.
-    fn bias_state(&self, node: &Node, codes: &Codes) -> Option<(TensorQuant, Vec<f32>)> {
-        let mut states = self.readers(node.output()).iter().map(|&i| {
-            let reader = &self.graph.nodes[i];
-            let is_bias = matches!(reader.op.name(), "Conv" | "ConvTranspose" | "Gemm")
-                && reader.inputs.iter().position(|s| s == node.output()) == Some(2);
-            let (input, weight) = (self.float_side(reader.input(0)?), self.float_side(reader.input(1)?));
-            let (input_scale, _) = self.grids.params(&input)?.tensor_params()?;
-            let products: Vec<f32> = self.grids.params(&weight)?.scale.iter().map(|s| input_scale * s).collect();
-            (is_bias && products == codes.scale && codes.zero_point.iter().all(|&z| z == 0))
-                .then_some((TensorQuant::BiasOf { input, weight }, products))
-        });
-        let first = states.next()??;
-        states.all(|other| other.is_some_and(|o| o.1 == first.1)).then_some(first)
-    }
-
-    fn check_result(&self, node: &Node) -> Result<(), &'static str> {
-        let result = node.output();
-        match self.graph.is_output(result) || self.captured.contains(result) {
-            true => Err("the constant is a graph output or read by a sub-graph"),
-            false => Ok(()),
-        }
-    }
-
     /// What the float graph calls a tensor of the file.
     fn float_side(&self, name: &str) -> String {
         let mut name = name;
@@ -433,32 +244,6 @@ impl<'a> Lifter<'a> {
             name = next;
         }
         name.into()
-    }
-
-    /// The name of the float constant for the codes called `name`.
-    fn float_name(&self, name: &str) -> String {
-        let graph = self.graph;
-        // Only a constant that nothing reads as integers any more may change its type under the same name.
-        let codes = |i: &usize| -> Option<Codes> {
-            let node = &graph.nodes[*i];
-            let dequantizes = node.op.name() == "DequantizeLinear" && self.check_result(node).is_ok();
-            dequantizes.then(|| Codes::read(graph, node).ok()).flatten()
-        };
-        let all_lifted = || {
-            let readers = self.readers(name);
-            let first = readers.first().and_then(codes);
-            let alike = first.is_some() && readers.iter().all(|i| codes(i) == first);
-            readers.len() == 1 || (alike && first.is_some_and(|c| c.dtype != DType::I32))
-        };
-        let mut taken: HashSet<String> = graph.constants.keys().chain(self.constants.keys()).cloned().collect();
-        taken.extend(graph.inputs.iter().map(|v| v.name.clone()));
-        taken.extend(graph.nodes.iter().flat_map(|n| n.outputs.iter().cloned()));
-        taken.extend(self.renamed.values().cloned());
-        match name.strip_suffix("_quantized").filter(|stem| !stem.is_empty()) {
-            Some(stem) => first_free(stem, &taken),
-            None if all_lifted() && !self.constants.contains_key(name) => name.into(),
-            None => first_free(&format!("{name}_float"), &taken),
-        }
     }
 
     fn finish(self) -> Result<Lifted, OnnxError> {

@@ -10,12 +10,15 @@ use fewbits_graph::{Granularity, Graph, Grid, Grids, QuantParams, TensorQuant};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Bits of activations that no layer multiplies.
+pub const REST_BITS: u8 = 8;
+
 /// How many bits, and by which rules.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
     /// Bits of weights.
     pub weight_bits: u8,
-    /// Bits of the activations that layers multiply; others have 8.
+    /// Bits of the activations that layers multiply; others have [`REST_BITS`].
     pub activation_bits: u8,
     /// Bits of the weights of first and last layers and of the activations they multiply; at least the above.
     pub edge_bits: u8,
@@ -68,6 +71,13 @@ impl Policy {
         Policy { weight_bits: raised(&self.weight_bits), weight_bits_of, ..self.clone() }
     }
 
+    /// The same with no weight, and no activation that layers multiply, below `bits`.
+    pub fn from_bits(&self, bits: u8) -> Self {
+        let of = self.activation_bits_of.iter().map(|(name, &own)| (name.clone(), own.max(bits)));
+        let activation_bits = self.activation_bits.max(bits);
+        Policy { activation_bits, activation_bits_of: of.collect(), ..self.with_weights_from(bits) }
+    }
+
     /// Bits of the weight `name`, of a first or last layer if `edge`.
     pub fn weight_bits(&self, name: &str, edge: bool) -> u8 {
         let usual = if edge { self.edge_bits.max(self.weight_bits) } else { self.weight_bits };
@@ -79,7 +89,7 @@ impl Policy {
         let usual = match site {
             Site::Activation { feeds_layer: true, edge: false, .. } => self.activation_bits,
             Site::Activation { feeds_layer: true, edge: true, .. } => self.edge_bits.max(self.activation_bits),
-            _ => return 8,
+            _ => return REST_BITS,
         };
         self.activation_bits_of.get(name).copied().unwrap_or(usual)
     }

@@ -18,6 +18,7 @@ use fewbits_graph::{
 };
 use fewbits_quant::{
     WeightRule,
+    calibrate::{Policy, REST_BITS},
     placement::{Placement, Site, place},
     target::Target,
     weights::weight_params,
@@ -28,17 +29,6 @@ use std::{
     sync::Arc,
 };
 
-/// How many bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bits {
-    /// Of weights.
-    pub weights: u8,
-    /// Of activations that layers multiply.
-    pub activations: u8,
-    /// Of weights and inputs of first and last layers.
-    pub edges: u8,
-}
-
 /// What is trained towards.
 #[derive(Clone, Debug)]
 pub struct Goal {
@@ -46,35 +36,11 @@ pub struct Goal {
     pub method: Method,
     /// The method's choices.
     pub settings: Settings,
-    /// Widths.
-    pub bits: Bits,
-    /// Widths of single weights and of activations that layers multiply, by name in the deployed network, in place of these.
-    pub bits_of: BTreeMap<String, u8>,
-    /// One scale for each output channel of a weight, not one for all.
-    pub per_channel: bool,
+    /// Widths, single ones by name in the deployed network, and whether each output channel of a weight has a scale of its own. Scales are
+    /// learned: the range rule of weights is not asked.
+    pub policy: Policy,
     /// Offsets also where a Relu cuts off everything below zero. Such a grid keeps ONNX Runtime from fusing the Relu.
     pub offsets_everywhere: bool,
-}
-
-/// Bits of tensors that no layer multiplies.
-const REST: u8 = 8;
-
-impl Goal {
-    /// Bits of the activation `name` at `site`.
-    fn activation_bits(&self, name: &str, site: &Site) -> u8 {
-        let usual = match site {
-            Site::Activation { feeds_layer: true, edge: false, .. } => self.bits.activations,
-            Site::Activation { feeds_layer: true, edge: true, .. } => self.bits.edges.max(self.bits.activations),
-            _ => return REST,
-        };
-        self.bits_of.get(name).copied().unwrap_or(usual)
-    }
-
-    /// Bits of the weight `name`, of a first or last layer if `edge`.
-    fn weight_bits(&self, name: &str, edge: bool) -> u8 {
-        let usual = if edge { self.bits.edges.max(self.bits.weights) } else { self.bits.weights };
-        self.bits_of.get(name).copied().unwrap_or(usual)
-    }
 }
 
 /// A layer in both forms.
@@ -135,7 +101,7 @@ impl Network {
         let all = passes::drop_neutral_slots(&passes::prepare(&network.base)?.0);
         for (name, site) in &place(&all, target, &BTreeSet::new()).sites {
             if all.nodes.iter().any(|n| n.output() == name && passes::is_layer_input_slot(n))
-                && goal.activation_bits(name, site) < REST
+                && goal.policy.activation_bits(name, site) < REST_BITS
             {
                 network.slots.insert(name.clone());
             }
@@ -210,7 +176,7 @@ impl Network {
             // Edges, and what no layer multiplies, are rounded so finely that LSQ+ serves for all methods.
             let own = *feeds_layer && !*edge;
             let method = if own || keeps_ranges(goal.method) { goal.method } else { Method::LsqPlus };
-            let bits = goal.activation_bits(name, site);
+            let bits = goal.policy.activation_bits(name, site);
             let mut settings = goal.settings.clone();
             if !own {
                 settings = Settings {
@@ -235,12 +201,12 @@ impl Network {
         }
         for layer in &self.layers {
             let weight = self.graph.constant(&layer.trained).map_or(0, |t| t.len());
-            let bits = goal.weight_bits(&layer.deployed, layer.edge);
+            let bits = goal.policy.weight_bits(&layer.deployed, layer.edge);
             let method = match layer.edge && !keeps_ranges(goal.method) {
                 true => Method::Lsq,
                 false => goal.method,
             };
-            let groups = if goal.per_channel { layer.channels } else { 1 };
+            let groups = if goal.policy.per_channel { layer.channels } else { 1 };
             let quantizer = weight_quantizer(method, bits, &goal.settings, weight / groups)?;
             found.add(&layer.trained, quantizer, groups, layer.axis);
         }

@@ -136,12 +136,11 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     }
     let threads = out.global.threads;
     let quantized = quantize(&model, &source, &settings, threads, &*out.progress())?;
-    let stated = (!dataset.is_prepared()).then_some(&preprocess);
     let described = plan::describe(&quantized, &settings, source.indices.len());
-    let qdq = export::qdq(&quantized.graph, &quantized.grids, &settings.target, &described, stated)?;
+    let qdq = export::qdq(&quantized.graph, &quantized.grids, &settings.target, &described, source.stated())?;
     let bytes = export::write(&path, &qdq)?;
     if let Some(path) = &args.plan {
-        plan::of(&quantized, &settings, source.indices.len(), out.global.seed, stated).save(path)?;
+        plan::of(&quantized, &settings, source.indices.len(), out.global.seed, source.stated()).save(path)?;
     }
     let summary = summarize(&model, &quantized, &settings, source.indices.len(), bytes, start.elapsed());
     if let Some(path) = &args.report {

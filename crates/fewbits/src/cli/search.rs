@@ -196,8 +196,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     };
     let threads = out.global.threads;
     let (found, quantized) = search(&model, &source, &mut settings, &asked, threads, &*out.progress())?;
-    let stated = (!dataset.is_prepared()).then_some(&preprocess);
-    let mut plan = plan::of(&quantized, &settings, source.indices.len(), out.global.seed, stated);
+    let mut plan = plan::of(&quantized, &settings, source.indices.len(), out.global.seed, source.stated());
     // The last step is the quantization: files are made again from it.
     plan.history.insert(0, found.step(&asked, out.global.seed));
     plan.save(&path)?;

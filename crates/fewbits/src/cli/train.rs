@@ -12,17 +12,16 @@ use fewbits::{
 };
 use fewbits_data::Augment;
 use fewbits_graph::DType;
-use fewbits_quant::target::Target;
+use fewbits_quant::{calibrate::Policy, target::Target};
 use fewbits_train::{
     loss::Objective,
-    network::{Bits, Goal},
+    network::Goal,
     optimizer::{Moments, Rule},
     quantizers::{Configuration, Method, Offset, PactWeights, Settings, init::Start},
     recipe::{Fold, Phase, Recipe},
     schedule::Decay,
 };
 use std::{
-    collections::BTreeMap,
     fmt::Write,
     path::{Path, PathBuf},
     str::FromStr,
@@ -224,14 +223,7 @@ impl RecipeArgs {
     }
 
     /// The recipe for `method` (`None` trains in float).
-    pub fn recipe(
-        &self,
-        method: Option<Method>,
-        bits: Bits,
-        bits_of: &BTreeMap<String, u8>,
-        per_channel: bool,
-        seed: u64,
-    ) -> Result<Recipe, Error> {
+    pub fn recipe(&self, method: Option<Method>, policy: &Policy, seed: u64) -> Result<Recipe, Error> {
         let decay: Decay = parse("--schedule", &self.schedule)?;
         let fold = match &self.fold {
             None if method == Some(Method::LsqBn) => Fold::Running,
@@ -246,11 +238,8 @@ impl RecipeArgs {
         // Of a phase in which nothing has fewer bits than `least`.
         let goal = |least: u8| -> Result<Option<Goal>, Error> {
             let Some(method) = method else { return Ok(None) };
-            let bits = Bits { weights: bits.weights.max(least), activations: bits.activations.max(least), ..bits };
-            let bits_of = bits_of.iter().map(|(name, &own)| (name.clone(), own.max(least))).collect();
-            let settings = self.settings()?;
             let offsets_everywhere = self.configuration.is_some();
-            Ok(Some(Goal { method, settings, bits, bits_of, per_channel, offsets_everywhere }))
+            Ok(Some(Goal { method, settings: self.settings()?, policy: policy.from_bits(least), offsets_everywhere }))
         };
         let mut phases = Vec::new();
         for &wide in &self.progressive {
@@ -277,7 +266,7 @@ impl RecipeArgs {
                 (None, _) => 0.1,
                 // Without normalization, large steps diverge.
                 _ if fold == Fold::Merged => 0.0005,
-                (Some(_), _) if bits.weights.min(bits.activations) == 8 => 0.001,
+                (Some(_), _) if policy.weight_bits.min(policy.activation_bits) == 8 => 0.001,
                 (Some(_), _) => 0.01,
             }),
             quantizer_rate: self.scale_rate.unwrap_or(if method == Some(Method::Qil) { 0.01 } else { 1.0 }),
@@ -321,9 +310,15 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let labelled = PreprocessArgs { labels: args.val_labels.clone(), ..args.preprocess.clone() };
     let validation = Arc::new(labelled.open(&args.val)?);
     let preprocess = args.preprocess.resolve(&model, &training, out)?;
-    let bits = Bits { weights: args.weights, activations: args.activations, edges: args.edge_bits };
-    let bits_of = args.plan.as_deref().map(|path| plan::layer_bits(&model, path)).transpose()?.unwrap_or_default();
-    let recipe = args.recipe.recipe(method, bits, &bits_of, args.granularity == "channel", out.global.seed)?;
+    let planned = args.plan.as_deref().map(|path| plan::layer_bits(&model, path)).transpose()?;
+    let [weight_bits_of, activation_bits_of] = planned.unwrap_or_default();
+    let policy = Policy {
+        per_channel: args.granularity == "channel",
+        weight_bits_of,
+        activation_bits_of,
+        ..Policy::new(args.weights, args.activations, args.edge_bits)
+    };
+    let recipe = args.recipe.recipe(method, &policy, out.global.seed)?;
     if method.is_some() && args.edge_bits > args.weights.min(args.activations) {
         out.note(&format!("first and last layers keep {} bits (--edge-bits)", args.edge_bits));
     }

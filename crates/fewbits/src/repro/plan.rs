@@ -4,16 +4,16 @@ use super::table::{Row, Table, Way};
 use crate::Error;
 use fewbits_data::{Augment, Dataset, RandomCrop, Sample};
 use fewbits_graph::Graph;
+use fewbits_quant::calibrate::Policy;
 use fewbits_train::{
     loss::Objective,
-    network::{Bits, Goal},
+    network::Goal,
     optimizer::Rule,
     quantizers::{Method, Settings},
     recipe::{Fold, Phase, Recipe},
     schedule::Decay,
 };
 use fewbits_zoo::{Options, ZooError};
-use std::collections::BTreeMap;
 
 /// The largest side of images for which proxies are trained.
 const SMALL: usize = 64;
@@ -175,9 +175,7 @@ pub fn row_recipe(row: &Row, effort: &Effort, images: usize, seed: u64) -> Optio
     let goal = Goal {
         method: *method,
         settings: Settings { delay: DELAY.min(steps / 4) as u32, ..(**settings).clone() },
-        bits: Bits { weights: row.weights, activations: row.activations, edges: EDGE_BITS },
-        bits_of: BTreeMap::new(),
-        per_channel: false,
+        policy: Policy { per_channel: false, ..Policy::new(row.weights, row.activations, EDGE_BITS) },
         offsets_everywhere: *method == Method::LsqPlus,
     };
     let learning_rate = if row.weights.min(row.activations) == 8 { 0.001 } else { 0.01 };

@@ -3,27 +3,29 @@
 //! Memory orders are chosen as the executor chooses them. A BatchNormalization becomes sums over the batch, a result for each
 //! channel, and a pass over the data that also does the Relu or Clip behind it.
 
+mod forms;
 mod norms;
+
+pub(super) use forms::reorder_item;
 
 use super::{
     Config, Laid, Leaves, Statistics,
     item::{Build, Home, Item, Join, Rowed, Value, ValueId, facts_at},
     laid::{activation_forward, weight_forward},
-    leaves::{Kind, Leaf, quantizer_leaf},
+    leaves::{Leaf, quantizer_leaf},
     normalization::Normalization,
 };
 use crate::{
     error::{GraphError, OpError},
     exec::{self, images},
     graph::{Graph, Node},
+    layout,
     op::{Fact, Kernel, Layout, LayoutRule, Op, Role},
-    tensor::{DType, Tensor},
+    tensor::DType,
 };
-use fewbits_kernels::{Threads, movement::Transpose};
 use std::{
     collections::{BTreeMap, HashMap},
     rc::Rc,
-    sync::Arc,
 };
 
 /// What the backward pass undoes.
@@ -104,6 +106,25 @@ impl Record {
     pub fn rowed(&self, values: &[Option<ValueId>]) -> Vec<Option<Rowed>> {
         let rowed = |v: ValueId| Rowed { fact: self.values[v].fact.clone(), rows: self.values[v].rows };
         values.iter().map(|v| v.map(rowed)).collect()
+    }
+
+    /// Adds an item that packs parameters, before everything else if `at_once`, and returns its result.
+    pub fn pack(&mut self, node: usize, len: usize, ins: &[Option<ValueId>], build: Build, at_once: bool) -> ValueId {
+        let packed = self.vector(len, Home::Made);
+        let ins = ins.iter().map(|v| v.filter(|&v| !self.values[v].rows && self.is_parameter(v))).collect();
+        let item = Item { node: Some(node), build, whole: true, ins, outs: vec![Some(packed)], stop: None };
+        if at_once {
+            self.prologue.push(item)
+        } else {
+            self.forward.push(item)
+        }
+        packed
+    }
+
+    /// Whether `v` is known once parameters are.
+    fn is_parameter(&self, v: ValueId) -> bool {
+        let v = self.resolve(v);
+        !matches!(self.values[v].home, Home::Input(_) | Home::OutputGradient(_)) && !self.values[v].rows
     }
 
     /// A vector of one dimension.
@@ -285,7 +306,7 @@ impl Recorder<'_> {
                 None
             } else {
                 let rank = if op.quant_rule().role(i) == Role::Data { rank } else { None };
-                Some(self.need(name, self.input_layout(node, i, layout), rank))
+                Some(self.need(name, layout::of_input(node, i, self.rank(name), layout), rank))
             });
         }
         let mut at_once = true;
@@ -332,7 +353,7 @@ impl Recorder<'_> {
             let fact = if fact.dims.len() < 3 { Fact { layout: Layout::Plain, ..fact } } else { fact };
             outs.push(self.record.add(fact, true, Home::Made));
         }
-        let wrap = |source| node_error(node, source);
+        let wrap = |source| GraphError::at(node, |name| self.facts.get(name), source);
         if self.record.values[outs[0]].fact.dtype != DType::F32 {
             let what = format!("training through tensors of {}", self.record.values[outs[0]].fact.dtype);
             return Err(wrap(OpError::Unsupported(what)));
@@ -380,142 +401,11 @@ impl Recorder<'_> {
     }
 
     fn choose_layout(&self, node: &Node) -> Layout {
-        let rank_of = |name: &str| self.facts.get(name).map_or(0, |f| f.dims.len());
-        match node.op.def().layout() {
-            LayoutRule::ChannelsLast if rank_of(&node.inputs[0]) >= 3 => Layout::ChannelsLast,
-            LayoutRule::Any => {
-                let rank = rank_of(node.output());
-                let last = |name: &str| rank_of(name) == rank && self.layout_of(name) == Layout::ChannelsLast;
-                if rank >= 3 && node.present_inputs().any(last) { Layout::ChannelsLast } else { Layout::Plain }
-            }
-            LayoutRule::ChannelsLast | LayoutRule::Plain => Layout::Plain,
-        }
+        let last = |name: &str| self.layout_of(name) == Layout::ChannelsLast;
+        layout::of_node(node, |name| self.rank(name), last)
     }
 
-    fn input_layout(&self, node: &Node, i: usize, layout: Layout) -> Layout {
-        let rank = self.facts.get(&node.inputs[i]).map_or(0, |f| f.dims.len());
-        let follows = match node.op.def().layout() {
-            LayoutRule::Plain => false,
-            LayoutRule::ChannelsLast => i == 0,
-            LayoutRule::Any => rank >= 3 || node.op.def().quant_rule().role(i) == Role::Data,
-        };
-        if follows { layout } else { Layout::Plain }
-    }
-
-    /// The value of tensor `name` in memory order `layout`, with leading ones up to `rank`.
-    fn need(&mut self, name: &str, layout: Layout, rank: Option<usize>) -> ValueId {
-        if !self.forms.contains_key(name) {
-            let v = match (self.leaves.parameter(name).cloned(), self.facts[name].value.clone()) {
-                (Some(leaf), _) if leaf.kind != Kind::Running => self.parameter(leaf),
-                (_, Some(value)) => self.record.add(Fact::constant(value.clone()), false, Home::Constant(value)),
-                (_, None) => unreachable!("a tensor without a form is a constant"),
-            };
-            self.forms.insert(name.into(), vec![v]);
-        }
-        let own = self.facts[name].dims.len();
-        let rank = rank.unwrap_or(0).max(own);
-        let layout = if rank < 3 { Layout::Plain } else { layout };
-        let forms = &self.forms[name];
-        let fits = |v: &&ValueId| self.fact(**v).dims.len() == rank && self.fact(**v).layout == layout;
-        if let Some(&v) = forms.iter().find(fits) {
-            return v;
-        }
-        let source = forms[0];
-        let Value { mut fact, rows, .. } = self.record.values[source].clone();
-        fact.dims.splice(0..0, vec![1; rank - fact.dims.len()]);
-        let from = if fact.dims.len() == rank && rank > own { Layout::Plain } else { fact.layout };
-        fact.layout = from;
-        let moved = Fact { layout, ..fact.clone() };
-        let stays = from == layout || same_memory(&fact.dims);
-        let v = match (&self.record.values[source].home, stays) {
-            (_, true) => self.record.add(moved, rows, Home::Alias(source)),
-            (Home::Constant(value), false) => {
-                let value = Arc::new(reordered(value, &fact, layout));
-                let known = Fact { value: fact.value.clone(), ..moved };
-                self.record.add(known, false, Home::Constant(value))
-            }
-            (_, false) => self.reorder(source, fact, moved, rows),
-        };
-        self.forms.entry(name.into()).or_default().push(v);
-        v
-    }
-
-    fn reorder(&mut self, x: ValueId, from: Fact, to: Fact, rows: bool) -> ValueId {
-        let y = self.record.add(to.clone(), rows, Home::Made);
-        let item = reorder_item(Some(self.next), Rowed { fact: from, rows }, to.layout, x, y);
-        if rows {
-            self.record.forward.push(item)
-        } else {
-            self.record.prologue.push(item)
-        }
-        self.record.entries.push(Entry::Reorder { x, y });
-        y
-    }
-}
-
-impl Record {
-    /// Adds an item that packs parameters, before everything else if `at_once`, and returns its result.
-    pub fn pack(&mut self, node: usize, len: usize, ins: &[Option<ValueId>], build: Build, at_once: bool) -> ValueId {
-        let packed = self.vector(len, Home::Made);
-        let ins = ins.iter().map(|v| v.filter(|&v| !self.values[v].rows && self.is_parameter(v))).collect();
-        let item = Item { node: Some(node), build, whole: true, ins, outs: vec![Some(packed)], stop: None };
-        if at_once {
-            self.prologue.push(item)
-        } else {
-            self.forward.push(item)
-        }
-        packed
-    }
-
-    /// Whether `v` is known once parameters are.
-    fn is_parameter(&self, v: ValueId) -> bool {
-        let v = self.resolve(v);
-        !matches!(self.values[v].home, Home::Input(_) | Home::OutputGradient(_)) && !self.values[v].rows
-    }
-}
-
-/// An item that moves `x`, described by `fact`, into another memory order.
-pub(super) fn reorder_item(node: Option<usize>, fact: Rowed, to: Layout, x: ValueId, y: ValueId) -> Item {
-    let whole = !fact.rows;
-    let build = move |images: usize| {
-        let fact = fact.at(images);
-        let rank = fact.dims.len();
-        let mut perm = vec![0; rank];
-        for axis in 0..rank {
-            perm[to.physical_axis(axis, rank)] = fact.layout.physical_axis(axis, rank);
-        }
-        let transpose = Transpose::new(&fact.physical_dims(), &perm);
-        Ok(Kernel::new(move |io| {
-            let (threads, x) = (io.threads, io.f32(0));
-            transpose.run(threads, x, io.out_f32(0));
-        }))
-    };
-    Item { node, build: Rc::new(build), whole, ins: vec![Some(x)], outs: vec![Some(y)], stop: None }
-}
-
-fn reordered(value: &Tensor, fact: &Fact, to: Layout) -> Tensor {
-    let Some(x) = value.as_f32() else { return value.clone() };
-    let rank = fact.dims.len();
-    let mut perm = vec![0; rank];
-    for axis in 0..rank {
-        perm[to.physical_axis(axis, rank)] = axis;
-    }
-    let mut y = vec![0.0; x.len()];
-    Transpose::new(&fact.dims, &perm).run(&Threads::new(1), x, &mut y);
-    Tensor::f32(&value.dims, y)
-}
-
-/// Whether both memory orders are the same: no more than one of channels and places counts more than one.
-fn same_memory(dims: &[usize]) -> bool {
-    dims.len() < 3 || dims[1] == 1 || dims[2..].iter().all(|&d| d == 1)
-}
-
-/// An operator's refusal, located.
-pub(super) fn node_error(node: &Node, source: OpError) -> GraphError {
-    GraphError::Node {
-        node: node.name.clone(),
-        op: node.op.name().into(),
-        inputs: node.inputs.join(", "),
-        source: source.into(),
+    fn rank(&self, name: &str) -> usize {
+        self.facts.get(name).map_or(0, |fact| fact.dims.len())
     }
 }

@@ -11,7 +11,7 @@ use super::{
     item::{Build, Home, Item, Join, Rowed, ValueId, facts_at},
     laid::{activation_backward, weight_backward},
     normalization::{Normalization, multiply_rows},
-    record::{Entry, Record, item, node_error, reorder_item},
+    record::{Entry, Record, item, reorder_item},
 };
 use crate::{
     error::{GraphError, OpError},
@@ -253,7 +253,7 @@ impl Reverse<'_> {
             return Ok(());
         }
         let graph_node = &self.graph.nodes[node];
-        let wrap = |source| node_error(graph_node, source);
+        let wrap = |source| GraphError::at(graph_node, |_| None, source);
         if given.iter().any(Option::is_none) {
             let what = "training through a node of which only some outputs lead to the network's output";
             return Err(wrap(OpError::Unsupported(what.into())));

@@ -7,7 +7,7 @@
 use super::{
     item::{Home, Item, Join, Value, ValueId},
     leaves::Leaf,
-    record::{Record, node_error},
+    record::Record,
 };
 use crate::{
     error::GraphError,
@@ -156,7 +156,7 @@ impl Schedule {
                 }
             };
             segments.push(segment.map_err(|(node, source)| match node {
-                Some(node) => node_error(&graph.nodes[node], source),
+                Some(node) => GraphError::at(&graph.nodes[node], |_| None, source),
                 None => GraphError::NoTensor(source.to_string()),
             })?);
         }

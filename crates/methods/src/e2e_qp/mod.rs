@@ -139,6 +139,11 @@ fn features(ground: &Ground<'_>) -> Vec<ValueInfo> {
     names.into_iter().map(|name| ValueInfo { name, dtype: DType::F32, dims: None }).collect()
 }
 
+/// One batch of tensors with an image each.
+fn joined<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<f32> {
+    tensors.map(|tensor| tensor.as_f32().unwrap_or_default()).collect::<Vec<_>>().concat()
+}
+
 fn read(samples: &dyn Samples, i: usize) -> Result<Vec<Tensor>, MethodError> {
     samples.inputs(i).map_err(|source| MethodError::Sample { sample: i, source })
 }
@@ -169,14 +174,8 @@ struct Scaled {
     weight: Range<usize>,
     /// Where its factors are among what is learned.
     factors: Range<usize>,
-    /// Elements between two channels.
+    /// Elements that share a factor before the next one's begin.
     inner: usize,
-}
-
-impl Scaled {
-    fn factor(&self, i: usize) -> usize {
-        self.factors.start + i / self.inner % self.factors.len()
-    }
 }
 
 struct Tuner {
@@ -248,7 +247,10 @@ impl Tuner {
             scaled.push(Scaled {
                 weight: leaf.range.clone(),
                 factors: learn(&vec![1.0; params.scale.len()], 1.0),
-                inner: if params.scale.len() == 1 { 1 } else { leaf.dims[layer.axis + 1..].iter().product() },
+                inner: leaf.dims[if params.scale.len() == 1 { 0 } else { layer.axis + 1 }..]
+                    .iter()
+                    .product::<usize>()
+                    .max(1),
                 layer: layer.clone(),
             });
             if let Some(leaf) = layer.bias.as_ref().and_then(|name| leaves.parameter(name)) {
@@ -276,8 +278,10 @@ impl Tuner {
     /// Puts what is learned into the leaves.
     fn lay(&mut self) {
         for layer in &self.layers {
-            for (i, at) in layer.weight.clone().enumerate() {
-                self.leaves.values[at] = self.start[at] * self.learned[layer.factor(i)];
+            let values = self.leaves.values[layer.weight.clone()].chunks_mut(layer.inner);
+            let start = self.start[layer.weight.clone()].chunks(layer.inner);
+            for ((values, start), factor) in values.zip(start).zip(self.learned[layer.factors.clone()].iter().cycle()) {
+                values.iter_mut().zip(start).for_each(|(value, start)| *value = start * factor);
             }
         }
         for (_, [leaf, own]) in &self.biases {
@@ -297,27 +301,26 @@ impl Tuner {
         progress: f32,
         threads: &Threads,
     ) {
-        let joined = |tensors: &[&Tensor]| -> Vec<f32> {
-            tensors.iter().flat_map(|t| t.as_f32().unwrap_or_default().iter().copied()).collect()
-        };
-        let all = |k: usize| joined(&batch.iter().map(|(inputs, _)| &inputs[k]).collect::<Vec<_>>());
-        let wanted = |o: usize| joined(&batch.iter().map(|(_, targets)| &targets[o]).collect::<Vec<_>>());
+        let all = |k: usize| joined(batch.iter().map(|(inputs, _)| &inputs[k]));
+        let wanted = |o: usize| joined(batch.iter().map(|(_, targets)| &targets[o]));
         self.lay();
         let inputs: Vec<Vec<f32>> = (0..batch[0].0.len()).map(all).collect();
         let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
         self.tape.forward(&mut self.leaves, &inputs, threads);
-        let gradient = |(o, (weighting, counts)): (usize, &(Weighting, f32))| {
+        let gradient = |o: usize| {
+            let (weighting, counts) = &weights[o];
             let mut gradient = weighting.gradient(self.tape.output(o), &wanted(o));
             gradient.iter_mut().for_each(|g| *g *= counts);
             gradient
         };
-        let outputs: Vec<Vec<f32>> = weights.iter().enumerate().map(gradient).collect();
+        let outputs: Vec<Vec<f32>> = threads.map(weights.len(), gradient);
         let outputs: Vec<&[f32]> = outputs.iter().map(Vec::as_slice).collect();
         self.tape.backward(&self.leaves, &inputs, &outputs, &mut self.gradients, threads);
         let mut gradients = vec![0.0; self.learned.len()];
         for layer in &self.layers {
-            for (i, at) in layer.weight.clone().enumerate() {
-                gradients[layer.factor(i)] += self.start[at] * self.gradients[at];
+            let [start, back] = [&self.start, &self.gradients].map(|all| all[layer.weight.clone()].chunks(layer.inner));
+            for ((start, back), factor) in start.zip(back).zip(layer.factors.clone().cycle()) {
+                gradients[factor] += start.iter().zip(back).map(|(w, g)| w * g).sum::<f32>();
             }
         }
         for (_, [leaf, own]) in &self.biases {
@@ -341,7 +344,7 @@ impl Tuner {
             let Some(old) = draft.graph.constant(&layer.layer.weight).cloned() else { continue };
             let before = draft.grids.params(&layer.layer.weight).map(|p| p.scale.clone()).unwrap_or_default();
             let code = |i: usize| {
-                let c = layer.factor(i) - layer.factors.start;
+                let c = i / layer.inner % params.scale.len();
                 (old.as_f32().map_or(0.0, |w| w[i]) / before[c]).round_ties_even() * params.scale[c]
             };
             draft.set_constant(&layer.layer.weight, Tensor::f32(&old.dims, (0..old.len()).map(code).collect()));

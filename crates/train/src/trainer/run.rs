@@ -56,7 +56,7 @@ impl<'a> Run<'a> {
         let recipe = setup.recipe;
         // The phase with the fewest bits says where slots are; of equal ones the last, whose single layers have the fewest.
         let goals = recipe.phases.iter().rev().filter_map(|phase| phase.goal.as_ref());
-        let narrowest = goals.min_by_key(|goal| goal.bits.activations);
+        let narrowest = goals.min_by_key(|goal| goal.policy.activation_bits);
         let network = Network::new(setup.graph, setup.target, narrowest, recipe.fold == Fold::Merged)?;
         let mut run = Run {
             setup,

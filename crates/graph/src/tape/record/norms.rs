@@ -1,6 +1,6 @@
 //! BatchNormalizations while recording: statistics, what is folded into the layer before them, and the clamp behind them.
 
-use super::{Entry, Recorder, item, node_error};
+use super::{Entry, Recorder, item};
 use crate::{
     error::{GraphError, OpError},
     graph::Node,
@@ -99,8 +99,13 @@ impl Recorder<'_> {
     fn normalization_parts(&mut self, node: &Node, count: usize) -> Result<(Normalization, [ValueId; 4]), GraphError> {
         let Op::BatchNormalization(bn) = &node.op else { unreachable!("called for BatchNormalization only") };
         let leaf = |list: &[Leaf], i: usize| list.iter().find(|leaf| Some(&*leaf.name) == node.input(i)).cloned();
-        let missing =
-            || node_error(node, OpError::Unsupported("normalization by tensors that are no constants".into()));
+        let missing = || {
+            GraphError::at(
+                node,
+                |name| self.facts.get(name),
+                OpError::Unsupported("normalization by tensors that are no constants".into()),
+            )
+        };
         let scale = leaf(&self.leaves.parameters, 1).ok_or_else(missing)?;
         let bias = leaf(&self.leaves.parameters, 2).ok_or_else(missing)?;
         let mean = leaf(&self.leaves.running, 3).ok_or_else(missing)?;
