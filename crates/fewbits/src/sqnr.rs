@@ -1,5 +1,7 @@
 //! How far two signals are apart.
 
+use fewbits_search::similarity::divergence;
+
 /// Two signals compared: signal-to-quantization-noise ratio, `10·log10(Σ x² / Σ (x − y)²)`, cosine, largest difference; sums in f64.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sqnr {
@@ -91,8 +93,9 @@ impl BalancedSqnr {
     pub fn add(&mut self, dims: &[usize], x: &[f32], y: &[f32]) {
         let (channels, inner) = match *dims {
             [_, classes] if classes > 1 => {
+                let wide = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
                 for (x, y) in x.chunks_exact(classes).zip(y.chunks_exact(classes)) {
-                    self.divergence = [self.divergence[0] + divergence(x, y), self.divergence[1] + 1.0];
+                    self.divergence = [self.divergence[0] + divergence(&wide(x), &wide(y)), self.divergence[1] + 1.0];
                 }
                 return;
             }
@@ -129,26 +132,6 @@ impl BalancedSqnr {
         let (sum, count) = outputs.iter().map(BalancedSqnr::shares).fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
         decibels(count, sum)
     }
-}
-
-/// `Σ p·log(p / q)` with `p` and `q` the softmax of `x` and `y`, or `x` and `y` themselves if they are probabilities.
-fn divergence(x: &[f32], y: &[f32]) -> f64 {
-    let is_distribution = |x: &[f32]| {
-        let sum: f64 = x.iter().map(|x| f64::from(*x)).sum();
-        (sum - 1.0).abs() < 1e-3 && x.iter().all(|x| *x >= 0.0)
-    };
-    let logarithms = |x: &[f32], given: bool| -> Vec<f64> {
-        if given {
-            return x.iter().map(|x| f64::from(*x).max(1e-12).ln()).collect();
-        }
-        let most = x.iter().fold(f64::NEG_INFINITY, |m, x| m.max(f64::from(*x)));
-        let sum: f64 = x.iter().map(|x| (f64::from(*x) - most).exp()).sum();
-        x.iter().map(|x| f64::from(*x) - most - sum.ln()).collect()
-    };
-    let given = is_distribution(x);
-    let (p, q) = (logarithms(x, given), logarithms(y, given));
-    // Rounding may leave equal distributions a little below 0.
-    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0)
 }
 
 /// `10·log10(signal / noise)` within ±200: no noise is 200, noise that is not a number −200.

@@ -12,6 +12,7 @@ pub mod geometry;
 pub mod int;
 pub mod interpolate;
 pub mod max_indices;
+pub mod mix;
 pub mod moments;
 pub mod movement;
 pub mod reduce;

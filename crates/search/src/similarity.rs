@@ -72,7 +72,7 @@ impl Metric {
 
     fn of_image(self, a: &[f32], b: &[f32], classes: usize) -> f64 {
         match self {
-            Metric::Kl => places(a, b, classes, kl),
+            Metric::Kl => places(a, b, classes, divergence),
             Metric::TopOne => places(a, b, classes, |a, b| f64::from(u8::from(largest(a) != largest(b)))),
             Metric::Cosine => {
                 let [aa, bb, ab] = sums(a, b, |a, b| [a * a, b * b, a * b]);
@@ -152,8 +152,9 @@ fn largest(values: &[f64]) -> usize {
     (0..values.len()).fold(0, better)
 }
 
-/// Kullback–Leibler divergence of softmax(b) from softmax(a). Where `a` is a distribution already, both are taken as they are.
-fn kl(a: &[f64], b: &[f64]) -> f64 {
+/// Kullback–Leibler divergence `Σ p·log(p / q)` with `p` and `q` the softmax of `a` and `b`. Where `a` is a distribution already, both are
+/// taken as they are.
+pub fn divergence(a: &[f64], b: &[f64]) -> f64 {
     let is_distribution = a.iter().all(|p| (0.0..=1.0).contains(p)) && (a.iter().sum::<f64>() - 1.0).abs() < 1e-3;
     let (p, q) = if is_distribution && a.len() > 1 { (logs(a), logs(b)) } else { (log_softmax(a), log_softmax(b)) };
     p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0)

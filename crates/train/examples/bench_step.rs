@@ -124,7 +124,7 @@ impl Training {
         let mut gradient = vec![0.0; logits.len()];
         let loss = Objective::default().evaluate(logits, &self.labels, None, &mut gradient)?;
         self.tape.backward(&self.leaves, &inputs, &[&gradient], &mut self.gradients, threads);
-        self.optimizer.step(1e-3, &mut self.leaves.values, &self.gradients);
+        self.optimizer.step(1e-3, &mut self.leaves.values, &self.gradients, threads);
         for (name, quantizer) in &self.quantizers {
             let numbers = self.leaves.get_mut(&quantizer_leaf(name)).unwrap_or_default();
             numbers.chunks_exact_mut(quantizer.learned()).for_each(|group| quantizer.project(group));

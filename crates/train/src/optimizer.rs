@@ -3,7 +3,10 @@
 
 use std::ops::Range;
 
-use fewbits_kernels::float::update::{Adam, Sgd};
+use fewbits_kernels::{
+    Threads,
+    float::update::{Adam, Sgd},
+};
 use serde::{Deserialize, Serialize};
 
 /// The rule of a step, from a gradient `g` to a value `p`. Test `trajectories_equal_pytorch`.
@@ -72,6 +75,9 @@ pub struct StateMismatch {
     pub expected: [usize; 2],
 }
 
+/// Parameters of a task.
+const PART: usize = 1 << 14;
+
 /// A rule, its groups and its state. Parameters in no group never change.
 #[derive(Debug, Clone)]
 pub struct Optimizer {
@@ -107,8 +113,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Makes one step. Panics unless there are as many values and gradients as parameters.
-    pub fn step(&mut self, learning_rate: f32, values: &mut [f32], gradients: &[f32]) {
+    /// Makes one step, the same on any number of threads. Panics unless there are as many values and gradients as parameters.
+    pub fn step(&mut self, learning_rate: f32, values: &mut [f32], gradients: &[f32], threads: &Threads) {
         let lengths = [values.len(), gradients.len()];
         assert_eq!(lengths, [self.parameters; 2], "one value and one gradient for each parameter");
         let State { steps, first, second } = &mut self.state;
@@ -116,15 +122,19 @@ impl Optimizer {
         for Group { range, learning_rate: factor, weight_decay } in &self.groups {
             let (learning_rate, weight_decay) = (learning_rate * factor, *weight_decay);
             let (values, gradients) = (&mut values[range.clone()], &gradients[range.clone()]);
-            let first = &mut first[range.clone()];
+            let parts = values.chunks_mut(PART).zip(gradients.chunks(PART)).zip(first[range.clone()].chunks_mut(PART));
             match self.rule {
                 Rule::Sgd { momentum, nesterov } => {
-                    Sgd { learning_rate, momentum, nesterov, weight_decay }.step(values, gradients, first);
+                    let sgd = Sgd { learning_rate, momentum, nesterov, weight_decay };
+                    threads.each(parts, |((values, gradients), first)| sgd.step(values, gradients, first));
                 }
                 Rule::Adam(Moments { betas, epsilon }) | Rule::AdamW(Moments { betas, epsilon }) => {
                     let decoupled = matches!(self.rule, Rule::AdamW(_));
                     let adam = Adam { learning_rate, betas, epsilon, weight_decay, decoupled };
-                    adam.step(*steps, values, gradients, first, &mut second[range.clone()]);
+                    let parts = parts.zip(second[range.clone()].chunks_mut(PART));
+                    threads.each(parts, |(((values, gradients), first), second)| {
+                        adam.step(*steps, values, gradients, first, second);
+                    });
                 }
             }
         }
@@ -181,7 +191,7 @@ mod tests {
     fn walk(optimizer: &mut Optimizer, values: &mut [f32], steps: Range<usize>) {
         for step in steps {
             let gradients: Vec<f32> = values.iter().map(|value| (value * 3.0 + step as f32).sin()).collect();
-            optimizer.step(0.01, values, &gradients);
+            optimizer.step(0.01, values, &gradients, &Threads::new(1));
         }
     }
 
@@ -236,7 +246,12 @@ mod tests {
     fn parameters_outside_of_groups_stay() {
         let groups = vec![Group { range: 1..2, learning_rate: 1.0, weight_decay: 0.0 }];
         let mut values = [1.0; 3];
-        Optimizer::new(Rule::Sgd { momentum: 0.0, nesterov: false }, groups, 3).step(0.5, &mut values, &[1.0; 3]);
+        Optimizer::new(Rule::Sgd { momentum: 0.0, nesterov: false }, groups, 3).step(
+            0.5,
+            &mut values,
+            &[1.0; 3],
+            &Threads::new(1),
+        );
         assert_eq!(values, [1.0, 0.5, 1.0]);
     }
 

@@ -172,7 +172,7 @@ fn follow(case: &str, quantizers: bool, config: Config, tolerance: f64) {
                 wrong.extend(compare(&name, &gradients[leaf.range.clone()], &expected, &zero, tolerance).err());
             }
         }
-        optimizer.step(0.05, &mut leaves.values, &gradients);
+        optimizer.step(0.05, &mut leaves.values, &gradients, &threads);
     }
     let numbers =
         [(&leaves.parameters, &leaves.values, &start.values), (&leaves.running, &leaves.statistics, &start.statistics)];

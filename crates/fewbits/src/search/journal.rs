@@ -65,16 +65,17 @@ impl Journal {
         self.known.iter().min_by(by_damage).map(|(choices, _)| choices.as_slice())
     }
 
-    /// Adds one.
+    /// Adds one, and returns the damage as it will be read again: NaN if it is not finite.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn add(&mut self, choices: &[usize], damage: f64) -> Result<(), Error> {
+    pub fn add(&mut self, choices: &[usize], damage: f64) -> Result<f64, Error> {
+        let damage = if damage.is_finite() { damage } else { f64::NAN };
         self.known.insert(choices.to_vec(), damage);
-        match &mut self.file {
-            Some((file, path)) => writeln!(file, "{}", json!([choices, damage])).map_err(Error::io("write", path)),
-            None => Ok(()),
+        if let Some((file, path)) = &mut self.file {
+            writeln!(file, "{}", json!([choices, damage])).map_err(Error::io("write", path))?;
         }
+        Ok(damage)
     }
 }
 
@@ -98,7 +99,7 @@ mod tests {
         assert_eq!((again.get(&[1, 2]), again.get(&[4, 4])), (Some(0.1 + 0.2), None));
         assert_eq!(again.best(), Some(&[3, 0][..]));
         assert!(Journal::open(Some(&path), &json!({"budget": "avg-bits=3"}), true).is_err());
-        again.add(&[5, 5], f64::NAN).unwrap();
+        assert!(again.add(&[5, 5], f64::INFINITY).unwrap().is_nan());
         let again = Journal::open(Some(&path), &asked, true).unwrap();
         assert!(again.get(&[5, 5]).unwrap().is_nan() && again.best() == Some(&[3, 0][..]));
         let broken = std::fs::read_to_string(&path).unwrap().replace("[[3,0]", "[[3,0");

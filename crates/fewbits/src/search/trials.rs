@@ -57,8 +57,7 @@ impl<'a, 'w> Trials<'a, 'w> {
                 }
                 self.caught_up = true;
                 let damage = self.whole.compared(&self.problem.bits(choices))?;
-                self.journal.add(choices, damage)?;
-                damage
+                self.journal.add(choices, damage)?
             }
         };
         self.all.push(Trial { choices: choices.to_vec(), damage });

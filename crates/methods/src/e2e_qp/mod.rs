@@ -330,7 +330,7 @@ impl Tuner {
             gradients[*own] = self.start[*leaf] * self.gradients[*leaf];
         }
         let rate = 0.5 * self.config.rate * (1.0 + (std::f32::consts::PI * progress).cos());
-        self.optimizer.step(rate, &mut self.learned, &gradients);
+        self.optimizer.step(rate, &mut self.learned, &gradients, threads);
         let factors = self.layers.iter().flat_map(|l| l.factors.clone());
         let all: Vec<usize> = factors.chain(self.activations.iter().map(|(_, [_, own])| *own)).collect();
         all.into_iter().for_each(|i| self.learned[i] = self.learned[i].clamp(0.5, 2.0));

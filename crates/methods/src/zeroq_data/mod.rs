@@ -251,7 +251,7 @@ fn descend(
             }
         }
         if iteration < config.iterations {
-            adam.step(rate, &mut images, &gradient);
+            adam.step(rate, &mut images, &gradient, threads);
             limit(&mut images, row, pixels);
         }
     }

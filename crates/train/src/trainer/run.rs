@@ -430,7 +430,7 @@ impl<'a> Run<'a> {
         if recipe.clip_norm > 0.0 {
             clip_global_norm(&mut self.gradients, recipe.clip_norm);
         }
-        self.optimizer.step(learning_rate as f32, &mut self.leaves.values, &self.gradients);
+        self.optimizer.step(learning_rate as f32, &mut self.leaves.values, &self.gradients, self.setup.threads);
         self.quantizers.project(&mut self.leaves);
         if !recipe.fold.on_folded() {
             self.network.project(&mut self.leaves);
