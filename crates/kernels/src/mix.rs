@@ -9,8 +9,10 @@ multiversion! {
     /// If `a` or `b` is shorter than `out`.
     pub fn mix(a: &[f32], b: &[f32], key: u32, share: u32, out: &mut [f32]) {
         let (a, b) = (&a[..out.len()], &b[..out.len()]);
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = if scrambled(key ^ i as u32) < share { b[i] } else { a[i] };
+        for (i, ((out, &a), &b)) in (0u32..).zip(out.iter_mut().zip(a).zip(b)) {
+            // Both by all bits or none: a choice between two loads would be made one by one.
+            let chosen = u32::from(scrambled(key ^ i) < share).wrapping_neg();
+            *out = f32::from_bits(b.to_bits() & chosen | a.to_bits() & !chosen);
         }
     }
 }

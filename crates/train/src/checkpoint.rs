@@ -33,8 +33,8 @@ pub struct Checkpoint {
     pub statistics: Vec<f32>,
     /// The optimizer's.
     pub optimizer: optimizer::State,
-    /// The moving average of the parameters, if there is one.
-    pub average: Vec<f32>,
+    /// The moving averages of values and statistics, if there are any.
+    pub average: [Vec<f32>; 2],
     /// How many steps it took in.
     pub average_updates: u64,
     /// Values and statistics of the best epoch so far.
@@ -106,7 +106,7 @@ impl Checkpoint {
                 first: take("optimizer.first"),
                 second: take("optimizer.second"),
             },
-            average: take("average"),
+            average: [take("average.values"), take("average.statistics")],
             average_updates: number("average_updates").ok_or_else(missing)?,
             best: [take("best.values"), take("best.statistics")],
             best_score: fraction("best_score").zip(number("best_epoch").map(|e| e as usize)),
@@ -119,9 +119,10 @@ impl Checkpoint {
         })
     }
 
-    fn vectors(&self) -> [(&'static str, &Vec<f32>); 7] {
+    fn vectors(&self) -> [(&'static str, &Vec<f32>); 8] {
         [
-            ("average", &self.average),
+            ("average.values", &self.average[0]),
+            ("average.statistics", &self.average[1]),
             ("best.statistics", &self.best[1]),
             ("best.values", &self.best[0]),
             ("optimizer.first", &self.optimizer.first),
@@ -154,7 +155,7 @@ mod tests {
             values: vec![1.0, f32::MIN_POSITIVE, -0.1],
             statistics: vec![2.5],
             optimizer: optimizer::State { steps: 12, first: vec![0.3; 3], second: vec![] },
-            average: vec![0.5],
+            average: [vec![0.5], vec![0.25]],
             average_updates: 3,
             best: [vec![9.0, 8.0, 7.0], vec![1.0]],
             best_score: Some((91.25, 3)),

@@ -29,6 +29,20 @@ pub enum TrainError {
         /// Tensor name.
         tensor: String,
     },
+    /// A normalization that ships in the weight of the layer behind it, which is rounded without it in training.
+    #[error("BatchNormalization `{norm}` would be folded into the layer `{layer}` behind it")]
+    NormBefore {
+        /// Its node.
+        norm: String,
+        /// The layer's.
+        layer: String,
+    },
+    /// An output that says nothing of classes.
+    #[error("the first output has the shape {dims:?}; training needs one score for each class")]
+    NoClassifier {
+        /// Its shape, for one image.
+        dims: Vec<usize>,
+    },
     /// A quantizer cannot be run in integers.
     #[error("the quantizer of `{tensor}` has no integer form")]
     NotDeployable {
@@ -106,7 +120,11 @@ impl TrainError {
             TrainError::State(_) | TrainError::Checkpoint { .. } => {
                 Some("start again without --resume, or in another --out folder".into())
             }
-            TrainError::Lost { .. } => {
+            TrainError::Quantizer(QuantizerError::ZeroPoints { .. }) => {
+                Some("take lsq, lsq+ or lsq-bn, or another --target".into())
+            }
+            TrainError::NoClassifier { .. } => Some("classifiers alone can be trained, [N, classes]".into()),
+            TrainError::Lost { .. } | TrainError::NormBefore { .. } => {
                 Some("take --fold merged, which folds normalizations before training, or --method float".into())
             }
             TrainError::NoBatch => Some("give a smaller --batch, or fewer batches to --accumulate".into()),

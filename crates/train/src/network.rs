@@ -8,11 +8,14 @@ mod signs;
 
 use crate::{
     TrainError,
-    quantizers::{Deployable, Method, Settings, Signs, activation_quantizer, weight_quantizer},
+    quantizers::{
+        Deployable, Method, NotDeployable, QuantizerError, Settings, Signs, activation_quantizer, weight_quantizer,
+    },
 };
 use fewbits_graph::{
     Granularity, Graph, Grid, Grids, Node, Op, QuantParams, Tensor, TensorQuant,
     exec::infer,
+    op::Role,
     passes,
     tape::{Config, Laid, Leaves, Statistics, quantizer_leaf},
 };
@@ -140,6 +143,13 @@ impl Network {
             if matches!(node.op, Op::BatchNormalization(_)) {
                 continue;
             }
+            // A normalization in front of a layer would be folded into a weight that is rounded already.
+            let before = self.graph.nodes.iter().find(|n| Some(n.output()) == node.input(0));
+            if let Some(norm) = before.filter(|n| matches!(n.op, Op::BatchNormalization(_)))
+                && !deployed.nodes.iter().any(|n| n.output() == norm.output())
+            {
+                return Err(TrainError::NormBefore { norm: norm.name.clone(), layer: node.name.clone() });
+            }
             let readers = self.graph.consumers();
             // A layer that took in the normalization behind it writes what that one wrote.
             let absorbed = |n: &&Node| matches!(n.op, Op::BatchNormalization(_)) && n.output() == shipped.output();
@@ -196,6 +206,10 @@ impl Network {
                     settings.configuration = crate::quantizers::Configuration::UnsignedSymmetric;
                 }
             }
+            if self.target.symmetric_activations && method.has_zero_points() {
+                let target = self.target.name.clone();
+                return Err(QuantizerError::ZeroPoints { method: method.name(), target }.into());
+            }
             let quantizer = activation_quantizer(method, bits, signs, &settings, fact.len())?;
             found.add(name, quantizer, 1, 0);
         }
@@ -250,10 +264,15 @@ impl Network {
         Some(gamma.iter().zip(variance).map(|(g, v)| g / (v + op.epsilon).sqrt()).collect())
     }
 
-    /// Keeps the scales of normalizations that ship in the convolution before them from turning negative: that would mirror the
+    /// What the rows of the weight `trained` are multiplied with before they are rounded, where quantizers are on folded weights.
+    pub fn folding(&self, trained: &str, leaves: &Leaves) -> Option<Vec<f32>> {
+        self.factors(self.layers.iter().find(|layer| layer.folds && layer.trained == trained)?, leaves)
+    }
+
+    /// Keeps the scales of normalizations that ship in the layer before them from turning negative: that would mirror the
     /// codes of a weight that was rounded before the scale came in. NaN stays visible.
     pub fn project(&self, leaves: &mut Leaves) {
-        for norm in self.layers.iter().filter(|layer| layer.folds).filter_map(|layer| layer.norm.as_ref()) {
+        for norm in self.layers.iter().filter_map(|layer| layer.norm.as_ref()) {
             let Some(gamma) = norm.input(1).and_then(|name| leaves.get_mut(name)) else { continue };
             gamma.iter_mut().filter(|g| **g < 0.0).for_each(|g| *g = 0.0);
         }
@@ -370,6 +389,15 @@ impl Quantizers {
         self.deployable.get(tensor)
     }
 
+    /// Whether some still watch ranges and round nothing.
+    pub fn observe(&self, leaves: &Leaves) -> bool {
+        let observes = |(name, quantizer): (&String, &Arc<dyn Deployable>)| {
+            let numbers = leaves.get(&quantizer_leaf(name)).unwrap_or_default();
+            quantizer.learned() > 0 && matches!(quantizer.grid(numbers), Err(NotDeployable::Observing { .. }))
+        };
+        self.deployable.iter().any(observes)
+    }
+
     /// Brings every quantizer's numbers back to where it is defined.
     pub fn project(&self, leaves: &mut Leaves) {
         for (name, laid) in &self.all {
@@ -396,34 +424,40 @@ fn group_of(weight: &[f32], dims: &[usize], axis: usize, groups: usize, g: usize
 }
 
 /// Multiplies each output channel (axis 0) by a factor.
-fn scale_rows(weight: &mut [f32], factors: &[f32]) {
+pub(crate) fn scale_rows(weight: &mut [f32], factors: &[f32]) {
     let len = weight.len() / factors.len().max(1);
     for (row, factor) in weight.chunks_exact_mut(len.max(1)).zip(factors) {
         row.iter_mut().for_each(|w| *w *= factor);
     }
 }
 
-/// Turns negative scales of BatchNormalizations behind convolutions positive: the convolution's channel changes its sign, and the
-/// network computes the same. Folding then never mirrors a weight's grid, which has one negative code more than positive ones.
+/// Turns negative scales of BatchNormalizations behind layers positive: the layer's channel changes its sign, and the network computes
+/// the same. Folding then never mirrors a weight's grid, which has one negative code more than positive ones.
 fn make_scales_positive(graph: &mut Graph) {
     let readers = graph.consumers();
-    let mut flips: Vec<(String, Vec<bool>)> = Vec::new();
-    for conv in graph.nodes.iter().filter(|n| matches!(n.op, Op::Conv(_))) {
-        let [one] = readers.get(conv.output()).map_or(&[][..], Vec::as_slice) else { continue };
+    let mut flips: Vec<(String, usize, Vec<bool>)> = Vec::new();
+    for layer in &graph.nodes {
+        let Role::Weight { channel_axis: axis } = layer.op.def().quant_rule().role(1) else { continue };
+        let [one] = readers.get(layer.output()).map_or(&[][..], Vec::as_slice) else { continue };
         let norm = &graph.nodes[*one];
-        if !matches!(norm.op, Op::BatchNormalization(_)) || graph.is_output(conv.output()) {
+        if !matches!(norm.op, Op::BatchNormalization(_)) || graph.is_output(layer.output()) {
             continue;
         }
         let gamma = norm.input(1).and_then(|name| graph.constant(name)).and_then(|t| t.as_f32());
         let Some(negative) = gamma.map(|g| g.iter().map(|g| *g < 0.0).collect::<Vec<_>>()) else { continue };
-        let mirrored = [conv.input(1), conv.input(2), norm.input(1), norm.input(3)];
-        flips.extend(mirrored.into_iter().flatten().map(|name| (name.to_string(), negative.clone())));
+        let mirrored = [(layer.input(1), axis), (layer.input(2), 0), (norm.input(1), 0), (norm.input(3), 0)];
+        let mirrored = mirrored.into_iter().filter_map(|(name, axis)| Some((name?, axis)));
+        let by_channel = |name: &str, axis: usize| graph.constant(name)?.dims.get(axis).copied();
+        if !mirrored.clone().all(|(name, axis)| by_channel(name, axis) == Some(negative.len())) {
+            continue;
+        }
+        flips.extend(mirrored.map(|(name, axis)| (name.to_string(), axis, negative.clone())));
     }
-    for (name, negative) in flips.into_iter().filter(|(_, negative)| negative.contains(&true)) {
+    for (name, axis, negative) in flips.into_iter().filter(|(.., negative)| negative.contains(&true)) {
         let Some(tensor) = graph.constants.get_mut(&name) else { continue };
         let Some(values) = tensor.as_f32() else { continue };
-        let len = values.len() / negative.len();
-        let sign = |i: usize| if negative[i / len.max(1)] { -1.0 } else { 1.0 };
+        let inner: usize = tensor.dims[axis + 1..].iter().product();
+        let sign = |i: usize| if negative[i / inner.max(1) % negative.len()] { -1.0 } else { 1.0 };
         let values = values.iter().enumerate().map(|(i, v)| v * sign(i)).collect();
         *tensor = Arc::new(Tensor::f32(&tensor.dims, values));
     }

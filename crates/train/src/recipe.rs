@@ -1,9 +1,10 @@
 //! How a network is trained: everything that decides the result, as one value that can be written down.
 
 use crate::{loss::Objective, network::Goal, optimizer::Rule, schedule::Decay};
-use std::fmt;
+use std::{fmt, ops::Range};
 
-/// How BatchNormalization and quantized weights go together.
+/// How BatchNormalization and quantized weights go together. Where weights are folded, the factors `γ/√(σ² + ε)` are constants of the
+/// gradient: `γ` learns as the scale of the normalization that it also is, not through the rounding of the weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fold {
     /// `none`: weights are quantized as they are; the normalization becomes a scale per channel of the deployed weight.
@@ -100,15 +101,16 @@ impl Recipe {
         self.phases.iter().map(|phase| phase.epochs).sum()
     }
 
-    /// The phase of an epoch and its number.
-    pub fn phase(&self, epoch: usize) -> (usize, &Phase) {
-        let mut end = 0;
+    /// The number of the phase that `epoch` is in, the last one behind the end, and its epochs.
+    pub fn phase(&self, epoch: usize) -> (usize, Range<usize>) {
+        let mut found = (0, 0..0);
         for (i, phase) in self.phases.iter().enumerate() {
-            end += phase.epochs;
-            if epoch < end {
-                return (i, phase);
+            let begin = found.1.end;
+            found = (i, begin..begin + phase.epochs);
+            if found.1.contains(&epoch) {
+                break;
             }
         }
-        (self.phases.len().saturating_sub(1), self.phases.last().expect("a recipe has a phase"))
+        found
     }
 }

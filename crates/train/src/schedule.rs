@@ -19,7 +19,7 @@ pub enum Decay {
     },
     /// By `factor` at each milestone.
     Step {
-        /// Epochs, counted from the start of training, in ascending order.
+        /// Epochs, counted from the start of the phase, in ascending order.
         milestones: Vec<f64>,
         /// What the rate is multiplied by.
         factor: f64,

@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long, value_parser = super::count(), value_name = "N")]
     limit: Option<usize>,
     /// Exit with 1 if top-1 (or AP) is below this many percent
-    #[arg(long, value_parser = super::percent, value_name = "PERCENT")]
+    #[arg(long, value_parser = super::amount, value_name = "PERCENT")]
     at_least: Option<f64>,
     /// Of a detector: candidates at or below this score are no boxes [default: 0.005]
     #[arg(long, value_parser = share::<f32>, value_name = "X")]

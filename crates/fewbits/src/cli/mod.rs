@@ -103,10 +103,26 @@ fn count() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
-/// Percent, as a number.
-fn percent(text: &str) -> Result<f64, String> {
+/// A share from 0 to 1.
+fn share(text: &str) -> Result<f64, String> {
+    let found = text.parse().ok().filter(|x| (0.0..=1.0).contains(x));
+    found.ok_or_else(|| format!("`{text}` is no number from 0 to 1"))
+}
+
+/// A share that leaves something over.
+fn part(text: &str) -> Result<f64, String> {
+    share(text).ok().filter(|x| *x < 1.0).ok_or_else(|| format!("`{text}` is no number from 0 on and below 1"))
+}
+
+/// A number from 0 on.
+fn amount(text: &str) -> Result<f64, String> {
     let found = text.parse().ok().filter(|x: &f64| x.is_finite() && *x >= 0.0);
     found.ok_or_else(|| format!("`{text}` is no number from 0 on"))
+}
+
+/// A number above 0.
+fn positive(text: &str) -> Result<f64, String> {
+    amount(text).ok().filter(|x| *x > 0.0).ok_or_else(|| format!("`{text}` is no number above 0"))
 }
 
 /// A time such as `90s`, `10m` or `1.5h`; a bare number is seconds.

@@ -7,6 +7,7 @@ use fewbits::{
     Error, Model,
     repro::{self, Effort, Event, Line, Request, Results, Run, Subject, Table, post::post_tables},
 };
+use fewbits_graph::Graph;
 use serde::Serialize;
 use std::{fmt::Write, path::PathBuf, sync::Arc};
 
@@ -161,7 +162,7 @@ fn find(name: &str) -> Result<Table, Error> {
     }
 }
 
-/// The float network at `path`, unless it says that it is another architecture.
+/// The float network at `path`, unless it says that it is another architecture, or, where it says nothing, has other weights.
 fn pretrained(path: &std::path::Path, subject: &Subject) -> Result<Model, Error> {
     let model = Model::load(path)?;
     let refuse = |what: String| {
@@ -171,8 +172,17 @@ fn pretrained(path: &std::path::Path, subject: &Subject) -> Result<Model, Error>
     match model.graph.metadata.get("architecture") {
         _ if model.grids.is_some() => refuse("it is quantized already".into()),
         Some(name) if name != subject.architecture => refuse(format!("it is {name}, not {}", subject.architecture)),
-        _ => Ok(model),
+        Some(_) => Ok(model),
+        None => match [weights(&model.graph), weights(&subject.build(0)?)] {
+            [found, expected] if found == expected => Ok(model),
+            [found, expected] => refuse(format!("it has {found} weights, {} has {expected}", subject.architecture)),
+        },
     }
+}
+
+/// Elements of convolutions' and matrix products' weights, which no folding changes.
+fn weights(graph: &Graph) -> usize {
+    graph.constants.values().filter(|t| t.as_f32().is_some() && t.dims.len() >= 2).map(|t| t.len()).sum()
 }
 
 fn recipe(request: &Request<'_>) -> String {

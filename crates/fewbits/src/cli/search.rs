@@ -49,7 +49,7 @@ pub struct Args {
     #[arg(long, value_parser = budget, value_delimiter = ',', required_unless_present = "max_drop", value_name = "KIND=AMOUNT,…")]
     budget: Vec<Budget>,
     /// Look for the smallest network in which at most this many percent of the samples change their class
-    #[arg(long, value_parser = super::percent, value_name = "PERCENT")]
+    #[arg(long, value_parser = super::amount, value_name = "PERCENT")]
     max_drop: Option<f64>,
     /// Times of layers for a latency budget, as `fewbits bench --latency-table` writes them
     #[arg(long, value_name = "FILE.json")]

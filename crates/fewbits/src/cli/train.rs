@@ -85,7 +85,7 @@ pub struct Args {
     #[arg(long, default_value_t = 200, value_name = "N")]
     checkpoint_every: usize,
     /// Exit with 1 if top-1 of the result is below this many percent
-    #[arg(long, value_parser = super::percent, value_name = "PERCENT")]
+    #[arg(long, value_parser = super::amount, value_name = "PERCENT")]
     at_least: Option<f64>,
     #[command(flatten)]
     recipe: RecipeArgs,
@@ -104,59 +104,59 @@ pub struct RecipeArgs {
     #[arg(long, default_value_t = 128, value_parser = super::count(), value_name = "N")]
     pub batch: usize,
     /// Largest learning rate [default: by method and bits]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_parser = super::positive, value_name = "X")]
     pub learning_rate: Option<f64>,
     /// sgd, nesterov, adam or adamw
     #[arg(long, default_value = "nesterov", value_parser = ["sgd", "nesterov", "adam", "adamw"], value_name = "NAME")]
     pub optimizer: String,
     /// Momentum of SGD
-    #[arg(long, default_value_t = 0.9, value_name = "X")]
-    pub momentum: f32,
+    #[arg(long, default_value_t = 0.9, value_parser = super::part, value_name = "X")]
+    pub momentum: f64,
     /// Weight decay of weights
-    #[arg(long, default_value_t = 1e-4, value_name = "X")]
+    #[arg(long, default_value_t = 1e-4, value_parser = super::amount, value_name = "X")]
     pub weight_decay: f64,
     /// Multiplies the learning rate for scales and offsets [default: 1; 0.01 for qil, as its paper has it]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_parser = super::amount, value_name = "X")]
     pub scale_rate: Option<f64>,
     /// Weight decay of scales and offsets
-    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    #[arg(long, default_value_t = 0.0, value_parser = super::amount, value_name = "X")]
     pub scale_decay: f64,
-    /// constant, cosine, cosine:FLOOR or step:30,60:0.1
+    /// constant, cosine, cosine:FLOOR or step:30,60:0.1, over the epochs of a phase
     #[arg(long, default_value = "cosine", value_name = "SCHEDULE")]
     pub schedule: String,
-    /// Epochs of linear warm-up
-    #[arg(long, default_value_t = 0.0, value_name = "EPOCHS")]
+    /// Epochs of linear warm-up (of each phase, with --progressive)
+    #[arg(long, default_value_t = 0.0, value_parser = super::amount, value_name = "EPOCHS")]
     pub warmup: f64,
     /// Random changes to training images: none, or a list of crop4, rrc224, flip, jitter0.4
     #[arg(long, default_value = "crop4,flip", value_name = "LIST")]
     pub augment: String,
     /// Label smoothing
-    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    #[arg(long, default_value_t = 0.0, value_parser = super::part, value_name = "X")]
     pub label_smoothing: f64,
     /// Learn from this float model too, or from the model itself (`self`)
     #[arg(long, value_name = "TEACHER.onnx|self")]
     pub distill: Option<String>,
     /// Weight of the teacher in the loss
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    #[arg(long, default_value_t = 1.0, value_parser = super::amount, value_name = "X")]
     pub distill_weight: f64,
     /// Temperature of the distillation
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    #[arg(long, default_value_t = 1.0, value_parser = super::positive, value_name = "X")]
     pub temperature: f64,
     /// How BatchNormalization and quantized weights go together: none, batch, corrected, running or merged
     /// [default: running for lsq-bn, else none]
     #[arg(long, value_name = "FOLD")]
     pub fold: Option<String>,
-    /// Share of the epochs after which normalizations keep their running statistics
-    #[arg(long, value_name = "SHARE")]
+    /// Share of a phase's epochs after which normalizations keep their running statistics
+    #[arg(long, value_parser = super::share, value_name = "SHARE")]
     pub freeze_at: Option<f64>,
-    /// Share of the epochs after which offsets are whole steps, as integer zero points are
-    #[arg(long, default_value_t = 0.5, value_name = "SHARE")]
+    /// Share of a phase's epochs after which offsets are whole steps, as integer zero points are
+    #[arg(long, default_value_t = 0.5, value_parser = super::share, value_name = "SHARE")]
     pub snap_at: f64,
     /// Train with these bits one after the other, widest first, before the bits asked for: e.g. 8,4
     #[arg(long, value_delimiter = ',', value_name = "BITS,…")]
     pub progressive: Vec<u8>,
     /// Largest norm of the gradient; 0 for any
-    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    #[arg(long, default_value_t = 0.0, value_parser = super::amount, value_name = "X")]
     pub clip_norm: f64,
     /// Batches whose gradients make one step
     #[arg(long, default_value_t = 1, value_parser = super::count(), value_name = "N")]
@@ -165,10 +165,10 @@ pub struct RecipeArgs {
     #[arg(long)]
     pub recompute: bool,
     /// Decay of a moving average of the parameters, which is what is scored and shipped; 0 for none
-    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    #[arg(long, default_value_t = 0.0, value_parser = super::part, value_name = "X")]
     pub ema: f64,
     /// Strength of the kurtosis regulariser KURE
-    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    #[arg(long, default_value_t = 0.0, value_parser = super::amount, value_name = "X")]
     pub kure: f64,
     /// LSQ+ configuration: 1 unsigned, 2 signed, 3 signed with offset, 4 unsigned with offset
     #[arg(long, value_name = "1|2|3|4")]
@@ -259,14 +259,14 @@ impl RecipeArgs {
             rule: match self.optimizer.as_str() {
                 "adam" => Rule::Adam(moments),
                 "adamw" => Rule::AdamW(moments),
-                name => Rule::Sgd { momentum: self.momentum, nesterov: name == "nesterov" },
+                name => Rule::Sgd { momentum: self.momentum as f32, nesterov: name == "nesterov" },
             },
             learning_rate: self.learning_rate.unwrap_or(match (method, self.optimizer.as_str()) {
                 (_, "adam" | "adamw") => 1e-3,
                 (None, _) => 0.1,
                 // Without normalization, large steps diverge.
                 _ if fold == Fold::Merged => 0.0005,
-                (Some(_), _) if policy.weight_bits.min(policy.activation_bits) == 8 => 0.001,
+                (Some(_), _) if !policy.is_low() => 0.001,
                 (Some(_), _) => 0.01,
             }),
             quantizer_rate: self.scale_rate.unwrap_or(if method == Some(Method::Qil) { 0.01 } else { 1.0 }),

@@ -146,7 +146,7 @@ impl Request<'_> {
         Setup {
             table: self.table.name.into(),
             here: self.subject.describe(),
-            proxy: self.subject.is_proxy(),
+            proxy: self.subject.is_proxy() || self.effort.limit.is_some(),
             model: self.pretrained.then(|| self.model.path.clone()),
             data: self.training.path().into(),
             images: self.images(),

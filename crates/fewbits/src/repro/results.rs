@@ -17,7 +17,7 @@ pub struct Setup {
     pub table: String,
     /// The network and the data in words, such as `10 classes of 32x32, swishnet proxy`.
     pub here: String,
-    /// Whether another network or other data stand in for the paper's.
+    /// Whether another network, other data or a part of them stand in for the paper's.
     pub proxy: bool,
     /// The pretrained float network, if one was given.
     pub model: Option<PathBuf>,

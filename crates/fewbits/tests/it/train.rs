@@ -325,6 +325,11 @@ fn wrong_inputs_are_errors_before_anything_is_written() {
     refuse(&model, &["--batch", "33"], &["fewer training images"]);
     refuse(&model, &["--batch", "16", "--accumulate", "3"], &["fewer training images"]);
     refuse(&model, &["--progressive", "9"], &["--progressive 9"]);
+    for (flag, number) in [("--warmup", "nan"), ("--temperature", "0"), ("--momentum", "1"), ("--ema", "-0.1")] {
+        let output = program(&studio.args(&model, &out, &[&format!("{flag}={number}")]));
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && error.contains(flag), "{flag} {number}: {error}");
+    }
     refuse(&model, &["--distill", "nowhere.onnx"], &["nowhere.onnx"]);
     refuse(&model, &["-o", &path("no/such/model.onnx")], &["no/such"]);
     let unlabelled = path("train.npy");
@@ -346,13 +351,22 @@ fn a_run_goes_on_only_under_the_same_settings() {
     studio.train("run", &recipe);
     let before = studio.results("run");
     let (model, out) = (studio.desk.path("demo.onnx"), studio.desk.path("run"));
-    for other in [["--weights", "3"], ["--augment", "none"], ["--target", "generic"], ["--epochs", "2"]] {
-        let args =
-            studio.args(&model, &out, &[&["--resume", "--batch", "16"], &other[..], &["--method", "lsq"]].concat());
-        let output = program(&args);
+    let again = |more: &[&str]| program(&studio.args(&model, &out, &[&recipe[..], &["--resume"], more].concat()));
+    let changes =
+        [["--weights", "3"], ["--augment", "none"], ["--target", "generic"], ["--seed", "1"], ["--method", "lsq"]];
+    for other in changes {
+        let output = again(&other);
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{other:?}: {error}");
         assert!(error.contains("other settings") && error.contains("\nhint: "), "{other:?}: {error}");
     }
     assert!(studio.results("run") == before, "the earlier run was changed");
+    // Nothing but a change is refused, and recomputing is none.
+    for same in [&[][..], &["--recompute"]] {
+        assert_eq!(again(same).status.code(), Some(0), "{same:?}");
+        assert!(studio.results("run") == before, "{same:?}");
+    }
+    // As many images with other labels are other data.
+    studio.desk.draw("train", TRAIN_SEED, 32, &[0, 1, 2, 3, 4]);
+    assert_eq!(again(&[]).status.code(), Some(2));
 }

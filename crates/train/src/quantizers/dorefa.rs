@@ -11,9 +11,9 @@
 //! *Source*: Zhou, Wu, Ni, Zhou, Wen, Zou, "DoReFa-Net", arXiv 1606.06160, equations 5, 9 and 11.
 //!
 //! *Departures*: weights keep their magnitude if asked (a factor `max|w|`, constant in the backward pass); 255 levels at 8
-//! bits; activations of both signs are cut to −1…1.
+//! bits; activations of both signs are cut to 1 and to one step below −1.
 
-use super::{Deployable, NotDeployable, even_levels::EvenLevels, fake_quant::FakeQuant, full, init, narrow};
+use super::{Deployable, NotDeployable, even_levels::EvenLevels, fake_quant::FakeQuant, full, init};
 use fewbits_graph::{Grid, tape::Quantizer};
 
 /// DoReFa's weights. Parameters `[max|tanh w|, amplitude]`, both derived.
@@ -80,9 +80,9 @@ pub struct DoReFaActivations {
 }
 
 impl DoReFaActivations {
-    /// Activations of `bits` bits, cut to 0…1, or to −1…1 if `signed`.
+    /// Activations of `bits` bits, cut to 0…1, or, if `signed`, to 1 and to one step below −1.
     pub fn new(bits: u8, signed: bool) -> Self {
-        DoReFaActivations { grid: if signed { narrow(bits) } else { full(bits, false) } }
+        DoReFaActivations { grid: full(bits, signed) }
     }
 
     fn kernel(&self) -> FakeQuant {

@@ -13,7 +13,9 @@
 //! to `β` too, on which LSQ+ is silent. Activations start at the least squared error unless LSQ's rule is asked for: behind a Relu most
 //! elements are zeros, from which `2·mean|x|/√p` is far too narrow.
 
-use super::{Deployable, NotDeployable, fake_quant::FakeQuant, finite, full, init, init::Start, scale_after_step};
+use super::{
+    Decays, Deployable, NotDeployable, fake_quant::FakeQuant, finite, full, init, init::Start, scale_after_step,
+};
 use fewbits_graph::{Grid, tape::Quantizer};
 
 /// What the offset of activations does.
@@ -129,6 +131,10 @@ impl Deployable for Lsq {
             _ if self.snapped => Ok((self.grid, parameters[0], self.zero_point(parameters))),
             _ => Err(NotDeployable::FreeOffset),
         }
+    }
+
+    fn decays(&self) -> Decays {
+        Decays::AsScales
     }
 }
 

@@ -59,6 +59,11 @@ impl Method {
         }
     }
 
+    /// Whether activations have a zero point whatever their signs are.
+    pub fn has_zero_points(self) -> bool {
+        matches!(self, Method::Dsq | Method::MovingAverage)
+    }
+
     /// `Err` unless the method quantizes to `bits` bits.
     fn check(self, tensor: &'static str, bits: u8) -> Result<(), QuantizerError> {
         let fits = (2..=8).contains(&bits);
@@ -130,9 +135,10 @@ pub fn activation_quantizer(
     };
     let (offset, snapped) = (settings.offset, settings.snapped);
     let symmetric = |signed| Lsq::symmetric(bits, signed, count, start);
-    let asymmetric = |signed| match offset {
-        Offset::None => symmetric(signed),
-        offset => Lsq::with_offset(bits, signed, offset, snapped, count, start),
+    let asymmetric = |codes_signed| match offset {
+        // Without an offset, codes without sign can only serve what has none.
+        Offset::None => symmetric(codes_signed || signed),
+        offset => Lsq::with_offset(bits, codes_signed, offset, snapped, count, start),
     };
     Ok(match method {
         Method::Lsq | Method::LsqBn => Arc::new(symmetric(signed)),
@@ -173,6 +179,20 @@ mod tests {
             }
         }
         found
+    }
+
+    #[test]
+    fn without_an_offset_codes_have_the_signs_of_the_elements() {
+        for signs in [Signs::Positive, Signs::Lobe, Signs::Both] {
+            let grid = |configuration: &str, offset| {
+                let configuration = configuration.parse().unwrap();
+                let settings = Settings { configuration, offset, ..Settings::default() };
+                let quantizer = activation_quantizer(Method::LsqPlus, 3, signs, &settings, 9).unwrap();
+                quantizer.grid(&quantizer.initial(&[-1.0, 2.0])).unwrap().0
+            };
+            assert_eq!(grid("4", Offset::None), grid("1", Offset::Learned), "{signs:?}");
+            assert!(grid("3", Offset::None).signed);
+        }
     }
 
     #[test]

@@ -50,11 +50,21 @@ pub trait Deployable: Quantizer {
     /// If no integer kernel computes this quantizer, and why.
     fn grid(&self, parameters: &[f32]) -> Result<(Grid, f32, i32), NotDeployable>;
 
-    /// Whether the weight decay of the network belongs to the learned numbers too. Numbers of other methods must not decay:
-    /// some are kept among the learned ones only because they change with time.
-    fn decays(&self) -> bool {
-        false
+    /// Which weight decay its learned numbers have.
+    fn decays(&self) -> Decays {
+        Decays::Never
     }
+}
+
+/// Whether weight decay pulls the learned numbers of a quantizer towards 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decays {
+    /// Not at all: some numbers are kept among the learned ones only because they change with time, and some are no sizes.
+    Never,
+    /// That of scales and offsets.
+    AsScales,
+    /// That of the network's weights.
+    AsWeights,
 }
 
 /// Why a quantizer has no grid that integer kernels take.
@@ -98,6 +108,14 @@ pub enum QuantizerError {
     UnknownConfiguration {
         /// The text.
         text: String,
+    },
+    /// The method's activations have zero points, and the target takes none.
+    #[error("activations of {method} have zero points, which {target} does not take")]
+    ZeroPoints {
+        /// Which method.
+        method: &'static str,
+        /// Which target.
+        target: String,
     },
     /// The method has no rule for this width.
     #[error("{method} does not quantize {tensor} to {bits} bits")]

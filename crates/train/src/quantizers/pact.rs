@@ -7,9 +7,9 @@
 //! neural networks", arXiv 1805.06085, equations 1–3.
 //!
 //! *Departures*: α starts at the clip of least squared error, as networks come trained; activations of both signs are clipped to
-//! `−α…α` with `∂ŷ/∂α = −1` where `x ≤ −α`.
+//! `c·α…α` with `∂ŷ/∂α = c` where `x ≤ c·α`, `c = −2^(k−1)/(2^(k−1)−1)`: integer kernels have no codes without the lowest one.
 
-use super::{Deployable, NotDeployable, fake_quant::FakeQuant, full, init, init::Start, narrow, scale_after_step};
+use super::{Decays, Deployable, NotDeployable, fake_quant::FakeQuant, full, init, init::Start, scale_after_step};
 use fewbits_graph::{Grid, tape::Quantizer};
 
 /// PACT's activations. Parameters `[α]`.
@@ -23,7 +23,7 @@ pub struct Pact {
 impl Pact {
     /// Activations of `bits` bits; `alpha` is where the clip starts, chosen by `start` if absent.
     pub fn new(bits: u8, signed: bool, alpha: Option<f32>, start: Start) -> Self {
-        Pact { grid: if signed { narrow(bits) } else { full(bits, false) }, alpha, start }
+        Pact { grid: full(bits, signed), alpha, start }
     }
 
     fn kernel(&self, parameters: &[f32]) -> FakeQuant {
@@ -43,14 +43,16 @@ impl Quantizer for Pact {
 
     fn backward(&self, parameters: &[f32], x: &[f32], dy: &[f32], dx: &mut [f32], sums: &mut [f64]) {
         let high = parameters[0];
-        let low = if self.grid.signed { -high } else { 0.0 };
+        // Signed codes reach one step further down.
+        let least = f64::from(self.grid.qmin()) / f64::from(self.grid.qmax());
+        let low = least as f32 * high;
         let mut sum = 0.0;
         for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
             *dx = if low < *x && *x < high { *dy } else { 0.0 };
             if *x >= high {
                 sum += f64::from(*dy);
             } else if self.grid.signed && *x <= low {
-                sum -= f64::from(*dy);
+                sum += least * f64::from(*dy);
             }
         }
         sums[0] += sum;
@@ -71,8 +73,8 @@ impl Deployable for Pact {
         Ok((self.grid, self.kernel(parameters).scale, 0))
     }
 
-    fn decays(&self) -> bool {
-        true
+    fn decays(&self) -> Decays {
+        Decays::AsWeights
     }
 }
 
@@ -94,7 +96,8 @@ mod tests {
     #[test]
     fn gradients_are_the_slopes_of_the_clip() {
         for signed in [false, true] {
-            let clip = |x: f64, alpha: f64| x.clamp(if signed { -alpha } else { 0.0 }, alpha);
+            // Codes from −4 to 3.
+            let clip = |x: f64, alpha: f64| x.clamp(if signed { -alpha * 4.0 / 3.0 } else { 0.0 }, alpha);
             let q = Pact::new(3, signed, None, Start::Mse);
             for x in [-9.0f32, -2.1, -0.3, 0.3, 2.1, 9.0] {
                 let (_, dx, sums) = run(&q, &[4.0], &[x], &[1.0]);

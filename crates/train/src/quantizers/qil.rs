@@ -15,7 +15,7 @@
 //! *Departures*: results are multiplied with `c + d` if they are to keep their magnitude, and the gradients include that; `c ≥ 0`;
 //! activations of both signs are mapped as weights are.
 
-use super::{Deployable, NotDeployable, SCALES, finite, full, init, init::Start, narrow, scale_after_step};
+use super::{Decays, Deployable, NotDeployable, SCALES, finite, full, init, init::Start, narrow, scale_after_step};
 use fewbits_graph::{Grid, tape::Quantizer};
 
 /// QIL's weights or activations. Parameters `[c, d]`, or `[c, d, γ]`.
@@ -148,6 +148,10 @@ impl Deployable for Qil {
             return Err(NotDeployable::Transformed);
         }
         Ok((self.grid, self.amplitude(parameters) / self.grid.qmax() as f32, 0))
+    }
+
+    fn decays(&self) -> Decays {
+        Decays::AsScales
     }
 }
 

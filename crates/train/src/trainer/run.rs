@@ -6,17 +6,17 @@ use crate::{
     checkpoint::{Checkpoint, Tally},
     ema::MovingAverage,
     loss::{Loss, LossError},
-    network::{Network, Quantizers},
+    network::{Network, Quantizers, scale_rows},
     optimizer::{Group, Optimizer, State, clip_global_norm},
-    quantizers::kure,
+    quantizers::{Decays, kure},
+    random::Random,
     recipe::{Fold, Phase, Recipe},
     schedule::Schedule,
 };
-use fewbits_data::LabelledBatch;
+use fewbits_data::{LabelledBatch, Loader};
 use fewbits_graph::{
     Tensor,
     exec::{Executor, Mode, infer},
-    op::Fact,
     tape::{Kind, Leaves, Statistics, Tape, quantizer_leaf},
 };
 use fewbits_quant::{plan::model_sha256, stats::sampling_stride};
@@ -40,7 +40,8 @@ pub(super) struct Run<'a> {
     pub(super) quantizers: Quantizers,
     pub(super) leaves: Leaves,
     optimizer: Optimizer,
-    average: Option<MovingAverage>,
+    /// Of values and of statistics.
+    average: Option<[MovingAverage; 2]>,
     gradients: Vec<f32>,
     tapes: Vec<(Vec<usize>, Tape)>,
     teacher: Option<Executor<'a>>,
@@ -92,7 +93,10 @@ impl<'a> Run<'a> {
         let Setup { training, validation, .. } = *self.setup;
         let facts = infer(self.network.graph(), &[[&[1], &self.image()?[..]].concat()])?;
         let output = self.setup.graph.outputs.first().and_then(|output| facts.get(&output.name));
-        let classes = output.map_or(0, Fact::len);
+        let classes = match output.map_or(&[][..], |fact| &fact.dims) {
+            [1, classes, places @ ..] if places.iter().all(|&n| n == 1) => *classes,
+            dims => return Err(TrainError::NoClassifier { dims: dims.to_vec() }),
+        };
         for loader in [training, validation] {
             if let Some((sample, label)) = loader.labels().find(|(_, label)| *label >= classes) {
                 return Err(TrainError::Label { sample: loader.dataset().name(sample), label, classes });
@@ -112,7 +116,10 @@ impl<'a> Run<'a> {
         self.enter(stage, false)?;
         let fits = checkpoint.values.len() == self.leaves.values.len()
             && checkpoint.statistics.len() == self.leaves.statistics.len()
-            && self.average.as_ref().is_none_or(|average| checkpoint.average.len() == average.values.len())
+            && self
+                .average
+                .as_ref()
+                .is_none_or(|both| [0, 1].iter().all(|&i| both[i].values.len() == checkpoint.average[i].len()))
             && [0, checkpoint.statistics.len()].contains(&checkpoint.best[1].len());
         if !fits {
             let what = "it holds another number of parameters".into();
@@ -121,9 +128,8 @@ impl<'a> Run<'a> {
         self.leaves.values = checkpoint.values;
         self.leaves.statistics = checkpoint.statistics;
         self.optimizer.resume(checkpoint.optimizer)?;
-        if let Some(average) = &mut self.average {
-            average.values = checkpoint.average;
-            average.updates = checkpoint.average_updates;
+        for (average, values) in self.average.iter_mut().flatten().zip(checkpoint.average) {
+            (average.values, average.updates) = (values, checkpoint.average_updates);
         }
         self.best = checkpoint.best;
         self.best_score = checkpoint.best_score;
@@ -138,8 +144,8 @@ impl<'a> Run<'a> {
             values: self.leaves.values.clone(),
             statistics: self.leaves.statistics.clone(),
             optimizer: self.optimizer.state().clone(),
-            average: self.average.as_ref().map(|a| a.values.clone()).unwrap_or_default(),
-            average_updates: self.average.as_ref().map_or(0, |a| a.updates),
+            average: self.average.as_ref().map(|both| both.each_ref().map(|a| a.values.clone())).unwrap_or_default(),
+            average_updates: self.average.as_ref().map_or(0, |[values, _]| values.updates),
             best: self.best.clone(),
             best_score: self.best_score,
             tally: self.tally,
@@ -161,10 +167,11 @@ impl<'a> Run<'a> {
     /// What an epoch computes.
     fn stage_of(&self, epoch: usize) -> Stage {
         let recipe = self.recipe();
-        let share = epoch as f64 / recipe.epochs().max(1) as f64;
-        let last = epoch + 1 >= recipe.epochs();
+        let (phase, epochs) = recipe.phase(epoch);
+        let share = (epoch - epochs.start.min(epoch)) as f64 / epochs.len().max(1) as f64;
+        let last = epoch + 1 >= epochs.end;
         Stage {
-            phase: recipe.phase(epoch).0,
+            phase,
             snapped: last || share >= recipe.snap_at,
             frozen: recipe.fold == Fold::Running || share >= recipe.freeze_at,
         }
@@ -192,7 +199,8 @@ impl<'a> Run<'a> {
                 self.start_activations()?;
             }
             let decay = self.recipe().average;
-            self.average = (decay > 0.0).then(|| MovingAverage::new(&self.leaves.values, decay));
+            let both = || [&self.leaves.values, &self.leaves.statistics].map(|now| MovingAverage::new(now, decay));
+            self.average = (decay > 0.0).then(both);
         }
         Ok(())
     }
@@ -233,8 +241,12 @@ impl<'a> Run<'a> {
             let (learning_rate, weight_decay) = match leaf.kind {
                 Kind::Quantizer => {
                     let tensor = leaf.name.strip_suffix(&quantizer_leaf("")).unwrap_or(&leaf.name);
-                    let decays = self.quantizers.get(tensor).is_some_and(|q| q.decays());
-                    (recipe.quantizer_rate, if decays { recipe.weight_decay } else { recipe.quantizer_decay })
+                    let decay = match self.quantizers.get(tensor).map(|quantizer| quantizer.decays()) {
+                        Some(Decays::AsWeights) => recipe.weight_decay,
+                        Some(Decays::AsScales) => recipe.quantizer_decay,
+                        Some(Decays::Never) | None => 0.0,
+                    };
+                    (recipe.quantizer_rate, decay)
                 }
                 Kind::Weight => (1.0, recipe.weight_decay),
                 Kind::Bias | Kind::Affine | Kind::Running => (1.0, 0.0),
@@ -282,7 +294,8 @@ impl<'a> Run<'a> {
         let accumulate = self.recipe().accumulate.max(1);
         let mut batches = self.setup.training.epoch(epoch as u64, self.step % per_epoch * accumulate);
         while self.step / per_epoch == epoch && self.step < self.steps() {
-            let factor = self.schedule().factor(self.step);
+            let (schedule, begun) = self.schedule();
+            let factor = schedule.factor(self.step - begun);
             let learning_rate = self.recipe().learning_rate * factor;
             let mut total = vec![0.0; if accumulate > 1 { self.gradients.len() } else { 0 }];
             let mut last = None;
@@ -328,9 +341,11 @@ impl<'a> Run<'a> {
         let leaves = self.scored_leaves();
         let fold = self.recipe().fold.on_folded();
         let top1 = score(&self.network, &self.quantizers, &leaves, fold, self.setup.validation, self.setup.threads)?;
-        // Only what is computed as at the end can be the result.
+        // Only what is computed as at the end can be the result, and only what rounds.
         let last = self.stage_of(self.recipe().epochs().saturating_sub(1));
-        let best = self.stage == last && self.best_score.is_none_or(|(score, _)| top1 > score);
+        let best = self.stage == last
+            && !self.quantizers.observe(&leaves)
+            && self.best_score.is_none_or(|(score, _)| top1 > score);
         if best {
             self.best_score = Some((top1, epoch));
             self.best = [leaves.values.clone(), leaves.statistics.clone()];
@@ -348,21 +363,20 @@ impl<'a> Run<'a> {
     /// The leaves to score and ship: averaged, if they are averaged.
     fn scored_leaves(&self) -> Leaves {
         let mut leaves = self.leaves.clone();
-        if let Some(average) = &self.average {
-            leaves.values.clone_from(&average.values);
+        if let Some([values, statistics]) = &self.average {
+            leaves.values.clone_from(&values.values);
+            leaves.statistics.clone_from(&statistics.values);
             self.quantizers.project(&mut leaves);
         }
         leaves
     }
 
-    fn schedule(&self) -> Schedule {
-        let recipe = self.recipe();
-        Schedule {
-            decay: recipe.decay.clone(),
-            epochs: recipe.epochs() as f64,
-            warmup: recipe.warmup,
-            steps_per_epoch: self.steps_per_epoch(),
-        }
+    /// The schedule of the phase that is on, and its first step.
+    fn schedule(&self) -> (Schedule, usize) {
+        let (recipe, steps_per_epoch) = (self.recipe(), self.steps_per_epoch());
+        let (_, epochs) = recipe.phase(self.step / steps_per_epoch.max(1));
+        let (decay, begun) = (recipe.decay.clone(), epochs.start * steps_per_epoch);
+        (Schedule { decay, epochs: epochs.len() as f64, warmup: recipe.warmup, steps_per_epoch }, begun)
     }
 
     /// Where the tape for batches of `shape` is; it is made if there is none.
@@ -421,9 +435,16 @@ impl<'a> Run<'a> {
         if recipe.kure > 0.0 {
             let weights: Vec<_> = self.leaves.parameters.iter().filter(|leaf| leaf.kind == Kind::Weight).collect();
             let factor = recipe.kure / weights.len().max(1) as f64;
+            let fold = recipe.fold.on_folded();
             for leaf in &weights {
-                let gradient = &mut self.gradients[leaf.range.clone()];
-                kure::penalty(&self.leaves.values[leaf.range.clone()], kure::UNIFORM, factor, gradient);
+                // What is rounded is what is to be flat.
+                let folding = fold.then(|| self.network.folding(&leaf.name, &self.leaves)).flatten();
+                let mut weight = self.leaves.values[leaf.range.clone()].to_vec();
+                let mut gradient = vec![0.0; weight.len()];
+                folding.iter().for_each(|factors| scale_rows(&mut weight, factors));
+                kure::penalty(&weight, kure::UNIFORM, factor, &mut gradient);
+                folding.iter().for_each(|factors| scale_rows(&mut gradient, factors));
+                self.gradients[leaf.range.clone()].iter_mut().zip(&gradient).for_each(|(g, own)| *g += own);
             }
         }
         self.check(&self.gradients, "a gradient")?;
@@ -436,8 +457,9 @@ impl<'a> Run<'a> {
             self.network.project(&mut self.leaves);
         }
         self.check(&self.leaves.values, "a value")?;
-        if let Some(average) = &mut self.average {
-            average.update(&self.leaves.values);
+        if let Some([values, statistics]) = &mut self.average {
+            values.update(&self.leaves.values);
+            statistics.update(&self.leaves.statistics);
         }
         Ok(())
     }
@@ -461,8 +483,20 @@ fn identity(setup: &Setup<'_>) -> String {
     let leaves = Leaves::new(setup.graph, &Default::default());
     let parameters: Vec<String> =
         leaves.parameters.iter().map(|leaf| format!("{}{:?}", leaf.name, leaf.dims)).collect();
-    let data = [setup.training, setup.validation].map(|l| (l.dataset().len(), l.batches(), l.settings()));
+    let data = [setup.training, setup.validation].map(|l| (fingerprint(l), l.batches(), l.settings()));
+    // Recomputing changes no number.
+    let recipe = Recipe { recompute: false, ..setup.recipe.clone() };
     let teacher = setup.teacher.map(model_sha256);
     let start = model_sha256(setup.graph);
-    format!("{:?} {} {data:?} {start} {teacher:?} {}", setup.recipe, setup.target.name, parameters.join(" "))
+    format!("{recipe:?} {} {data:?} {start} {teacher:?} {}", setup.target.name, parameters.join(" "))
+}
+
+/// A number that other files or labels would change.
+fn fingerprint(loader: &Loader) -> u64 {
+    loader.labels().fold(0, |so_far, (sample, label)| {
+        let name = loader.dataset().name(sample);
+        let bytes = name.file_name().unwrap_or_default().as_encoded_bytes();
+        let words = bytes.chunks(8).map(|part| part.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
+        Random::keyed(&[so_far, label as u64].into_iter().chain(words).collect::<Vec<_>>()).next_u64()
+    })
 }
