@@ -97,8 +97,10 @@ impl Soft {
     /// Decides for the codes of the share of `V` that lean most to one side; the others can still make up for it.
     pub fn decide(v: &mut [f32], share: f64) {
         let mut order: Vec<usize> = (0..v.len()).collect();
-        order.sort_by(|&a, &b| v[b].abs().total_cmp(&v[a].abs()).then(a.cmp(&b)));
         let decided = (share * v.len() as f64).round() as usize;
+        if decided < order.len() {
+            order.select_nth_unstable_by(decided, |&a, &b| v[b].abs().total_cmp(&v[a].abs()).then(a.cmp(&b)));
+        }
         order.into_iter().take(decided).for_each(|i| v[i] = if v[i] >= 0.0 { DECIDED } else { -DECIDED });
     }
 
