@@ -209,20 +209,18 @@ fn float_outputs(
     Ok(found)
 }
 
-/// The samples that methods see, and every eighth, which they do not; all are both if there are few.
+/// The samples that methods see, and every eighth run of the network, which they do not; all are both if there are few.
 fn split<'a>(source: &Source<'a>, batch: usize) -> (Source<'a>, Source<'a>) {
     let part = |indices: Vec<usize>| Source { indices, ..*source };
-    let whole = |indices: Vec<usize>| {
-        let count = if indices.len() < batch { indices.len() } else { indices.len() / batch * batch };
-        part(indices[..count].to_vec())
-    };
-    if source.indices.len() < 2 * HELD_BACK * batch {
-        return (whole(source.indices.clone()), whole(source.indices.clone()));
+    let runs: Vec<&[usize]> = source.indices.chunks(batch).filter(|run| run.len() == batch).collect();
+    if runs.len() < 2 || source.indices.len() < 2 * HELD_BACK {
+        let all = if runs.is_empty() { source.indices.clone() } else { runs.concat() };
+        return (part(all.clone()), part(all));
     }
-    let is_held = |i: &usize| i % HELD_BACK == HELD_BACK - 1;
-    let (held, seen): (Vec<usize>, Vec<usize>) = (0..source.indices.len()).partition(is_held);
-    let samples = |places: Vec<usize>| places.into_iter().map(|i| source.indices[i]).collect();
-    (whole(samples(seen)), whole(samples(held)))
+    let is_held = |i: usize| i % HELD_BACK == HELD_BACK - 1 || (runs.len() < HELD_BACK && i + 1 == runs.len());
+    let of =
+        |held: bool| part((0..runs.len()).filter(|&i| is_held(i) == held).flat_map(|i| runs[i].to_vec()).collect());
+    (of(false), of(true))
 }
 
 /// Raises weight scales for biases that have become too large for them.

@@ -151,6 +151,12 @@ pub fn search(
     let (pool, runs) = (Threads::new(threads), Runs::of(&few, &first.float));
     let fixed = search.input_widths.is_empty() && settings.policy.activation_bits < 8;
     let activations = fixed.then_some(&first.grids);
+    if search.max_drop.is_some() && !classifies(&ground) {
+        return Err(Error::Usage {
+            what: "--max-drop counts samples whose class changes, and the outputs are no scores of classes".into(),
+            hint: "give a --budget".into(),
+        });
+    }
     let metric = search.metric.unwrap_or_else(|| search.strategy.metric(classifies(&ground)));
     let rounding = Rounding::from(&settings.policy);
     let edge_bits = Some(settings.policy.edge_bits).filter(|edge| search.widths.iter().any(|width| width < edge));

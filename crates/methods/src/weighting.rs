@@ -5,11 +5,21 @@
 use fewbits_graph::Tensor;
 use fewbits_train::loss::distillation;
 
+/// A probability that was rounded to less counts as this.
+const LEAST_PROBABILITY: f32 = 1e-9;
+
+/// Whether `row` are probabilities of classes.
+fn is_distribution(row: &[f32]) -> bool {
+    row.iter().all(|p| (0.0..=1.0).contains(p)) && (row.iter().map(|p| f64::from(*p)).sum::<f64>() - 1.0).abs() < 1e-3
+}
+
 /// How differences of an output count: the loss is the Kullback-Leibler divergence of classes, else a mean of squares.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Weighting {
     /// As log-probabilities of so many classes.
     Classes(usize),
+    /// The same where outputs are the probabilities.
+    Probabilities(usize),
     /// Squares, each times one over the variance of its channel: factors, and elements between two channels.
     Channels(Vec<f32>, usize),
 }
@@ -23,7 +33,12 @@ impl Weighting {
 
     fn of_output(targets: &[Vec<Tensor>], output: usize) -> Weighting {
         match targets[0][output].dims[..] {
-            [_, classes] if classes > 1 => Weighting::Classes(classes),
+            [_, classes] if classes > 1 => {
+                let rows = |target: &Vec<Tensor>| {
+                    target[output].as_f32().is_some_and(|x| x.chunks_exact(classes).all(is_distribution))
+                };
+                if targets.iter().all(rows) { Weighting::Probabilities(classes) } else { Weighting::Classes(classes) }
+            }
             _ => Self::squares(targets, output, 0.0),
         }
     }
@@ -65,6 +80,13 @@ impl Weighting {
                     gradient.fill(0.0);
                 }
             }
+            // `−t/p` by row; the Softmax before it makes `p − t` of that.
+            Weighting::Probabilities(classes) => {
+                let images = (output.len() / classes) as f32;
+                for ((g, p), t) in gradient.iter_mut().zip(output).zip(target) {
+                    *g = -t / (p.max(LEAST_PROBABILITY) * images);
+                }
+            }
             Weighting::Channels(factors, inner) => {
                 let scale = 2.0 / output.len() as f32;
                 // Planes of one channel each.
@@ -79,7 +101,7 @@ impl Weighting {
     }
 
     /// `B·z` for signs `z`, where `B·Bᵀ` is the Hessian of the loss with respect to `target`, what the float network puts out:
-    /// `diag(p) − p·pᵀ` by image for classes of probabilities `p`, else diagonal.
+    /// `diag(p) − p·pᵀ` by image for classes of probabilities `p`, `diag(1/p)` for the probabilities themselves, else diagonal.
     pub fn curvature(&self, target: &[f32], mut sign: impl FnMut() -> f64) -> Vec<f32> {
         match self {
             Weighting::Classes(classes) => {
@@ -95,6 +117,10 @@ impl Weighting {
                     row.collect::<Vec<_>>()
                 };
                 target.chunks_exact(*classes).flat_map(row).collect()
+            }
+            Weighting::Probabilities(classes) => {
+                let images = (target.len() / classes) as f64;
+                target.iter().map(|t| (sign() / (f64::from(t.max(LEAST_PROBABILITY)) * images).sqrt()) as f32).collect()
             }
             Weighting::Channels(factors, inner) => {
                 let factor = |i: usize| f64::from(factors[i / inner % factors.len()]);
@@ -129,7 +155,12 @@ mod tests {
         let target = [0.3f32, -1.2, 2.0, 0.7, 1.5, -0.4, 0.1, 0.9];
         let count = target.len();
         let of_channels = Weighting::of(&[vec![Tensor::f32(&[1, 2, 2, 2], target.to_vec())]]).remove(0);
-        for weighting in [Weighting::Classes(4), of_channels] {
+        let probabilities = [0.1f32, 0.2, 0.3, 0.4, 0.25, 0.25, 0.35, 0.15];
+        let of_probabilities = Weighting::of(&[vec![Tensor::f32(&[2, 4], probabilities.to_vec())]]).remove(0);
+        assert_eq!(of_probabilities, Weighting::Probabilities(4));
+        assert_eq!(Weighting::of(&[vec![Tensor::f32(&[2, 4], target.to_vec())]]), [Weighting::Classes(4)]);
+        let cases = [(Weighting::Classes(4), target), (of_channels, target), (of_probabilities, probabilities)];
+        for (weighting, target) in cases {
             // Column i of B: the sign of element i alone is not 0.
             let column = |i: usize| {
                 let mut next = 0;
@@ -140,15 +171,18 @@ mod tests {
             };
             let root: Vec<Vec<f32>> = (0..count).map(column).collect();
             for i in 0..count {
-                let ends = [0.01f32, -0.01].map(|step| {
+                let ends = [0.001f32, -0.001].map(|step| {
                     let mut moved = target;
                     moved[i] += step;
                     weighting.gradient(&moved, &target)
                 });
                 for j in 0..count {
-                    let expected = (ends[0][j] - ends[1][j]) / 0.02;
+                    let expected = (ends[0][j] - ends[1][j]) / 0.002;
                     let found: f32 = root.iter().map(|column| column[i] * column[j]).sum();
-                    assert!((found - expected).abs() < 1e-4, "{weighting:?} {i} {j}: {found}, expected {expected}");
+                    assert!(
+                        (found - expected).abs() < 1e-3 * (1.0 + expected.abs()),
+                        "{weighting:?} {i} {j}: {found}, expected {expected}"
+                    );
                 }
             }
         }

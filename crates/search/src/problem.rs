@@ -64,7 +64,8 @@ pub struct Limit {
 
 impl Limit {
     fn new(budget: Budget, unit: f64, rest: u64, terms: Vec<Term>) -> Self {
-        let most = ((budget.amount() * unit) as u64).saturating_sub(rest);
+        // 4.35 bits of 100 weights are 435, not 434.99….
+        let most = ((budget.amount() * unit * (1.0 + 1e-12)) as u64).saturating_sub(rest);
         Limit { budget, most, unit, rest, terms }
     }
 

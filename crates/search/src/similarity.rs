@@ -71,6 +71,10 @@ impl Metric {
     }
 
     fn of_image(self, a: &[f32], b: &[f32], classes: usize) -> f64 {
+        // A network that puts out no numbers is as damaged as can be, however they would add up.
+        if a.iter().zip(b).any(|(a, b)| a.is_finite() && !b.is_finite()) {
+            return f64::INFINITY;
+        }
         match self {
             Metric::Kl => places(a, b, classes, divergence),
             Metric::TopOne => places(a, b, classes, |a, b| f64::from(u8::from(largest(a) != largest(b)))),
@@ -157,7 +161,9 @@ fn largest(values: &[f64]) -> usize {
 pub fn divergence(a: &[f64], b: &[f64]) -> f64 {
     let is_distribution = a.iter().all(|p| (0.0..=1.0).contains(p)) && (a.iter().sum::<f64>() - 1.0).abs() < 1e-3;
     let (p, q) = if is_distribution && a.len() > 1 { (logs(a), logs(b)) } else { (log_softmax(a), log_softmax(b)) };
-    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>().max(0.0)
+    let sum: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+    // Rounding may leave equal distributions a little below 0; `max` would make 0 of NaN, too.
+    if sum < 0.0 { 0.0 } else { sum }
 }
 
 fn log_softmax(values: &[f64]) -> Vec<f64> {
@@ -168,7 +174,8 @@ fn log_softmax(values: &[f64]) -> Vec<f64> {
 
 /// Logarithms of probabilities; one that was rounded to nothing counts as 1e-9.
 fn logs(values: &[f64]) -> Vec<f64> {
-    values.iter().map(|v| v.max(1e-9).ln()).collect()
+    // `max` would make 1e-9 of NaN.
+    values.iter().map(|v| if *v < 1e-9 { 1e-9 } else { *v }.ln()).collect()
 }
 
 #[cfg(test)]
@@ -177,6 +184,18 @@ mod tests {
 
     fn damage(metric: Metric, dims: &[usize], a: &[f32], b: &[f32]) -> f64 {
         metric.damage(&Tensor::f32(dims, a.to_vec()), &Tensor::f32(dims, b.to_vec())).unwrap()
+    }
+
+    #[test]
+    fn what_is_no_number_is_no_likeness() {
+        for metric in [Metric::Cosine, Metric::Snr, Metric::Mse, Metric::Kl, Metric::Pearson, Metric::TopOne] {
+            for bad in [f32::NAN, f32::INFINITY] {
+                assert_eq!(metric.of_image(&[1.0, 0.0], &[bad, 0.0], 2), f64::INFINITY, "{metric}");
+            }
+        }
+        assert!(
+            divergence(&[0.0, 1.0], &[f64::NAN, 1.0]).is_nan() && divergence(&[0.0, 2.0], &[f64::NAN, 1.0]).is_nan()
+        );
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl<'a> Whole<'a> {
             }
         }
         let damage = mean(&seen);
-        if self.best.as_ref().is_none_or(|best| damage < mean(best)) {
+        if !damage.is_nan() && self.best.as_ref().is_none_or(|best| damage < mean(best)) {
             self.best = Some(seen);
         }
         Ok(damage)

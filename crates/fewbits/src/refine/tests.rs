@@ -58,3 +58,24 @@ fn a_killed_run_leaves_a_plan_that_can_be_exported_and_goes_on_with_what_it_foun
     assert!((2..done.findings.len()).contains(&steps[0].findings.len()), "{} findings", steps[0].findings.len());
     assert!(!best.exists() && !next.exists());
 }
+
+#[test]
+fn samples_that_are_held_back_are_whole_runs_that_methods_do_not_see() {
+    let dataset = demo::calibration_set();
+    let preprocess = demo::model().unwrap().preprocess().unwrap().unwrap();
+    // Samples, images of a run, samples seen and held back.
+    for (samples, batch, expected) in [
+        (64, 1, [56, 8]),
+        (40, 1, [35, 5]),
+        (50, 16, [32, 16]),
+        (64, 4, [56, 8]),
+        (10, 1, [10, 10]),
+        (20, 16, [16, 16]),
+    ] {
+        let source = Source { dataset: &dataset, preprocess: &preprocess, indices: (0..samples).collect() };
+        let (seen, held) = split(&source, batch);
+        assert_eq!([seen.indices.len(), held.indices.len()], expected, "{samples} in runs of {batch}");
+        let both = seen.indices.iter().any(|i| held.indices.contains(i));
+        assert_eq!(both, seen.indices == held.indices, "{samples} in runs of {batch}");
+    }
+}

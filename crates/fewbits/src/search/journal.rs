@@ -16,6 +16,8 @@ use std::{
 pub struct Journal {
     file: Option<(File, PathBuf)>,
     known: HashMap<Vec<usize>, f64>,
+    /// The first of those with the least damage.
+    best: Option<(Vec<usize>, f64)>,
 }
 
 impl Journal {
@@ -47,11 +49,20 @@ impl Journal {
             })?;
             Ok((choices, damage.unwrap_or(f64::NAN)))
         };
-        let known: HashMap<Vec<usize>, f64> = lines.enumerate().map(measured).collect::<Result<_, Error>>()?;
+        let known: Vec<(Vec<usize>, f64)> = lines.enumerate().map(measured).collect::<Result<_, Error>>()?;
         let begin = if whole.is_empty() { format!("{asked}\n") } else { whole.to_string() };
         write_atomically(path, |file| file.write_all(begin.as_bytes())).map_err(Error::io("write", path))?;
         let file = OpenOptions::new().append(true).open(path).map_err(Error::io("write", path))?;
-        Ok(Journal { file: Some((file, path.into())), known })
+        let mut journal = Journal { file: Some((file, path.into())), ..Journal::default() };
+        known.into_iter().for_each(|(choices, damage)| journal.remember(choices, damage));
+        Ok(journal)
+    }
+
+    fn remember(&mut self, choices: Vec<usize>, damage: f64) {
+        if !damage.is_nan() && self.best.as_ref().is_none_or(|(_, least)| damage < *least) {
+            self.best = Some((choices.clone(), damage));
+        }
+        self.known.insert(choices, damage);
     }
 
     /// The damage of `choices`, if it was measured.
@@ -59,10 +70,9 @@ impl Journal {
         self.known.get(choices).copied()
     }
 
-    /// The assignment with the least damage.
+    /// The assignment with the least damage, of equals the first that was measured.
     pub fn best(&self) -> Option<&[usize]> {
-        let by_damage = |a: &(&Vec<usize>, &f64), b: &(&Vec<usize>, &f64)| a.1.total_cmp(b.1).then(a.0.cmp(b.0));
-        self.known.iter().min_by(by_damage).map(|(choices, _)| choices.as_slice())
+        self.best.as_ref().map(|(choices, _)| choices.as_slice())
     }
 
     /// Adds one, and returns the damage as it will be read again: NaN if it is not finite.
@@ -71,7 +81,7 @@ impl Journal {
     /// [`Error::Io`].
     pub fn add(&mut self, choices: &[usize], damage: f64) -> Result<f64, Error> {
         let damage = if damage.is_finite() { damage } else { f64::NAN };
-        self.known.insert(choices.to_vec(), damage);
+        self.remember(choices.to_vec(), damage);
         if let Some((file, path)) = &mut self.file {
             writeln!(file, "{}", json!([choices, damage])).map_err(Error::io("write", path))?;
         }

@@ -205,7 +205,8 @@ impl Tuner {
     ) -> Result<Option<Self>, MethodError> {
         let shapes: Vec<Vec<usize>> = read(samples, 0)?.into_iter().map(|t| t.dims).collect();
         let one = shapes.first().and_then(|dims| dims.first()).copied().unwrap_or(1);
-        let batch = config.batch.min(samples.count());
+        // A run of a network with a fixed batch is many images.
+        let batch = (config.batch / one.max(1)).clamp(1, samples.count().max(1));
         let whole: Vec<Vec<usize>> = shapes.iter().map(|dims| [&[one * batch], &dims[1..]].concat()).collect();
         let mut tape_config = TapeConfig::default();
         for (name, site) in &ground.placement.sites {

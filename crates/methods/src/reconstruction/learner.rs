@@ -35,6 +35,8 @@ pub(super) struct Learner<'a> {
     config: &'a Config,
     /// Samples of a batch.
     pub batch: usize,
+    /// Images of a sample.
+    one: usize,
     tape: Tape,
     leaves: Leaves,
     /// As the leaves' values, with `V` in place of weights.
@@ -65,7 +67,8 @@ impl<'a> Learner<'a> {
         let ground = walk.ground();
         let shapes: Vec<Vec<usize>> = examples.inputs(Side::Quantized, 0)?.iter().map(|t| t.dims.clone()).collect();
         let one = shapes.first().and_then(|dims| dims.first()).copied().unwrap_or(1);
-        let batch = config.batch.min(samples);
+        // A run of a network with a fixed batch is many images.
+        let batch = (config.batch / one.max(1)).clamp(1, samples.max(1));
         let whole: Vec<Vec<usize>> = shapes.iter().map(|dims| [&[one * batch], &dims[1..]].concat()).collect();
         let mut tape_config = TapeConfig::default();
         let mut scales = Vec::new();
@@ -135,6 +138,7 @@ impl<'a> Learner<'a> {
         Ok(Some(Learner {
             config,
             batch,
+            one,
             tape,
             optimizer: Optimizer::new(Rule::Adam(Moments::default()), groups, count),
             gradients: vec![0.0; count],
@@ -185,7 +189,7 @@ impl<'a> Learner<'a> {
         self.tape.forward(&mut self.leaves, &inputs, threads);
         // Targets turn into gradients.
         for (i, target) in self.targets.iter_mut().enumerate() {
-            let factor = 2.0 / (self.batch * self.positions[i]) as f32;
+            let factor = 2.0 / (self.batch * self.one * self.positions[i]) as f32;
             threads.each(target.chunks_mut(PART).zip(self.tape.output(i).chunks(PART)), |(target, output)| {
                 target.iter_mut().zip(output).for_each(|(b, a)| *b = factor * (a - *b));
             });

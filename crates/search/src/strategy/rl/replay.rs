@@ -24,18 +24,20 @@ pub struct Step {
 pub struct Replay {
     steps: VecDeque<Step>,
     most: usize,
+    /// Whether the oldest one only stands for a state.
+    stands_in: bool,
 }
 
 impl Replay {
     /// Remembers `most` steps.
     pub fn new(most: usize) -> Self {
-        Replay { steps: VecDeque::with_capacity(most), most }
+        Replay { steps: VecDeque::with_capacity(most), most, stands_in: false }
     }
 
     /// Adds a step.
     pub fn push(&mut self, step: Step) {
         if self.steps.len() == self.most {
-            self.steps.pop_front();
+            self.stands_in = self.steps.pop_front().is_some_and(|step| step.done);
         }
         self.steps.push_back(step);
     }
@@ -44,7 +46,7 @@ impl Replay {
     /// drawn again. Empty if there are not two real steps.
     pub fn sample(&self, count: usize, random: &mut Random) -> Vec<(Step, [f32; STATE])> {
         let candidates = self.steps.len().saturating_sub(1);
-        let real = |&i: &usize| i == 0 || !self.steps[i - 1].done;
+        let real = |&i: &usize| if i == 0 { !self.stands_in } else { !self.steps[i - 1].done };
         if (0..candidates).filter(real).take(2).count() < 2 {
             return vec![];
         }
@@ -77,9 +79,13 @@ mod tests {
 
     #[test]
     fn draws_what_it_remembers_with_what_came_next_and_no_stand_ins() {
+        (203..207).for_each(draws_from_the_last_fifty_of);
+    }
+
+    fn draws_from_the_last_fifty_of(pushed: usize) {
         let mut replay = Replay::new(50);
         // Episodes of three steps and a stand-in.
-        (0..203).for_each(|n| replay.push(step(n, n % 4 == 2)));
+        (0..pushed).for_each(|n| replay.push(step(n, n % 4 == 2)));
         let mut random = Random::new(1);
         let mut counts = BTreeMap::new();
         for _ in 0..1000 {
@@ -90,8 +96,8 @@ mod tests {
                 *counts.entry(step.reward as usize).or_insert(0) += 1;
             }
         }
-        // 153 to 202 are remembered, 202 has no next.
-        let expected: Vec<usize> = (153..202).filter(|n| n % 4 != 3).collect();
+        // The last one has no next.
+        let expected: Vec<usize> = (pushed - 50..pushed - 1).filter(|n| n % 4 != 3).collect();
         assert_eq!(counts.keys().copied().collect::<Vec<_>>(), expected);
         let mean = 16_000 / expected.len();
         assert!(counts.values().all(|&count| (mean * 4 / 5..mean * 5 / 4).contains(&count)), "{counts:?}");
