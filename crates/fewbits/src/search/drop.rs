@@ -8,8 +8,8 @@ use fewbits_search::{Bits, Budget, Given, Metric, Problem, Sensitivity, Whole};
 const STEPS: usize = 7;
 
 /// The least mean bits, beside `budgets`, at which the best assignment changes the class of at most `drop` percent of the samples, weights
-/// rounded as `whole` rounds them; the widest if there are none. The accuracy itself falls by less: some classes were wrong before, some
-/// become right.
+/// rounded as `whole` rounds them, and that assignment; the widest, and none, if there is none. The accuracy itself falls by less: some
+/// classes were wrong before, some become right.
 ///
 /// # Errors
 /// Those of the network and the problem.
@@ -20,25 +20,32 @@ pub fn smallest(
     given: Given<'_>,
     drop: f64,
     progress: &dyn Progress,
-) -> Result<Budget, Error> {
+) -> Result<(Budget, Option<Vec<usize>>), Error> {
     let within = |bits: f64| [budgets, &[Budget::AvgBits(bits)]].concat();
     let ends = [table.widths.first(), table.widths.last()];
     let [mut low, mut high] = ends.map(|width| f64::from(width.copied().unwrap_or(8)));
-    let mut changed_at = |bits: f64| -> Result<f64, Error> {
+    let mut keeps = |bits: f64| -> Result<Option<Vec<usize>>, Error> {
         let problem = Problem::new(table, &within(bits), given)?;
-        let fits = problem.check().is_ok();
-        let changed = if fits { changed(whole, &problem.bits(&exact(&problem)?))? } else { 100.0 };
-        progress.say(&format!("{bits:.3} bits: {changed:.2} % of the classes change"));
         progress.step();
-        Ok(changed)
+        if problem.check().is_err() {
+            return Ok(None);
+        }
+        let choices = exact(&problem)?;
+        let changed = changed(whole, &problem.bits(&choices))?;
+        progress.say(&format!("{bits:.3} bits: {changed:.2} % of the classes change"));
+        Ok(Some(choices).filter(|_| changed <= drop))
     };
+    let mut found = None;
     progress.begin("smallest network within the drop", STEPS);
     for _ in 0..STEPS {
         let middle = 0.5 * (low + high);
-        *(if changed_at(middle)? <= drop { &mut high } else { &mut low }) = middle;
+        match keeps(middle)? {
+            Some(choices) => (high, found) = (middle, Some(choices)),
+            None => low = middle,
+        }
     }
     progress.end();
-    Ok(Budget::AvgBits(high))
+    Ok((Budget::AvgBits(high), found))
 }
 
 /// Percent of the samples whose class `bits` change.
