@@ -15,6 +15,7 @@
 //! # When it fails
 //! With a handful of samples, or where a layer sees one position per sample (classifiers): the moments then say nothing about most
 //! directions. A ridge keeps the weights near the float ones there, and a channel is changed only if samples that were held back agree.
+//! Layers of more than some 8,000 inputs, and MatMul, are left as they are; findings name them.
 //!
 //! # Cost
 //! One pass over the samples for each layer, `O(outputs · K²)` per sweep; no gradients. MobileNetV2 takes some tens of seconds.
@@ -39,6 +40,7 @@ use crate::{
 };
 use descent::{Descent, Point, codes_of};
 use fewbits_graph::{Granularity, QuantParams};
+use std::sync::{Mutex, PoisonError};
 
 /// How the search is made.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,10 +70,12 @@ const TURNS: usize = 3;
 const LEAST_FACTOR: f32 = 0.4;
 
 /// The method.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct Comq {
     /// How the search is made.
     pub config: Config,
+    /// Weights of the layers that it did not take.
+    left: Mutex<Vec<String>>,
 }
 
 impl BlockMethod for Comq {
@@ -82,11 +86,20 @@ impl BlockMethod for Comq {
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
         let Some(block) = walk.block() else { return Ok(()) };
         for layer in &block.layers {
-            if let Some(moments) = Moments::of(walk, draft, layer)? {
-                self.layer(walk, draft, layer, &moments);
+            match Moments::of(walk, draft, layer)? {
+                Some(moments) => self.layer(walk, draft, layer, &moments),
+                None => self.left.lock().unwrap_or_else(PoisonError::into_inner).push(layer.weight.clone()),
             }
         }
         Ok(())
+    }
+
+    fn findings(&self) -> Vec<String> {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = || {
+            format!("left as they were, being no convolutions or products of a size that it takes: {}", left.join(", "))
+        };
+        if left.is_empty() { vec![] } else { vec![line()] }
     }
 }
 

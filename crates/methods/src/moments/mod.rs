@@ -38,6 +38,9 @@ const BLOCK: usize = 256;
 /// Of how many samples one is held back for judging.
 const HELD_BACK: usize = 8;
 
+/// Bytes of running sums that a layer may take. VGG's first fully connected layer would take 23 GB.
+const MEMORY: usize = 2 << 30;
+
 /// The moments of one group of a layer, about the mean, per row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Group {
@@ -121,7 +124,7 @@ impl Moments {
     }
 
     /// Gathers the moments of `layer`, a layer of the walk's block, with everything before it as `draft` has it. `None` if the layer is no
-    /// plain convolution or product.
+    /// plain convolution or product, or has so many inputs that moments would take more than 2 GiB.
     ///
     /// # Errors
     /// [`MethodError::Graph`], [`MethodError::Spill`].
@@ -130,6 +133,9 @@ impl Moments {
         let (Some(block), Some(fact)) = (walk.block(), ground.facts.get(&layer.input)) else { return Ok(None) };
         let weight = ground.float.constant(&layer.weight).and_then(|t| t.as_f32());
         let (Some(shape), Some(weight)) = (Shape::of(ground.float, layer, &fact.dims), weight) else { return Ok(None) };
+        if bytes(&shape) > MEMORY {
+            return Ok(None);
+        }
         let given = block.inputs.iter().position(|name| *name == layer.input);
         let names = [layer.input.as_str()];
         let parts = match given {
@@ -181,6 +187,12 @@ impl Moments {
         let (fit, held) = (plan.groups(&fit), plan.groups(&held));
         Ok(Some(Moments { shape, fit, held }))
     }
+}
+
+/// Bytes of the running sums of a layer, of all lanes.
+fn bytes(shape: &Shape) -> usize {
+    let elements = shape.groups.saturating_mul(shape.inputs).saturating_mul(shape.inputs + shape.outputs);
+    elements.saturating_mul(2 * LANES * size_of::<f32>())
 }
 
 /// How rows are chosen and multiplied.

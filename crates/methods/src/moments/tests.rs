@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing;
+use crate::{layers, testing};
 
 /// What a layer's rounded weights add to its error, by its moments, is what the executor measures.
 #[test]
@@ -99,4 +99,19 @@ fn one_bias_stands_for_all_channels() {
     let mut y = vec![1.0; 2 * channels];
     Window::of(&ground, &network.draft, &layer, channels).see(0, channels, &mut y);
     assert!(y.iter().all(|y| *y == 1.25), "{y:?}");
+}
+
+#[test]
+fn layers_of_very_many_inputs_have_no_moments() {
+    let network = testing::residual();
+    let layer = layers(&network.graph, &network.placement).remove(0);
+    let input = &network.ground().facts[&layer.input].dims;
+    let shape = |inputs, outputs| {
+        let mut shape = Shape::of(&network.graph, &layer, input).unwrap();
+        (shape.groups, shape.inputs, shape.outputs) = (1, inputs, outputs);
+        shape
+    };
+    // VGG-16's first fully connected layer; ResNet-50's widest convolution; VGG-16's second one.
+    assert!(bytes(&shape(25_088, 4096)) > MEMORY);
+    assert!(bytes(&shape(4608, 512)) < MEMORY && bytes(&shape(4096, 4096)) < MEMORY);
 }
