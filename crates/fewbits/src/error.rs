@@ -101,6 +101,7 @@ impl Error {
             Error::Onnx(e) => e.hint(),
             Error::Data(e) => e.hint(),
             Error::Quant(e) => e.hint(),
+            Error::Method(MethodError::Sample { source, .. }) => source.downcast_ref::<Error>().and_then(Error::hint),
             Error::Method(e) => e.hint(),
             Error::Search(e) => e.hint(),
             Error::Train(e) => e.hint(),

@@ -20,7 +20,7 @@ use fewbits_methods::{
 use fewbits_quant::weights::guard_bias;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::{collections::BTreeMap, fmt, time::Instant};
+use std::{collections::BTreeMap, fmt, sync::OnceLock, time::Instant};
 
 use stage::ByOutputs;
 pub(crate) use stage::{Stage, stages};
@@ -241,17 +241,20 @@ fn guard_biases(ground: &Ground<'_>, draft: &mut Draft) {
 pub(crate) struct Runs<'a> {
     source: &'a Source<'a>,
     batch: usize,
+    /// Of the first sample that was read: methods make everything ready for one.
+    shape: OnceLock<Vec<usize>>,
 }
 
 impl<'a> Runs<'a> {
     pub(crate) fn of(source: &'a Source<'a>, graph: &Graph) -> Self {
-        Runs { source, batch: Model::fixed_batch(graph).unwrap_or(1) }
+        Runs { source, batch: Model::fixed_batch(graph).unwrap_or(1), shape: OnceLock::new() }
     }
 
     /// Several samples a run, if the network takes them: as many as divide their number.
     pub(crate) fn batched(source: &'a Source<'a>, graph: &Graph) -> Self {
         let divides = |batch: &usize| source.indices.len().is_multiple_of(*batch);
-        Runs { source, batch: Model::fixed_batch(graph).unwrap_or((1..=BATCH).rev().find(divides).unwrap_or(1)) }
+        let batch = Model::fixed_batch(graph).unwrap_or((1..=BATCH).rev().find(divides).unwrap_or(1));
+        Runs { source, batch, shape: OnceLock::new() }
     }
 }
 
@@ -262,7 +265,15 @@ impl Samples for Runs<'_> {
 
     fn inputs(&self, i: usize) -> Result<Vec<Tensor>, Box<dyn std::error::Error + Send + Sync>> {
         let indices = self.source.indices.chunks(self.batch).nth(i).unwrap_or_default();
-        Ok(vec![self.source.tensor(indices, self.batch)?.0])
+        let tensor = self.source.tensor(indices, self.batch)?.0;
+        let first = self.shape.get_or_init(|| tensor.dims.clone());
+        if *first != tensor.dims {
+            return Err(Box::new(Error::Usage {
+                what: format!("prepared samples are {first:?} and {:?}; these methods need one size", tensor.dims),
+                hint: "give --resize-to HxW or --crop, or take --method basic".into(),
+            }));
+        }
+        Ok(vec![tensor])
     }
 }
 

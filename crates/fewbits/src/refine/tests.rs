@@ -3,6 +3,8 @@ use crate::{
     demo, export,
     quantize::{Ranges, quantize},
 };
+use fewbits_data::{Dataset, OpenOptions, Preprocess};
+use fewbits_methods::MethodError;
 use fewbits_quant::{Plan, RangeRule, calibrate::Policy, target::Target};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -78,4 +80,18 @@ fn samples_that_are_held_back_are_whole_runs_that_methods_do_not_see() {
         let both = seen.indices.iter().any(|i| held.indices.contains(i));
         assert_eq!(both, seen.indices == held.indices, "{samples} in runs of {batch}");
     }
+}
+
+#[test]
+fn samples_of_different_sizes_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, width) in [("a.png", 4), ("b.png", 4), ("c.png", 6)] {
+        image::RgbImage::new(width, 4).save(folder.path().join(name)).unwrap();
+    }
+    let dataset = Dataset::open(folder.path(), &OpenOptions::default()).unwrap();
+    let source = Source { dataset: &dataset, preprocess: &Preprocess::default(), indices: vec![0, 1, 2] };
+    let runs = Runs::of(&source, &Graph::default());
+    assert!(runs.inputs(0).is_ok() && runs.inputs(1).is_ok());
+    let error = Error::from(MethodError::Sample { sample: 2, source: runs.inputs(2).unwrap_err() });
+    assert!(error.hint().unwrap().contains("--resize-to"), "{error}");
 }
