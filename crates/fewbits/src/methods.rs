@@ -14,6 +14,8 @@ pub enum Method {
     AbsorbBias,
     /// For each layer the clipping rule of least output error at its bits.
     MixedClipping,
+    /// The same by the outputs of the whole network.
+    MixedClippingNetwork,
     /// Weights clipped by their distribution, their deviations and the means of outputs brought back.
     Aciq,
     /// Scales of weights of least squared weight error.
@@ -56,6 +58,7 @@ pub const METHODS: &[(Method, &str)] = &[
     (Method::Equalize, "equalize"),
     (Method::AbsorbBias, "absorb-bias"),
     (Method::MixedClipping, "mixed-clipping"),
+    (Method::MixedClippingNetwork, "mixed-clipping-network"),
     (Method::Aciq, "aciq"),
     (Method::Omse, "omse"),
     (Method::Lapq, "lapq"),

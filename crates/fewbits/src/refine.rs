@@ -152,6 +152,9 @@ pub fn refine(
                     Ok::<f64, Error>(10f64.powf(-0.1 * db))
                 };
                 match method {
+                    ByOutputs::MixedClipping(method) => {
+                        method.tune(ground, &mut next, &pool, &loss, progress)?;
+                    }
                     ByOutputs::Lapq(config) => {
                         lapq::tune(ground, &mut next, config, &pool, &loss, progress)?;
                     }

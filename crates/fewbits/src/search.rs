@@ -21,7 +21,7 @@ use crate::{
 };
 use fewbits_graph::{Grids, exec};
 use fewbits_kernels::Threads;
-use fewbits_methods::Ground;
+use fewbits_methods::{Ground, classes};
 use fewbits_quant::calibrate;
 use fewbits_search::{
     Bits, Budget, Given, LatencyTable, Level, Metric, Problem, Rounding, SearchError, Sensitivity, Whole,
@@ -245,9 +245,10 @@ pub fn search(
         let more = rest_bytes(&quantized, &table).saturating_sub(given.rest);
         if found.kept || more == 0 || problem.check().is_err() {
             found.points = points(&problem, &table, given, search, &trials, &mut whole)?;
-            found.settle(|point| {
-                Ok(whole.damage(&Bits { weights: point.weights.clone(), inputs: point.inputs.clone() })?)
-            })?;
+            found.settle(|point| Ok(whole.damage(&point.bits())?))?;
+            if classifies(&ground) {
+                found.agree(&problem.bits(&best.choices), |bits| Ok(1.0 - whole.damage_by(Metric::TopOne, bits)?))?;
+            }
             return Ok((found, quantized));
         }
         given.rest += more;
@@ -329,7 +330,7 @@ fn points(
     let sizes = Problem::new(table, &[Budget::Size(u64::MAX)], given)?;
     let point = |sort: Sort, choices: &[usize], damage: f64| {
         let Bits { weights, inputs } = problem.bits(choices);
-        Point { sort, bytes: sizes.cost(0, choices) + given.rest, damage, weights, inputs }
+        Point { sort, bytes: sizes.cost(0, choices) + given.rest, damage, agreement: None, weights, inputs }
     };
     let mut points: Vec<Point> = trials.iter().map(|trial| point(Sort::Tried, &trial.choices, trial.damage)).collect();
     for &bits in &search.widths {
@@ -363,11 +364,10 @@ fn input_grids(
     widths.iter().map(at).collect()
 }
 
-/// Whether the outputs are scores of classes: one row of several for each image.
+/// Whether the outputs are scores of classes.
 fn classifies(ground: &Ground<'_>) -> bool {
-    let rows =
-        |name: &String| ground.facts.get(name).is_some_and(|fact| matches!(fact.dims[..], [_, classes] if classes > 1));
-    ground.float.outputs.iter().all(|info| rows(&info.name))
+    let scores = |name: &String| ground.facts.get(name).is_some_and(|fact| classes(&fact.dims).is_some());
+    ground.float.outputs.iter().all(|info| scores(&info.name))
 }
 
 /// Bytes of everything but the weights of `table`.

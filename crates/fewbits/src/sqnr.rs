@@ -1,5 +1,6 @@
 //! How far two signals are apart.
 
+use fewbits_methods::classes;
 use fewbits_search::similarity::divergence;
 
 /// Two signals compared: signal-to-quantization-noise ratio, `10·log10(Σ x² / Σ (x − y)²)`, cosine, largest difference; sums in f64.
@@ -70,7 +71,7 @@ impl Sqnr {
 
 /// SQNR of an output whose channels mean different things, each channel counting the same:
 /// `10·log10(1 / mean_c(noise_c / variance_c))`, so that box offsets of ±1 are not drowned by class scores of −20. Of class scores
-/// (`[samples, classes]`) only differences matter, and those of likely classes most: there the noise is the mean Kullback-Leibler
+/// ([`classes`]) only differences matter, and those of likely classes most: there the noise is the mean Kullback-Leibler
 /// divergence of `softmax(x)` from `softmax(y)`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BalancedSqnr {
@@ -91,14 +92,14 @@ impl BalancedSqnr {
     /// Adds the signal `x` of shape `dims` and its approximation `y`. Channels are axis 1 of four axes, the shorter of the last two of
     /// three (cells × values), and there is one for anything else.
     pub fn add(&mut self, dims: &[usize], x: &[f32], y: &[f32]) {
-        let (channels, inner) = match *dims {
-            [_, classes] if classes > 1 => {
-                let wide = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
-                for (x, y) in x.chunks_exact(classes).zip(y.chunks_exact(classes)) {
-                    self.divergence = [self.divergence[0] + divergence(&wide(x), &wide(y)), self.divergence[1] + 1.0];
-                }
-                return;
+        if let Some(classes) = classes(dims) {
+            let wide = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+            for (x, y) in x.chunks_exact(classes).zip(y.chunks_exact(classes)) {
+                self.divergence = [self.divergence[0] + divergence(&wide(x), &wide(y)), self.divergence[1] + 1.0];
             }
+            return;
+        }
+        let (channels, inner) = match *dims {
             [_, c, h, w] => (c, h * w),
             [_, a, b] if a < b => (a, b),
             [_, _, b] => (b, 1),
@@ -177,6 +178,14 @@ mod tests {
         let divergence = 0.25 * (0.25f64 / 0.5).ln() + 0.75 * (0.75f64 / 0.5).ln();
         assert!((db(&[0.0, 3f32.ln()], &[0.0, 0.0]) + 10.0 * divergence.log10()).abs() < 1e-4);
         assert!((db(&[0.25, 0.75], &[0.5, 0.5]) + 10.0 * divergence.log10()).abs() < 1e-4);
+    }
+
+    #[test]
+    fn old_classifiers_are_classifiers() {
+        let [mut old, mut new] = [BalancedSqnr::default(), BalancedSqnr::default()];
+        old.add(&[1, 3, 1, 1], &[1.0, 2.0, 3.0], &[1.5, 2.0, 2.0]);
+        new.add(&[1, 3], &[1.0, 2.0, 3.0], &[1.5, 2.0, 2.0]);
+        assert_eq!(old, new);
     }
 
     #[test]

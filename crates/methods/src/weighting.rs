@@ -8,6 +8,15 @@ use fewbits_train::loss::distillation;
 /// A probability that was rounded to less counts as this.
 const LEAST_PROBABILITY: f32 = 1e-9;
 
+/// Of how many classes an output of these dimensions, images along axis 0, holds a score each; `None` if it is something else. Old
+/// networks have axes of one element behind the classes.
+pub fn classes(dims: &[usize]) -> Option<usize> {
+    match dims {
+        [_, classes, places @ ..] if *classes > 1 && places.iter().all(|&places| places == 1) => Some(*classes),
+        _ => None,
+    }
+}
+
 /// Whether `row` are probabilities of classes.
 fn is_distribution(row: &[f32]) -> bool {
     row.iter().all(|p| (0.0..=1.0).contains(p)) && (row.iter().map(|p| f64::from(*p)).sum::<f64>() - 1.0).abs() < 1e-3
@@ -32,14 +41,14 @@ impl Weighting {
     }
 
     fn of_output(targets: &[Vec<Tensor>], output: usize) -> Weighting {
-        match targets[0][output].dims[..] {
-            [_, classes] if classes > 1 => {
+        match classes(&targets[0][output].dims) {
+            Some(classes) => {
                 let rows = |target: &Vec<Tensor>| {
                     target[output].as_f32().is_some_and(|x| x.chunks_exact(classes).all(is_distribution))
                 };
                 if targets.iter().all(rows) { Weighting::Probabilities(classes) } else { Weighting::Classes(classes) }
             }
-            _ => Self::squares(targets, output, 0.0),
+            None => Self::squares(targets, output, 0.0),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The report as Markdown.
 
 use crate::{
-    CandidateKind, Quality, Search, Sensitivity,
+    CandidateKind, Search, Sensitivity,
     numbers::{bits, bytes, count, decibels, digits, percent, ratio, significant},
     report::{Mode, Report, Runtime},
 };
@@ -124,22 +124,20 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
 }
 
 fn search(out: &mut String, found: &Search) -> fmt::Result {
-    let (quality, show): (_, fn(f64) -> String) = match &found.quality {
-        Quality::Accuracy(name) => (name, percent),
-        Quality::Damage(name) => (name, |damage| significant(damage, 3)),
-    };
     writeln!(out, "\n## Search\n")?;
     let verdict = if found.kept { "kept" } else { "missed" };
     write!(out, "By {}; budget {}: {verdict}. ", plain(&found.strategy), plain(&found.budget))?;
     writeln!(out, "{} bytes, {:.3} bits on average, {} bit operations.", found.bytes, found.average_bits, found.bops)?;
-    writeln!(out, "\n| network | bytes | {} |\n|---|--:|--:|", plain(quality))?;
+    let names: String = found.qualities.iter().map(|quality| format!(" {} |", plain(quality.name()))).collect();
+    writeln!(out, "\n| network | bytes |{names}\n|---|--:|{}", "--:|".repeat(found.qualities.len()))?;
     for candidate in &found.candidates {
         let name = match candidate.kind {
             CandidateKind::Tried => continue,
             CandidateKind::Uniform(bits) => format!("{bits} bits everywhere"),
             CandidateKind::Found => "found".into(),
         };
-        writeln!(out, "| {name} | {} | {} |", candidate.bytes, show(candidate.value))?;
+        let values = found.qualities.iter().enumerate().map(|(i, q)| format!(" {} |", q.show(candidate.value(i))));
+        writeln!(out, "| {name} | {} |{}", candidate.bytes, values.collect::<String>())?;
     }
     writeln!(out, "\n| layer | weight bits | activation bits | bytes |\n|---|--:|--:|--:|")?;
     for layer in &found.layers {

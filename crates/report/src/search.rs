@@ -1,5 +1,6 @@
 //! What a search for bits measured and found, as a report shows it.
 
+use crate::numbers::{percent, significant};
 use serde::{Deserialize, Serialize};
 
 /// The damage that each width does to each layer, alone.
@@ -41,8 +42,8 @@ pub struct Search {
     pub bops: u64,
     /// Bits of every layer in the order of the graph.
     pub layers: Vec<LayerBits>,
-    /// What [`Candidate::value`] is.
-    pub quality: Quality,
+    /// What [`Candidate::values`] are.
+    pub qualities: Vec<Quality>,
     /// The networks that were evaluated, the one that was found among them.
     pub candidates: Vec<Candidate>,
     /// Reward of each episode, in order.
@@ -72,9 +73,27 @@ pub enum Quality {
     Damage(String),
 }
 
-impl Default for Quality {
-    fn default() -> Self {
-        Quality::Damage("damage".into())
+impl Quality {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Quality::Accuracy(name) | Quality::Damage(name) => name,
+        }
+    }
+
+    /// A value of it in words.
+    pub(crate) fn show(&self, value: Option<f64>) -> String {
+        match (self, value) {
+            (_, None) => "–".into(),
+            (Quality::Accuracy(_), Some(share)) => percent(share),
+            (Quality::Damage(_), Some(damage)) => significant(damage, 3),
+        }
+    }
+}
+
+impl Candidate {
+    /// By quality number `quality`, if it was measured.
+    pub(crate) fn value(&self, quality: usize) -> Option<f64> {
+        self.values.get(quality).copied().flatten()
     }
 }
 
@@ -85,8 +104,8 @@ pub struct Candidate {
     pub kind: CandidateKind,
     /// Bytes to deploy it.
     pub bytes: u64,
-    /// How good it is.
-    pub value: f64,
+    /// How good it is, by each of [`Search::qualities`]; `None` where that was not measured.
+    pub values: Vec<Option<f64>>,
 }
 
 /// What a network is to a search.

@@ -65,7 +65,7 @@ fn hostile() -> Report {
 
 /// Sizes and qualities from 100 to 400 bytes; the second candidate is beaten by the third.
 fn search() -> Search {
-    let candidate = |kind, bytes, value| Candidate { kind, bytes, value };
+    let candidate = |kind, bytes, value, damage| Candidate { kind, bytes, values: vec![Some(value), damage] };
     let layer = |weights, activations| LayerBits { name: HOSTILE.into(), weights, activations, bytes: 96 };
     Search {
         strategy: HOSTILE.into(),
@@ -75,12 +75,12 @@ fn search() -> Search {
         average_bits: 3.875,
         bops: 5_000_000,
         layers: vec![layer(Some(4), Some(8)), layer(Some(2), None)],
-        quality: Quality::Accuracy(HOSTILE.into()),
+        qualities: vec![Quality::Accuracy(HOSTILE.into()), Quality::Damage(HOSTILE.into())],
         candidates: vec![
-            candidate(CandidateKind::Tried, 100, 0.25),
-            candidate(CandidateKind::Uniform(3), 300, 0.5),
-            candidate(CandidateKind::Found, 200, 0.5),
-            candidate(CandidateKind::Tried, 400, 0.75),
+            candidate(CandidateKind::Tried, 100, 0.25, Some(0.75)),
+            candidate(CandidateKind::Uniform(3), 300, 0.5, Some(0.25)),
+            candidate(CandidateKind::Found, 200, 0.5, None),
+            candidate(CandidateKind::Tried, 400, 0.75, None),
         ],
         rewards: vec![1.0, 0.0, 2.0, 1.5],
     }
@@ -211,7 +211,15 @@ fn the_front_joins_what_is_not_beaten_and_the_best_reward_only_rises() {
     let y = |value: f64| 264.0 - 242.0 * (value - 0.225) / 0.55;
     let line = [(100.0, 0.25), (200.0, 0.5), (400.0, 0.75)].map(|(a, b)| format!("{:.1} {:.1}", x(a), y(b))).join("L");
     assert!(page.contains(&format!("d=\"M{line}\"")), "no {line} in {page}");
-    assert_eq!((page.matches("class=\"found\"").count(), page.matches("class=\"mark0\"").count()), (1, 1));
+    // By the other quality two are known.
+    let x = |bytes: f64| 54.0 + 472.0 * (bytes - 90.0) / 220.0;
+    let line = format!("d=\"M{:.1} ", x(100.0));
+    assert!(page.contains(&line), "no {line} in {page}");
+    assert_eq!((page.matches("class=\"found\"").count(), page.matches("class=\"mark0\"").count()), (1, 2));
+    assert!(
+        page.contains("<td class=\"n\">50.00 %<td class=\"n\">–</tr>"),
+        "what was not measured is left out: {page}"
+    );
     let best = |reward: f64| 264.0 - 242.0 * (reward + 0.1) / 2.2;
     let [first, third, last] = [1.0, 3.0, 4.0].map(|episode: f64| 54.0 + 472.0 * (episode - 0.85) / 3.3);
     let (low, high) = (best(1.0), best(2.0));

@@ -278,7 +278,15 @@ fn text(report: &Report, args: &Args) -> String {
         lines.push(format!("budget {}: {stated}{}", figure.budget, if figure.kept { "" } else { "  MISSED" }));
     }
     let uniform = found.uniform.map(|(bits, damage)| format!(" ({damage:.4} with {bits} bits everywhere)"));
-    lines.push(format!("damage of rounding ({}): {:.4}{}", found.metric, found.damage, uniform.unwrap_or_default()));
+    let agreement =
+        found.agreement.map(|share| format!("; {:.1} % of {} samples keep their class", 100.0 * share, found.samples));
+    lines.push(format!(
+        "damage of rounding ({}): {:.4}{}{}",
+        found.metric,
+        found.damage,
+        uniform.unwrap_or_default(),
+        agreement.unwrap_or_default()
+    ));
     match report.scores {
         Some(Scores::Classification { top1, top5, samples }) => {
             lines.push(format!("top-1 {top1:.2} %   top-5 {top5:.2} %   {samples} samples"));

@@ -41,6 +41,8 @@ pub enum Stage {
 
 /// A method that tries grids and measures the outputs.
 pub enum ByOutputs {
+    /// Clipping rules of weights.
+    MixedClipping(MixedClipping),
     /// Scales of weights.
     Lapq(lapq::Config),
     /// Grids of activations.
@@ -72,6 +74,9 @@ impl Stage {
             Method::ZeroPointPhase => shifted(Shift::Phase),
             Method::BnTune => Box::new(BnTune::default()),
             Method::BiasCorrectionSequential => Box::new(bias_correction::sequential()),
+            Method::MixedClippingNetwork => {
+                return Some(Stage::Outputs(ByOutputs::MixedClipping(MixedClipping::default())));
+            }
             Method::Lapq => return Some(Stage::Outputs(ByOutputs::Lapq(lapq::Config::default()))),
             Method::ZeroPoint => {
                 let config = zero_point::Config { deadline, ..zero_point::Config::default() };
@@ -104,6 +109,7 @@ impl Stage {
     pub fn findings(&self) -> Vec<String> {
         match self {
             Stage::Walk(methods) => methods.iter().flat_map(|m| m.findings()).collect(),
+            Stage::Outputs(ByOutputs::MixedClipping(method)) => method.findings(),
             Stage::Outputs(_) | Stage::Whole(_) => vec![],
         }
     }
@@ -112,6 +118,7 @@ impl Stage {
     pub fn name(&self) -> String {
         match self {
             Stage::Walk(methods) => methods.iter().map(|m| m.name()).collect::<Vec<_>>().join(", "),
+            Stage::Outputs(ByOutputs::MixedClipping(_)) => Method::MixedClippingNetwork.to_string(),
             Stage::Outputs(ByOutputs::Lapq(_)) => Method::Lapq.to_string(),
             Stage::Outputs(ByOutputs::ZeroPoint(_)) => Method::ZeroPoint.to_string(),
             Stage::Whole(_) => Method::E2eQp.to_string(),

@@ -25,7 +25,7 @@ use crate::{
 };
 use fewbits_data::{Dataset, Preprocess};
 use fewbits_graph::{Graph, Grids, exec::Mode};
-use fewbits_quant::{calibrate::Policy, placement::place, target::Target};
+use fewbits_quant::{calibrate::Policy, placement::place, plan::model_sha256, target::Target};
 use fewbits_train::recipe::Recipe;
 use std::{
     collections::BTreeSet,
@@ -148,6 +148,8 @@ impl Request<'_> {
             here: self.subject.describe(),
             proxy: self.subject.is_proxy() || self.effort.limit.is_some(),
             model: self.pretrained.then(|| self.model.path.clone()),
+            model_sha256: model_sha256(&self.model.graph),
+            preprocess: self.preprocess.to_string(),
             data: self.training.path().into(),
             images: self.images(),
             validation: self.validation.path().into(),

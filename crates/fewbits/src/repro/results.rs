@@ -21,6 +21,10 @@ pub struct Setup {
     pub proxy: bool,
     /// The pretrained float network, if one was given.
     pub model: Option<PathBuf>,
+    /// Of the graph that the float network begins with ([`model_sha256`](fewbits_quant::plan::model_sha256)).
+    pub model_sha256: String,
+    /// How images are prepared.
+    pub preprocess: String,
     /// Training images.
     pub data: PathBuf,
     /// How many.

@@ -66,9 +66,12 @@ fn search(found: &Found) -> Search {
             Sort::Uniform(bits) => CandidateKind::Uniform(bits),
             Sort::Tried | Sort::Front => CandidateKind::Tried,
         };
-        Candidate { kind, bytes: point.bytes, value: point.damage }
+        Candidate { kind, bytes: point.bytes, values: vec![Some(point.damage), point.agreement] }
     };
-    let own = Candidate { kind: CandidateKind::Found, bytes: found.bytes, value: found.damage };
+    let values = vec![Some(found.damage), found.agreement];
+    let own = Candidate { kind: CandidateKind::Found, bytes: found.bytes, values };
+    let damage = Quality::Damage(format!("damage at the outputs, {}", in_words(found.metric)));
+    let agreement = found.agreement.map(|_| Quality::Accuracy("classes that stay".into()));
     Search {
         strategy: found.strategy.to_string(),
         budget: found.budget.clone(),
@@ -77,7 +80,7 @@ fn search(found: &Found) -> Search {
         average_bits: found.average_bits,
         bops: found.bops,
         layers: found.layers.iter().map(layer).collect(),
-        quality: Quality::Damage(format!("damage at the outputs, {}", in_words(found.metric))),
+        qualities: [damage].into_iter().chain(agreement).collect(),
         candidates: found.points.iter().map(candidate).chain([own]).collect(),
         rewards: if found.strategy.is_sampling() { found.history.iter().map(|d| -d).collect() } else { vec![] },
     }

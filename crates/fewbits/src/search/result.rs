@@ -2,8 +2,9 @@
 
 use super::{Settings, Strategy};
 use crate::{Error, Model, export, quantize::Quantized, summary::packed};
+use fewbits_graph::{Graph, Grids};
 use fewbits_quant::{Step, target::Target};
-use fewbits_search::{Budget, LayerDamage, Level, Metric, Problem, Sensitivity, strategy::Trial};
+use fewbits_search::{Bits, Budget, LayerDamage, Level, Metric, Problem, Sensitivity, strategy::Trial};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -61,10 +62,20 @@ pub struct Point {
     pub bytes: u64,
     /// Damage at the outputs, weights rounded to the nearest codes or by the method asked for; of one that was given up early, an estimate.
     pub damage: f64,
+    /// Share of the samples whose class stays; of classifiers, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
     /// Bits of weights, by name.
     pub weights: BTreeMap<String, u8>,
     /// Bits of inputs of layers, by name.
     pub inputs: BTreeMap<String, u8>,
+}
+
+impl Point {
+    /// The bits, by name.
+    pub fn bits(&self) -> Bits {
+        Bits { weights: self.weights.clone(), inputs: self.inputs.clone() }
+    }
 }
 
 /// What a search found.
@@ -96,6 +107,9 @@ pub struct Found {
     pub samples: usize,
     /// Damage at the outputs, of all widths together, weights rounded to the nearest codes or by the method asked for.
     pub damage: f64,
+    /// Share of the samples whose class these bits leave as it was; of classifiers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
     /// The most bits that all weights could have alike within the budgets, and their damage at the outputs.
     pub uniform: Option<(u8, f64)>,
     /// Widths of weights that there were to choose from.
@@ -144,6 +158,22 @@ impl Found {
         }
     }
 
+    /// Measures the share of samples that keep their class under `bits`, which were found, and under those of every point that a picture
+    /// names or joins: the same bits everywhere, and the front.
+    ///
+    /// # Errors
+    /// Those of `measure`.
+    pub fn agree(&mut self, bits: &Bits, mut measure: impl FnMut(&Bits) -> Result<f64, Error>) -> Result<(), Error> {
+        self.agreement = Some(measure(bits)?);
+        let front: Vec<Bits> = self.front().into_iter().map(Point::bits).collect();
+        for point in &mut self.points {
+            if matches!(point.sort, Sort::Uniform(_)) || front.contains(&point.bits()) {
+                point.agreement = Some(measure(&point.bits())?);
+            }
+        }
+        Ok(())
+    }
+
     /// The assignments that nothing smaller beats, by size, as `OUT.pareto.json` holds them.
     pub fn front(&self) -> Vec<&Point> {
         let mut points: Vec<&Point> = self.points.iter().collect();
@@ -184,10 +214,12 @@ pub struct Told<'a> {
 /// [`Error::Onnx`] if it cannot be exported.
 pub fn describe(told: &Told<'_>) -> Result<Found, Error> {
     let Told { quantized, table, search, problem, .. } = *told;
-    let Quantized { grids, placement, .. } = quantized;
+    // All figures are those of the file that is exported, read back.
+    let Model { graph, grids, .. } = exported(quantized, told.target)?;
+    let grids = grids.unwrap_or_default();
     let bits = |name: &str| grids.params(name).map_or(8, |params| params.grid.bits);
     let row = |layer: &LayerDamage| {
-        let (weight_bits, input_bits) = (bits(&layer.weight), input_bits(quantized, layer));
+        let (weight_bits, input_bits) = (bits(&layer.weight), input_bits(&graph, &grids, layer));
         Row {
             layer: layer.layer.clone(),
             weight: layer.weight.clone(),
@@ -200,8 +232,7 @@ pub fn describe(told: &Told<'_>) -> Result<Found, Error> {
         }
     };
     let layers: Vec<Row> = table.layers.iter().map(row).collect();
-    let Model { graph, grids: lifted, .. } = exported(quantized, told.target)?;
-    let bytes = packed(&graph, &lifted.unwrap_or_default(), placement);
+    let bytes = packed(&graph, &grids, &quantized.placement);
     let chosen = || layers.iter().filter(|row| told.edge_bits.is_none() || !row.edge);
     let elements: u64 = chosen().map(|row| row.elements).sum();
     let average_bits =
@@ -240,6 +271,7 @@ pub fn describe(told: &Told<'_>) -> Result<Found, Error> {
         layer_samples: told.layer_samples,
         samples: told.samples,
         damage: told.best.damage,
+        agreement: None,
         uniform: search.widths.iter().rev().find_map(of_uniform),
         widths: table.widths.clone(),
         layers,
@@ -248,10 +280,10 @@ pub fn describe(told: &Told<'_>) -> Result<Found, Error> {
     })
 }
 
-/// Bits of what `layer` multiplies in `quantized`.
-fn input_bits(quantized: &Quantized, layer: &LayerDamage) -> u8 {
-    let node = quantized.graph.nodes.iter().find(|node| node.name == layer.layer);
-    let params = node.and_then(|node| quantized.grids.params(node.inputs.first()?));
+/// Bits of what `layer` multiplies.
+fn input_bits(graph: &Graph, grids: &Grids, layer: &LayerDamage) -> u8 {
+    let node = graph.nodes.iter().find(|node| node.name == layer.layer);
+    let params = node.and_then(|node| grids.params(node.inputs.first()?));
     params.map_or(8, |params| params.grid.bits)
 }
 

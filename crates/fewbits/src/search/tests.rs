@@ -70,6 +70,9 @@ fn every_strategy_keeps_the_budget_and_is_no_worse_than_uniform_bits() {
         assert!(found.kept && found.average_bits <= 3.0, "{strategy}: {}", found.average_bits);
         let (bits, damage) = found.uniform.unwrap();
         assert!(bits == 3 && found.damage <= damage, "{strategy}: {} against {damage}", found.damage);
+        let front: Vec<Bits> = found.front().into_iter().map(Point::bits).collect();
+        let pictured = |point: &Point| matches!(point.sort, Sort::Uniform(_)) || front.contains(&point.bits());
+        assert!(found.points.iter().all(|point| point.agreement.is_some() == pictured(point)), "{strategy}");
         let tried = found.history.len();
         assert!(!strategy.is_sampling() || (12..=14).contains(&tried), "{strategy}: {tried} assignments");
     }
@@ -156,6 +159,7 @@ fn the_drop_is_that_of_the_bits_that_are_returned() {
     let pairs = classes(&quantized.float).into_iter().zip(classes(&rounded));
     let changed = 100.0 * pairs.filter(|(float, rounded)| float != rounded).count() as f64 / 16.0;
     assert_eq!((found.budgets[0].actual, found.kept), (changed, true));
+    assert_eq!(found.agreement, Some(1.0 - 0.01 * changed));
 }
 
 #[test]

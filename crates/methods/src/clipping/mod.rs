@@ -36,6 +36,7 @@ use fewbits_quant::{
 };
 use fewbits_train::quantizers::{Deployable, Sawb};
 use std::fmt;
+pub(crate) use weights::with_scales;
 pub use weights::{Rounded, Weights, round_layers};
 
 /// Weights from which a row has statistics of its own.

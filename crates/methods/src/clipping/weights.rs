@@ -6,6 +6,7 @@
 use super::{Clip, rounded};
 use crate::{
     Draft, Ground, Layer, MethodError, Walk,
+    bias_correction::{corrections, means},
     moments::{Group, Moments, Shape},
 };
 use fewbits_graph::{Granularity, QuantParams, Tensor};
@@ -42,6 +43,12 @@ impl<'a> Weights<'a> {
         (params.scale.len() == scales).then_some(Weights { shape, rows, params, layer })
     }
 
+    /// Those of all `layers` that have them.
+    pub fn all(ground: Ground<'_>, draft: &Draft, layers: &'a [Layer], shapes: &'a [Option<Shape>]) -> Vec<Self> {
+        let pairs = layers.iter().zip(shapes);
+        pairs.filter_map(|(layer, shape)| Weights::of(ground, draft, layer, shape.as_ref()?)).collect()
+    }
+
     /// Bits of the grid.
     pub fn bits(&self) -> u8 {
         self.params.grid.bits
@@ -71,6 +78,13 @@ impl<'a> Weights<'a> {
     /// `solve` for each group, on all threads.
     pub fn each_group<T: Send>(&self, threads: &Threads, solve: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
         threads.map(self.params.scale.len(), solve)
+    }
+
+    /// The scale of each group under `clip`; `None` where the rule has no answer for any.
+    pub fn scales(&self, clip: Clip, threads: &Threads) -> Option<Vec<f32>> {
+        let found = self.clips(clip, threads);
+        let scales = || (0..).zip(&found).map(|(group, found)| self.scale(group, *found)).collect();
+        found.iter().any(Option::is_some).then(scales)
     }
 
     /// The clip of each group.
@@ -120,6 +134,20 @@ impl<'a> Weights<'a> {
             draft.set_constant(name, Tensor::f32(&old.dims, new));
         }
     }
+}
+
+/// The float weights on grids with these scales, a list for each of `weights`, and the biases that go with them: without what rounding adds to
+/// the means, by statistics.
+pub(crate) fn with_scales(ground: Ground<'_>, draft: &Draft, weights: &[Weights<'_>], scales: &[Vec<f32>]) -> Draft {
+    let mut draft = draft.clone();
+    for (weights, scale) in weights.iter().zip(scales) {
+        let name = &weights.layer.weight;
+        draft.graph.constants.extend(ground.float.constants.get(name).map(|float| (name.clone(), float.clone())));
+        draft.set_params(name, QuantParams { scale: scale.clone(), ..weights.params.clone() });
+    }
+    let biases = corrections(ground.float, &draft.grids, ground.facts, &means(ground.stats));
+    draft.graph.constants.extend(biases);
+    draft
 }
 
 fn difference(old: &[f32], new: &[f32]) -> Vec<f32> {

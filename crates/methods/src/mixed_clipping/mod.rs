@@ -6,6 +6,8 @@
 //! were held back. So a rule is judged by what the layer multiplies, and not by the weights alone. What clipping and rounding add to the
 //! mean of the outputs goes off the bias.
 //!
+//! [`MixedClipping::tune`] judges rules by what the whole network puts out instead: one layer after the other, all others as they stand.
+//!
 //! # When it helps
 //! Mixed precision: a rule that is right at eight bits (no clipping) is wrong at three, and layers differ in their distributions. It costs
 //! nothing at run time, and it is a good start for methods that change codes.
@@ -14,7 +16,7 @@
 //! All codes are the nearest ones: at four bits and fewer most of what can be won is in other codes (`comq`, `adaround`).
 //!
 //! # Cost
-//! One pass over the samples for each layer, and `O(outputs · K²)` per rule.
+//! One pass over the samples for each layer, and `O(outputs · K²)` per rule; by the network's outputs, up to ten passes for each layer.
 //!
 //! # Config
 //! [`Config`].
@@ -24,7 +26,10 @@
 //! quantized. The candidates and the objective are those of the clipping literature ([`crate::clipping`]) and of ours.
 //!
 //! # Departures
-//! The selection: the paper does not say how a rule is chosen; the least output error is our reading.
+//! The selection: the paper does not say how a rule is chosen; the least output error is our reading, and the least loss of the network the
+//! other.
+
+mod network;
 
 use crate::{
     BlockMethod, Draft, MethodError, Walk,
@@ -83,11 +88,7 @@ impl MixedClipping {
 
     /// The rule with the least output error, with the weights that it makes.
     fn choose(&self, weights: &Weights<'_>, moments: &Moments, threads: &Threads) -> Option<(Clip, Rounded)> {
-        let candidate = |clip: &Clip| {
-            let found = weights.clips(*clip, threads);
-            let scale = (0..).zip(&found).map(|(group, found)| weights.scale(group, *found)).collect();
-            found.iter().any(Option::is_some).then(|| (*clip, weights.rounded(scale)))
-        };
+        let candidate = |clip: &Clip| Some((*clip, weights.rounded(weights.scales(*clip, threads)?)));
         let mut candidates: Vec<(Clip, Rounded)> = self.config.clips.iter().filter_map(candidate).collect();
         let by_group = weights.each_group(threads, |group| {
             let rows: Vec<&[f32]> = candidates.iter().map(|(_, new)| weights.part(&new.rows, group)).collect();

@@ -1,5 +1,7 @@
 use super::*;
-use crate::{progress::Silent, testing, walk::walk_through};
+use crate::{clipping::with_scales, moments::Shape, progress::Silent, testing, walk::walk_through, zero_point::Half};
+use fewbits_quant::ranges::Prior;
+use std::convert::Infallible;
 
 fn clipped(network: &testing::Network, config: Config, threads: usize) -> (Draft, Vec<Choice>) {
     let (samples, threads) = (testing::images(48, &network.shape), Threads::new(threads));
@@ -53,4 +55,58 @@ fn the_chosen_rule_has_the_least_output_error_of_all() {
         best
     })
     .unwrap();
+}
+
+/// Coordinate descent by definition: each layer in order, every rule tried on the whole network.
+#[test]
+fn by_the_network_each_layer_gets_the_rule_of_least_loss() {
+    let network = testing::zoo("demo", 3, 8);
+    let images = testing::images(24, &network.shape);
+    let loss = |draft: &Draft, half: Half| -> Result<f64, Infallible> {
+        let part = if half == Half::Fit { &images[..8] } else { &images[8..16] };
+        Ok(testing::damage(&network, draft, part))
+    };
+    let clips = vec![Clip::Max, Clip::Lp(2.0), Clip::Aciq(Prior::Gauss)];
+    let tuned = |threads: usize| {
+        let method = MixedClipping { config: Config { clips: clips.clone() }, ..MixedClipping::default() };
+        let mut draft = network.draft.clone();
+        let Ok(kept) = method.tune(network.ground(), &mut draft, &Threads::new(threads), &loss, &Silent);
+        assert!(kept);
+        (draft, method.choices())
+    };
+    let (draft, choices) = tuned(1);
+    assert_eq!((draft.clone(), choices.clone()), tuned(3));
+    assert!(choices.iter().any(|c| c.clip != choices[0].clip), "{choices:?}");
+    let threads = Threads::new(2);
+    let layers = crate::layers(&network.graph, &network.placement);
+    let shapes = Shape::all(network.ground(), &layers);
+    let weights = Weights::all(network.ground(), &network.draft, &layers, &shapes);
+    let mut scales: Vec<Vec<f32>> = weights.iter().map(|w| w.params.scale.clone()).collect();
+    for (i, choice) in choices.iter().enumerate() {
+        let with = |clip: Clip| {
+            let mut scales = scales.clone();
+            scales[i] = weights[i].scales(clip, &threads).unwrap();
+            loss(&with_scales(network.ground(), &network.draft, &weights, &scales), Half::Fit).unwrap()
+        };
+        let least = clips.iter().map(|clip| with(*clip)).fold(f64::MAX, f64::min);
+        assert_eq!(with(choice.clip), least, "{choice}");
+        scales[i] = weights[i].scales(choice.clip, &threads).unwrap();
+    }
+    let fresh = &images[16..];
+    let (before, after) = (testing::damage(&network, &network.draft, fresh), testing::damage(&network, &draft, fresh));
+    assert!(after < before, "{after} instead of {before}");
+}
+
+/// Samples that did not choose have the last word.
+#[test]
+fn what_other_samples_do_not_confirm_is_not_kept() {
+    let network = testing::residual();
+    let images = testing::images(4, &network.shape);
+    let loss = |draft: &Draft, half: Half| -> Result<f64, Infallible> {
+        let damage = testing::damage(&network, draft, &images);
+        Ok(if half == Half::Fit { damage } else { -damage })
+    };
+    let (method, mut draft) = (MixedClipping::default(), network.draft.clone());
+    let Ok(kept) = method.tune(network.ground(), &mut draft, &Threads::new(2), &loss, &Silent);
+    assert!(!kept && draft == network.draft && method.choices().is_empty());
 }

@@ -1,6 +1,6 @@
 //! A layer as a matrix product: which numbers of its input meet at one output position.
 
-use crate::Layer;
+use crate::{Ground, Layer};
 use fewbits_graph::{Graph, Op, Tensor, ops::window::Frame};
 
 /// A convolution or a matrix product, seen as `groups` products of rows of `inputs` numbers with `outputs` columns.
@@ -30,6 +30,11 @@ enum Kind {
 }
 
 impl Shape {
+    /// The shape of each of `layers`, as [`Shape::of`].
+    pub fn all(ground: Ground<'_>, layers: &[Layer]) -> Vec<Option<Shape>> {
+        layers.iter().map(|layer| Shape::of(ground.float, layer, &ground.facts.get(&layer.input)?.dims)).collect()
+    }
+
     /// The shape of `layer` on inputs of dimensions `input`; `None` if it is no plain convolution or product.
     pub fn of(graph: &Graph, layer: &Layer, input: &[usize]) -> Option<Shape> {
         let weight = &graph.constant(&layer.weight)?.dims;
@@ -50,6 +55,12 @@ impl Shape {
                 let (outputs, inputs) = if gemm.trans_b { (rows, columns) } else { (columns, rows) };
                 let kind = Kind::Product { transposed: gemm.trans_b };
                 Some(Shape { groups: 1, inputs, outputs, positions: *input.first()?, kind })
+            }
+            Op::MatMul(_) => {
+                let [inputs, outputs] = weight[..] else { return None };
+                let (width, rows) = input.split_last()?;
+                let kind = Kind::Product { transposed: false };
+                (*width == inputs).then(|| Shape { groups: 1, inputs, outputs, positions: rows.iter().product(), kind })
             }
             _ => None,
         }

@@ -12,22 +12,25 @@ const LABEL: (f64, f64) = (34.0, 12.0);
 /// Space that a mark takes on each side of its middle.
 const MARK: f64 = 6.0;
 
-pub(super) fn figure(out: &mut String, search: &Search) -> fmt::Result {
-    let (name, unit, positive) = match &search.quality {
+/// By [`Search::qualities`] number `quality`.
+pub(super) fn figure(out: &mut String, search: &Search, quality: usize) -> fmt::Result {
+    let (name, unit, positive) = match &search.qualities[quality] {
         Quality::Accuracy(name) => (format!("{name}, %"), 0.01, false),
         Quality::Damage(name) => (name.clone(), 1.0, true),
     };
-    let sizes = || search.candidates.iter().map(|c| c.bytes as f64);
+    let seen = |c: &Candidate| Some(Seen { kind: c.kind, bytes: c.bytes, value: c.value(quality)? });
+    let candidates: Vec<Seen> = search.candidates.iter().filter_map(seen).collect();
+    let sizes = || candidates.iter().map(|c| c.bytes as f64);
     let (size_unit, size) = if sizes().fold(0.0, f64::max) < 2e6 { (1024.0, "KiB") } else { (1_048_576.0, "MiB") };
     let frame = Frame {
         x: Side { title: &format!("bytes to deploy, {size}"), axis: Axis::of(sizes(), false), unit: size_unit },
-        y: Side { title: &name, axis: Axis::of(search.candidates.iter().map(|c| c.value), positive), unit },
+        y: Side { title: &name, axis: Axis::of(candidates.iter().map(|c| c.value), positive), unit },
     };
-    let place = |c: &Candidate| frame.place(c.bytes as f64, c.value);
+    let place = |c: &Seen| frame.place(c.bytes as f64, c.value);
     out.write_str(
         "<figure class=\"plot\"><div class=\"legend\"><span class=\"c6\">no other is smaller and better</span>",
     )?;
-    let some = |kind: fn(CandidateKind) -> bool| search.candidates.iter().any(|c| kind(c.kind));
+    let some = |kind: fn(CandidateKind) -> bool| candidates.iter().any(|c| kind(c.kind));
     if some(|kind| kind == CandidateKind::Tried) {
         out.write_str("<span class=\"soft dot\">others that were tried</span>")?;
     }
@@ -39,15 +42,15 @@ pub(super) fn figure(out: &mut String, search: &Search) -> fmt::Result {
     }
     out.write_str("</div>")?;
     frame.begin(out, "size against quality")?;
-    let tried: Vec<(f64, f64)> = search.candidates.iter().filter_map(place).collect();
+    let tried: Vec<(f64, f64)> = candidates.iter().filter_map(place).collect();
     write!(out, "<path class=\"faint\" d=\"{}\"/>", dots(&tried)?)?;
-    let front: Vec<(f64, f64)> = front(&search.candidates, positive).into_iter().filter_map(place).collect();
+    let front: Vec<(f64, f64)> = front(&candidates, positive).into_iter().filter_map(place).collect();
     let line: Vec<String> = front.iter().map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
     if !line.is_empty() {
         write!(out, "<path class=\"curve c6\" d=\"M{}\"/>", line.join("L"))?;
     }
     write!(out, "<path class=\"dots c6\" d=\"{}\"/>", dots(&front)?)?;
-    let marked = || search.candidates.iter().filter(|c| c.kind != CandidateKind::Tried);
+    let marked = || candidates.iter().filter(|c| c.kind != CandidateKind::Tried);
     let mut taken: Vec<(f64, f64)> = marked().filter_map(place).chain(along(&front)).collect();
     for candidate in marked() {
         let Some((x, y)) = place(candidate) else { continue };
@@ -63,10 +66,17 @@ pub(super) fn figure(out: &mut String, search: &Search) -> fmt::Result {
     out.write_str("</svg></figure>")
 }
 
+/// A candidate by one quality.
+struct Seen {
+    kind: CandidateKind,
+    bytes: u64,
+    value: f64,
+}
+
 /// Candidates that no other beats, smallest first.
-fn front(candidates: &[Candidate], less_is_better: bool) -> Vec<&Candidate> {
-    let value = |c: &Candidate| if less_is_better { c.value } else { -c.value };
-    let mut sorted: Vec<&Candidate> = candidates.iter().filter(|c| c.value.is_finite()).collect();
+fn front(candidates: &[Seen], less_is_better: bool) -> Vec<&Seen> {
+    let value = |c: &Seen| if less_is_better { c.value } else { -c.value };
+    let mut sorted: Vec<&Seen> = candidates.iter().filter(|c| c.value.is_finite()).collect();
     sorted.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(value(a).total_cmp(&value(b))));
     let mut best = f64::INFINITY;
     sorted.retain(|c| {
@@ -123,8 +133,8 @@ fn beside((x, y): (f64, f64), taken: &mut Vec<(f64, f64)>) -> (f64, f64) {
 mod tests {
     use super::*;
 
-    fn candidates(values: &[(u64, f64)]) -> Vec<Candidate> {
-        values.iter().map(|&(bytes, value)| Candidate { kind: CandidateKind::Tried, bytes, value }).collect()
+    fn candidates(values: &[(u64, f64)]) -> Vec<Seen> {
+        values.iter().map(|&(bytes, value)| Seen { kind: CandidateKind::Tried, bytes, value }).collect()
     }
 
     #[test]
@@ -134,7 +144,7 @@ mod tests {
         assert_eq!(of(true), [(10, 0.9), (20, 0.4), (30, 0.2)]);
         assert_eq!(of(false), [(10, 0.9)], "of accuracies the smallest is the best here");
         // Brute force: on the front is who is not beaten.
-        let beaten = |c: &Candidate| {
+        let beaten = |c: &Seen| {
             all.iter().any(|o| o.bytes <= c.bytes && o.value <= c.value && (o.bytes, o.value) != (c.bytes, c.value))
         };
         let rest: Vec<_> = all.iter().filter(|c| c.value.is_finite() && !beaten(c)).map(|c| c.bytes).collect();

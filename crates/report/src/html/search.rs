@@ -2,8 +2,8 @@
 
 use super::{bars, escape, front, rewards};
 use crate::{
-    CandidateKind, Quality, Search,
-    numbers::{bytes, count, exact, percent, significant},
+    CandidateKind, Search,
+    numbers::{bytes, count, exact},
 };
 use std::fmt::{self, Write};
 
@@ -22,7 +22,7 @@ pub(super) fn section(out: &mut String, search: &Search) -> fmt::Result {
     if has_front || has_rewards {
         out.write_str("<div class=\"plots wide\">")?;
         if has_front {
-            front::figure(out, search)?;
+            (0..search.qualities.len()).try_for_each(|quality| front::figure(out, search, quality))?;
         }
         if has_rewards {
             rewards::figure(out, &search.rewards)?;
@@ -34,12 +34,9 @@ pub(super) fn section(out: &mut String, search: &Search) -> fmt::Result {
 
 /// The network that was found beside those with the same bits everywhere.
 fn table(out: &mut String, search: &Search) -> fmt::Result {
-    let (name, show): (_, fn(f64) -> String) = match &search.quality {
-        Quality::Accuracy(name) => (name, percent),
-        Quality::Damage(name) => (name, |damage| significant(damage, 3)),
-    };
     out.write_str("<div class=\"scroll\"><table><tr><th>network<th class=\"n\">bytes<th class=\"n\">size")?;
-    write!(out, "<th class=\"n\">{}</tr>", escape(name))?;
+    search.qualities.iter().try_for_each(|quality| write!(out, "<th class=\"n\">{}", escape(quality.name())))?;
+    out.write_str("</tr>")?;
     for candidate in &search.candidates {
         let name = match candidate.kind {
             CandidateKind::Tried => continue,
@@ -47,7 +44,11 @@ fn table(out: &mut String, search: &Search) -> fmt::Result {
             CandidateKind::Found => "<b>found</b>".into(),
         };
         write!(out, "<tr><td>{name}<td class=\"n\">{}<td class=\"n\">", exact(candidate.bytes))?;
-        write!(out, "{}<td class=\"n\">{}</tr>", bytes(candidate.bytes), show(candidate.value))?;
+        out.write_str(&bytes(candidate.bytes))?;
+        for (i, quality) in search.qualities.iter().enumerate() {
+            write!(out, "<td class=\"n\">{}", quality.show(candidate.value(i)))?;
+        }
+        out.write_str("</tr>")?;
     }
     out.write_str("</table></div>")
 }

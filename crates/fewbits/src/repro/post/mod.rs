@@ -21,7 +21,7 @@ use crate::{
     summary::packed,
 };
 use fewbits_graph::{Graph, exec::Mode};
-use fewbits_quant::{calibrate::Policy, target::Target};
+use fewbits_quant::{calibrate::Policy, plan::model_sha256, target::Target};
 use fewbits_search::Budget;
 use std::{
     fs,
@@ -91,10 +91,12 @@ impl PostRequest<'_> {
         PostSetup {
             table: self.table.name.into(),
             model: self.model.path.display().to_string(),
+            model_sha256: model_sha256(&self.model.graph),
             calibration_data: self.calibration.dataset.path().display().to_string(),
             calibration: self.calibration.indices.len(),
             validation_data: self.validation.dataset.path().display().to_string(),
             validation: self.validation.indices.len(),
+            preprocess: self.calibration.preprocess.to_string(),
             weights: self.weights,
             activations: self.activations,
             evaluations: self.evaluations,

@@ -18,6 +18,8 @@ pub struct PostSetup {
     pub table: String,
     /// The float model.
     pub model: String,
+    /// Of its graph ([`model_sha256`](fewbits_quant::plan::model_sha256)).
+    pub model_sha256: String,
     /// Data that it is calibrated on.
     pub calibration_data: String,
     /// How many of its images.
@@ -26,6 +28,8 @@ pub struct PostSetup {
     pub validation_data: String,
     /// How many of its images.
     pub validation: usize,
+    /// How images are prepared.
+    pub preprocess: String,
     /// Bits of weights whose bytes no row exceeds.
     pub weights: u8,
     /// Bits of activations.

@@ -136,7 +136,7 @@ fn zero_point() -> PostTable {
 }
 
 fn mixed_clipping() -> PostTable {
-    use Method::{BiasCorrection, MixedClipping};
+    use Method::{BiasCorrection, MixedClipping, MixedClippingNetwork};
     let inside = BitsBy::Search { strategy: Strategy::Rl, inside: Some(MixedClipping), cold_start: true };
     PostTable {
         name: "mixed-clipping",
@@ -160,6 +160,7 @@ fn mixed_clipping() -> PostTable {
             PostRow { is_baseline: false, ..uniform("uniform + mixed clipping", &[MixedClipping]) },
             mixed("RL + bias correction", Strategy::Rl, &[BiasCorrection]),
             mixed("RL + mixed clipping", Strategy::Rl, &[MixedClipping]),
+            mixed("RL + mixed clipping by the network", Strategy::Rl, &[MixedClippingNetwork]),
             PostRow { bits: inside, ..mixed("RL with mixed clipping inside", Strategy::Rl, &[MixedClipping]) },
         ],
     }
