@@ -17,8 +17,10 @@ use crate::{
 pub struct OpenOptions {
     /// Folder of the images of a COCO annotation file.
     pub images: Option<PathBuf>,
-    /// `.npy` of labels for an `.npy` of images.
+    /// `.npy` of labels for an `.npy` or `.npz` of images.
     pub labels: Option<PathBuf>,
+    /// Whether samples are to be scored on: of a folder of CIFAR-10 batches, the test batch.
+    pub held_out: bool,
 }
 
 /// One sample as it is stored.
@@ -59,7 +61,8 @@ enum Store {
 
 impl Dataset {
     /// Opens a folder with one sub-folder per class, a folder of images, a `.csv` list (`file,class_index`), an `.npy` or
-    /// `.npz`, CIFAR-10 binary batches (a file, or a folder: its training batches if it has any), or a COCO `.json`.
+    /// `.npz`, CIFAR-10 binary batches (a file, or a folder: its training batches if it has any, or with [`OpenOptions::held_out`] its
+    /// test batch), or a COCO `.json`.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, DataError> {
         let kind = std::fs::metadata(path).map_err(|e| DataError::io(path, "read", e))?;
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
@@ -70,8 +73,11 @@ impl Dataset {
             class_names: Vec::new(),
             coco: None,
         };
+        if let Some(labels) = options.labels.as_ref().filter(|_| extension != "npy" && extension != "npz") {
+            return Err(DataError::UnusedLabels { path: path.to_path_buf(), labels: labels.clone() });
+        }
         if kind.is_dir() {
-            let batches = cifar::batches(path);
+            let batches = cifar::batches(path, options.held_out);
             if batches.is_empty() {
                 let listing = folder::list(path)?;
                 dataset.store = Store::Files(listing.files);
@@ -89,7 +95,7 @@ impl Dataset {
         } else if extension == "npy" || extension == "npz" {
             let (images, labels) = match extension.as_str() {
                 "npy" => array::open_npy(path, options.labels.as_deref())?,
-                _ => array::open_npz(path)?,
+                _ => array::open_npz(path, options.labels.as_deref())?,
             };
             dataset.store = Store::Array(images);
             dataset.labels = labels;

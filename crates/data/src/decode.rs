@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use image::ColorType;
+
 use crate::{DataError, jpeg};
 
 /// An 8-bit RGB image, rows from the top, interleaved.
@@ -27,7 +29,8 @@ impl Image {
 
 /// Decodes JPEG, PNG or WebP, whichever the content is; `path` serves for messages only.
 ///
-/// Transparency is dropped, grey is repeated, and an orientation tag is ignored, as `convert("RGB")` does.
+/// Transparency is dropped, grey is repeated, and an orientation tag is ignored, as `convert("RGB")` does. Of 16 bits the upper 8 are
+/// taken; of grey ones, too, which Pillow clips.
 pub fn decode(bytes: &[u8], path: &Path) -> Result<Image, DataError> {
     let failed = |reason: String| DataError::Decode { path: path.to_path_buf(), reason };
     if bytes.is_empty() {
@@ -38,7 +41,13 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<Image, DataError> {
     {
         return Ok(image);
     }
-    let decoded = image::load_from_memory(bytes).map_err(|e| failed(e.to_string()))?.into_rgb8();
+    let decoded = image::load_from_memory(bytes).map_err(|e| failed(e.to_string()))?;
     let (width, height) = (decoded.width() as usize, decoded.height() as usize);
-    Ok(Image { width, height, rgb: decoded.into_raw() })
+    let wide = matches!(decoded.color(), ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16);
+    let rgb = match wide {
+        // The high byte, as Pillow takes it; the library would round.
+        true => decoded.into_rgb16().into_raw().into_iter().map(|value| (value >> 8) as u8).collect(),
+        false => decoded.into_rgb8().into_raw(),
+    };
+    Ok(Image { width, height, rgb })
 }

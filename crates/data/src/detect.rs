@@ -156,6 +156,15 @@ impl Decoder {
         }
     }
 
+    /// Classes of outputs of these shapes.
+    pub fn classes(&self, shapes: &[&[usize]]) -> Option<usize> {
+        match (self, shapes) {
+            (Self::YoloV3 { anchors, .. }, [head, ..]) => class_count(*head.get(1)?, anchors.first()?.len()),
+            (Self::YoloX { .. }, [[_, _, columns]]) => columns.checked_sub(5),
+            _ => None,
+        }
+    }
+
     /// What candidates become boxes in evaluations of such detectors: scores above .005, IoU .45 for YOLOv3, .65 for YOLOX.
     pub fn selection(&self) -> Selection {
         let nms_iou = match self {

@@ -210,6 +210,14 @@ pub enum DataError {
         /// The array.
         path: PathBuf,
     },
+    /// Labels beside data that have their own.
+    #[error("{} takes no labels from {}", path.display(), labels.display())]
+    UnusedLabels {
+        /// The data set.
+        path: PathBuf,
+        /// The labels.
+        labels: PathBuf,
+    },
     /// Training needs the class of every sample.
     #[error("{} has no labels", path.display())]
     NoLabels {
@@ -239,8 +247,9 @@ impl DataError {
             }
             Self::Decode { .. } => "remove the image, or save it again as jpeg or png".into(),
             Self::Dtype { .. } => {
-                "convert it in numpy, for example `numpy.save(path, array.astype(numpy.float32))`".into()
+                "convert it in numpy: `numpy.save(path, array.astype(numpy.float32))`, labels to numpy.int64".into()
             }
+            Self::UnusedLabels { .. } => "labels of folders and lists are their own; leave out --labels".into(),
             Self::NoImageArray { .. } => "name the images `images` (or `x`) and the labels `labels` (or `y`)".into(),
             Self::Label { .. } => "class indices are counted from 0".into(),
             Self::ImagesFolder { .. } => "add `--images DIR`".into(),

@@ -8,7 +8,6 @@
 //! This crate must not know models, graphs or quantization. All memory it holds is independent of the number of images
 //! (beside one label and one path for each, and the loader's cache of bounded size).
 
-pub mod atomic;
 mod augment;
 mod batch;
 mod dataset;

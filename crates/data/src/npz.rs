@@ -6,19 +6,22 @@ use std::{
     path::Path,
 };
 
+use fewbits_files::write_atomically;
 use zip::{CompressionMethod, ZipArchive, ZipWriter, result::ZipError, write::SimpleFileOptions};
 
 use crate::{
     DataError,
-    atomic::write_atomically,
     npy::{self, Elements, NpyFile},
 };
 
-/// Opens every array of an archive, in the archive's order: `(name, array)`.
+/// Name and array, or why the array cannot be read.
+pub type Entry = (String, Result<NpyFile, DataError>);
+
+/// Opens every array of an archive, in the archive's order. One that cannot be read is no obstacle to the others.
 ///
 /// Arrays stored without compression (`numpy.savez`) are read in place; compressed ones are unpacked into an unnamed
 /// temporary file first, so memory stays independent of their size either way.
-pub fn open(path: &Path) -> Result<Vec<(String, NpyFile)>, DataError> {
+pub fn open(path: &Path) -> Result<Vec<Entry>, DataError> {
     let read = |e| DataError::io(path, "read", e);
     let zip = |e: ZipError| match e {
         ZipError::Io(e) => read(e),
@@ -34,12 +37,12 @@ pub fn open(path: &Path) -> Result<Vec<(String, NpyFile)>, DataError> {
         let array = if entry.compression() == CompressionMethod::Stored {
             let start = entry.data_start();
             let len = entry.size().min(file_len.saturating_sub(start));
-            NpyFile::inside(&label, File::open(path).map_err(read)?, start, len)?
+            NpyFile::inside(&label, File::open(path).map_err(read)?, start, len)
         } else {
             let mut unpacked = tempfile::tempfile().map_err(|e| DataError::io(path, "unpack", e))?;
             let len = io::copy(&mut entry, &mut unpacked).map_err(|e| DataError::io(path, "unpack", e))?;
             unpacked.seek(SeekFrom::Start(0)).map_err(|e| DataError::io(path, "unpack", e))?;
-            NpyFile::inside(&label, unpacked, 0, len)?
+            NpyFile::inside(&label, unpacked, 0, len)
         };
         arrays.push((name, array));
     }
@@ -80,7 +83,7 @@ mod tests {
             ("z", &[1, 3], Elements::U8(&[1, 2, 255])),
         ];
         save(&path, &arrays).unwrap();
-        let found = open(&path).unwrap();
+        let found: Vec<_> = open(&path).unwrap().into_iter().map(|(name, array)| (name, array.unwrap())).collect();
         assert_eq!(found.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), ["x", "layer/y", "z"]);
         assert_eq!(found[0].1.read_f32(1, 1).unwrap(), [3.0, 4.0]);
         assert_eq!(found[1].1.read_integers(0, 2).unwrap(), [7, -8]);
@@ -105,7 +108,7 @@ mod tests {
             bad[at] ^= 0xff;
             std::fs::write(&path, &bad).unwrap();
             if let Ok(arrays) = open(&path) {
-                arrays.iter().for_each(|(_, array)| drop(array.read_f32(0, array.rows())));
+                arrays.iter().flat_map(|(_, a)| a).for_each(|array| drop(array.read_f32(0, array.rows())));
             }
         }
     }

@@ -245,7 +245,7 @@ impl Preprocess {
             Resize::Exact { height, width } => (width, height),
             Resize::Letterbox { height, width, .. } => {
                 let ratio = letterbox_ratio((w, h), (width, height));
-                ((w as f64 * ratio) as usize, (h as f64 * ratio) as usize)
+                (((w as f64 * ratio) as usize).max(1), ((h as f64 * ratio) as usize).max(1))
             }
         }
     }

@@ -9,7 +9,11 @@ type Arrays = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
 fn golden() -> Arrays {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/images.npz");
     let arrays = npz::open(&path).expect("the stored arrays are there");
-    arrays.into_iter().map(|(name, a)| (name, (a.shape.clone(), a.read_u8(0, a.rows()).expect("bytes")))).collect()
+    let array = |(name, array): npz::Entry| {
+        let array = array.expect("an array that is read");
+        (name, (array.shape.clone(), array.read_u8(0, array.rows()).expect("bytes")))
+    };
+    arrays.into_iter().map(array).collect()
 }
 
 fn image(shape: &[usize], rgb: &[u8]) -> Image {

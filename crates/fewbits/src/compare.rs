@@ -17,12 +17,14 @@ use crate::{
     stream::{Run, Seen, Source, stream},
 };
 use explain::{Evidence, explanations};
+use fewbits_data::metrics::top1;
 use fewbits_graph::{
     Graph, Tensor,
     exec::{Executor, Mode, Tapped},
     op::Layout,
 };
 use fewbits_kernels::Threads;
+use fewbits_methods::classes;
 use on_grid::OnGrid;
 use pairs::{GridsByValues, check_inputs, common_tensors, grids, grids_by_values, mismatch, output_pairs};
 use serde::Serialize;
@@ -234,9 +236,10 @@ fn chunk_sums(
     let samples = chunk.batch.indices.len();
     let mut shape = chunk.batch.shape.clone();
     let mut data = chunk.batch.data.clone();
-    if let (Some(n), Some(fixed)) = (shape.first_mut(), Model::fixed_batch(a.graph)) {
-        data.resize(data.len() / *n * fixed, 0.0);
-        *n = fixed;
+    let size = Model::fixed_batch(a.graph).unwrap_or(1);
+    if let Some(n) = shape.first_mut() {
+        data.resize(data.len() / *n * size, 0.0);
+        *n = size;
     }
     let mut sums = Sums { samples, ..Sums::default() };
     sums.on_grids.extend(on_grids(held, &Model::input(a.graph)?.name, &chunk.batch.data, &chunk.batch.shape));
@@ -247,7 +250,7 @@ fn chunk_sums(
         if first.dims != second.dims {
             misfit.get_or_insert_with(|| format!("tensor `{name}`: {:?} and {:?}", first.dims, second.dims));
         } else if !first.values.is_empty() && !second.values.is_empty() {
-            let real = |t: &Observed| rows(&t.dims, t.values.len(), samples);
+            let real = |t: &Observed| rows(&t.dims, t.values.len(), size, samples);
             let (values, others) = (&first.values[..real(&first)], &second.values[..real(&second)]);
             sums.tensors.insert(name.into(), Sqnr::of(values, others));
             sums.on_grids.extend(on_grids(held, name, values, &first.dims));
@@ -266,7 +269,7 @@ fn chunk_sums(
             return Err(mismatch(a, b, format!("output `{name}`: {:?} and {:?}", first.dims, second.dims)));
         }
         let (first, second) = (floats(first), floats(second));
-        let count = rows(&outputs[j].dims, first.len(), samples);
+        let count = rows(&outputs[j].dims, first.len(), size, samples);
         sums.outputs.push(Sqnr::of(&first[..count], &second[..count.min(second.len())]));
     }
     sums.agreeing = pairs.first().and_then(|&(i, j)| agreeing(&chunk.outputs[i], &outputs[j], samples));
@@ -284,12 +287,9 @@ fn on_grids(
     grids.filter_map(move |(grid, params)| Some((grid.to_string(), OnGrid::of(values, dims, 1, params)?)))
 }
 
-/// How many of `len` elements belong to the first `samples` of a batch.
-fn rows(dims: &[usize], len: usize, samples: usize) -> usize {
-    match dims.first() {
-        Some(&n) if n > samples => len / n * samples,
-        _ => len,
-    }
+/// How many of `len` elements belong to the first `samples` of a batch of `size`. Where axis 0 is not the batch, all do.
+fn rows(dims: &[usize], len: usize, size: usize, samples: usize) -> usize {
+    if dims.first() == Some(&size) { len / size * samples } else { len }
 }
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
@@ -299,15 +299,15 @@ fn floats(tensor: &Tensor) -> Vec<f32> {
     }
 }
 
-/// Rows of `[samples, classes]` whose largest element is at the same place.
+/// Samples of which both networks score the same class highest; a network for one image may leave out the batch axis.
 fn agreeing(a: &Tensor, b: &Tensor, samples: usize) -> Option<usize> {
-    let (&[_, classes], Some(a), Some(b)) = (&a.dims[..], a.as_f32(), b.as_f32()) else { return None };
-    if classes < 2 {
-        return None;
-    }
-    let best = |row: &[f32]| (0..row.len()).rev().max_by(|&i, &j| row[i].total_cmp(&row[j]));
-    let pairs = a.chunks(classes).zip(b.chunks(classes)).take(samples);
-    Some(pairs.filter(|(a, b)| best(a) == best(b)).count())
+    let classes = match a.dims[..] {
+        [scores] if samples == 1 && scores > 1 => scores,
+        _ => classes(&a.dims)?,
+    };
+    let pairs = a.as_f32()?.chunks(classes).zip(b.as_f32()?.chunks(classes)).take(samples);
+    let scored = |row: &[f32]| row.iter().any(|score| !score.is_nan());
+    Some(pairs.filter(|(a, b)| scored(a) == scored(b) && top1(a) == top1(b)).count())
 }
 
 fn conclude(b: &Graph, a: &Graph, pairs: &[(usize, usize)], total: &Sums, threshold_db: f64) -> Comparison {

@@ -227,6 +227,17 @@ fn boxes(graph: &Graph, source: &Source<'_>, seen: &Seen, chosen: Boxes) -> Resu
         hint: "AP is computed for raw YOLOv3 heads (other anchors than Darknet's stand in the metadata `anchors`) and for YOLOX outputs",
     };
     let decoder = Decoder::guess(&shapes, &graph.metadata, input).map_err(undecodable)?;
+    // Class k is category k of the file, in the order of its ids.
+    let categories = source.dataset.class_names().len();
+    if let Some(classes) = decoder.classes(&shapes).filter(|classes| *classes != categories) {
+        return Err(Error::Usage {
+            what: format!(
+                "the network has {classes} classes, `{}` {categories} categories",
+                source.dataset.path().display()
+            ),
+            hint: "give annotations whose categories, in the order of their ids, are the classes of the network".into(),
+        });
+    }
     let Selection { score_threshold, nms_iou } = decoder.selection();
     let selection = Selection {
         score_threshold: chosen.score_threshold.unwrap_or(score_threshold),

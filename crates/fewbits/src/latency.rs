@@ -1,7 +1,7 @@
 //! The table of times behind a latency budget, as a file.
 
 use crate::Error;
-use fewbits_data::atomic::write_atomically;
+use fewbits_files::write_atomically;
 use fewbits_search::LatencyTable;
 use std::{io::Write, path::Path};
 

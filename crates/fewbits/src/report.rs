@@ -16,7 +16,7 @@ use crate::{
     summary::{self, Summary, parameters},
     train::{self, Trained},
 };
-use fewbits_data::atomic::write_atomically;
+use fewbits_files::write_atomically;
 use fewbits_graph::{Graph, exec, passes};
 use fewbits_quant::{
     Mapping, RangeRule, Stats,

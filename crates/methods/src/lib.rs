@@ -36,7 +36,7 @@ pub use error::MethodError;
 pub use progress::Progress;
 pub use samples::Samples;
 pub use walk::{BlockMethod, Walk};
-pub use weighting::{Weighting, classes};
+pub use weighting::{Outputs, Weighting, classes};
 
 #[cfg(test)]
 mod testing;

@@ -33,51 +33,82 @@ pub enum Weighting {
     Channels(Vec<f32>, usize),
 }
 
-impl Weighting {
-    /// One for each output, from what the float network puts out for some samples, `[sample][output]`, images along axis 0.
-    pub fn of(targets: &[Vec<Tensor>]) -> Vec<Weighting> {
-        let outputs = targets.first().map_or(0, Vec::len);
-        (0..outputs).map(|o| Self::of_output(targets, o)).collect()
-    }
+/// What the outputs of the float network are like, gathered sample by sample.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outputs(Vec<Gathered>);
 
-    fn of_output(targets: &[Vec<Tensor>], output: usize) -> Weighting {
-        match classes(&targets[0][output].dims) {
-            Some(classes) => {
-                let rows = |target: &Vec<Tensor>| {
-                    target[output].as_f32().is_some_and(|x| x.chunks_exact(classes).all(is_distribution))
-                };
-                if targets.iter().all(rows) { Weighting::Probabilities(classes) } else { Weighting::Classes(classes) }
-            }
-            None => Self::squares(targets, output, 0.0),
-        }
-    }
+/// Of one output.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Gathered {
+    /// Scores of so many classes; `None` if it is something else.
+    classes: Option<usize>,
+    /// Whether they were probabilities in every sample.
+    probabilities: bool,
+    /// Elements between two channels.
+    inner: usize,
+    /// Count, sum and sum of squares of each channel.
+    sums: Vec<[f64; 3]>,
+}
 
-    /// Squares for output number `output`, whatever it looks like. No channel's variance is taken for less than the share `least` of the mean
-    /// variance: what hardly ever shows would else outweigh all others.
-    pub fn squares(targets: &[Vec<Tensor>], output: usize, least: f64) -> Weighting {
-        let (channels, inner) = match targets[0][output].dims[..] {
+impl Gathered {
+    fn of(dims: &[usize]) -> Self {
+        let (channels, inner) = match *dims {
             [_, channels, ref rest @ ..] if rest.len() >= 2 => (channels, rest.iter().product()),
             // Values × cells; or cells × values, as most detectors have it.
             [_, values, cells] if values < cells => (values, cells),
             [.., last] => (last, 1),
             [] => (1, 1),
         };
-        let mut sums = vec![[0f64; 3]; channels];
-        for target in targets {
-            for (i, x) in target[output].as_f32().into_iter().flatten().enumerate() {
-                let sum = &mut sums[i / inner % channels];
-                *sum = [sum[0] + 1.0, sum[1] + f64::from(*x), sum[2] + f64::from(*x).powi(2)];
-            }
+        Gathered { classes: classes(dims), probabilities: true, inner, sums: vec![[0.0; 3]; channels] }
+    }
+
+    fn add(&mut self, values: &[f32]) {
+        let rows = |classes: usize| values.chunks_exact(classes).all(is_distribution);
+        self.probabilities &= self.classes.is_some_and(rows);
+        let channels = self.sums.len();
+        for (i, x) in values.iter().enumerate() {
+            let sum = &mut self.sums[i / self.inner % channels];
+            *sum = [sum[0] + 1.0, sum[1] + f64::from(*x), sum[2] + f64::from(*x).powi(2)];
         }
+    }
+}
+
+impl Outputs {
+    /// Adds what the network puts out for a sample, images along axis 0.
+    pub fn add(&mut self, outputs: &[Tensor]) {
+        if self.0.is_empty() {
+            self.0.extend(outputs.iter().map(|output| Gathered::of(&output.dims)));
+        }
+        for (gathered, output) in self.0.iter_mut().zip(outputs) {
+            gathered.add(output.as_f32().unwrap_or_default());
+        }
+    }
+
+    /// How differences of each output count.
+    pub fn weightings(&self) -> Vec<Weighting> {
+        let of = |(i, output): (usize, &Gathered)| match (output.classes, output.probabilities) {
+            (Some(classes), true) => Weighting::Probabilities(classes),
+            (Some(classes), false) => Weighting::Classes(classes),
+            (None, _) => self.squares(i, 0.0),
+        };
+        self.0.iter().enumerate().map(of).collect()
+    }
+
+    /// Squares for output number `output`, whatever it looks like. No channel's variance is taken for less than the share `least` of the mean
+    /// variance: what hardly ever shows would else outweigh all others.
+    pub fn squares(&self, output: usize, least: f64) -> Weighting {
+        let Gathered { inner, sums, .. } = &self.0[output];
         let variance = |[count, sum, squares]: &[f64; 3]| (squares - sum * sum / count.max(1.0)) / count.max(1.0);
-        let least = least * sums.iter().map(variance).sum::<f64>() / channels.max(1) as f64;
+        let least = least * sums.iter().map(variance).sum::<f64>() / sums.len().max(1) as f64;
         let factor = |sums: &[f64; 3]| {
             let factor = (1.0 / variance(sums).max(least)) as f32;
             if variance(sums).max(least) > 1e-12 * sums[2] && factor.is_finite() { factor } else { 0.0 }
         };
-        Weighting::Channels(sums.iter().map(factor).collect(), inner)
+        Weighting::Channels(sums.iter().map(factor).collect(), *inner)
     }
+}
 
+impl Weighting {
     /// Gradient of the loss, a mean over images, with respect to `output`, where the float network puts out `target`.
     pub fn gradient(&self, output: &[f32], target: &[f32]) -> Vec<f32> {
         let mut gradient = vec![0.0; output.len()];
@@ -148,8 +179,9 @@ mod tests {
     fn a_channel_that_hardly_shows_does_not_outweigh_all_others() {
         // Variances 1, 1e-12 and next to nothing, of which one over does not fit f32.
         let channels = [[-1.0f32, 1.0], [-1e-6, 1e-6], [-1e-20, 1e-20]].concat();
-        let targets = [vec![Tensor::f32(&[1, 3, 1, 2], channels)]];
-        let factors = |least: f64| match Weighting::squares(&targets, 0, least) {
+        let mut outputs = Outputs::default();
+        outputs.add(&[Tensor::f32(&[1, 3, 1, 2], channels)]);
+        let factors = |least: f64| match outputs.squares(0, least) {
             Weighting::Channels(factors, 2) => factors,
             other => panic!("{other:?}"),
         };
@@ -163,11 +195,17 @@ mod tests {
     fn curvature_is_the_root_of_the_second_differences() {
         let target = [0.3f32, -1.2, 2.0, 0.7, 1.5, -0.4, 0.1, 0.9];
         let count = target.len();
-        let of_channels = Weighting::of(&[vec![Tensor::f32(&[1, 2, 2, 2], target.to_vec())]]).remove(0);
+        let of = |tensor: Tensor| {
+            let mut outputs = Outputs::default();
+            outputs.add(&[tensor]);
+            outputs.weightings().remove(0)
+        };
+        let of_channels = of(Tensor::f32(&[1, 2, 2, 2], target.to_vec()));
         let probabilities = [0.1f32, 0.2, 0.3, 0.4, 0.25, 0.25, 0.35, 0.15];
-        let of_probabilities = Weighting::of(&[vec![Tensor::f32(&[2, 4], probabilities.to_vec())]]).remove(0);
+        let of_probabilities = of(Tensor::f32(&[2, 4], probabilities.to_vec()));
         assert_eq!(of_probabilities, Weighting::Probabilities(4));
-        assert_eq!(Weighting::of(&[vec![Tensor::f32(&[2, 4], target.to_vec())]]), [Weighting::Classes(4)]);
+        assert_eq!(of(Tensor::f32(&[2, 4], target.to_vec())), Weighting::Classes(4));
+        assert_eq!(of(Tensor::f32(&[2, 4, 1, 1], target.to_vec())), Weighting::Classes(4));
         let cases = [(Weighting::Classes(4), target), (of_channels, target), (of_probabilities, probabilities)];
         for (weighting, target) in cases {
             // Column i of B: the sign of element i alone is not 0.

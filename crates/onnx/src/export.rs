@@ -17,7 +17,6 @@ use fewbits_graph::{Attr, DType, Dim, Graph, Node, Op, OpError, ValueInfo};
 use prost::Message;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Write,
     path::Path,
 };
 
@@ -77,21 +76,8 @@ fn move_data_out(initializers: &mut [TensorProto], location: &str) -> Vec<u8> {
     blob
 }
 
-/// Writes beside `path` under a temporary name, then renames: no reader ever sees half a file.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), OnnxError> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let attempt = || -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // the umask takes its share
-        // Its errors name the temporary file, which nobody knows.
-        let mut file = builder.tempfile_in(folder).map_err(|e| std::io::Error::from(e.kind()))?;
-        file.as_file_mut().write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    attempt().map_err(|source| OnnxError::Io { action: "write it", source })
+    fewbits_files::replace(path, bytes).map_err(|source| OnnxError::Io { action: "write it", source })
 }
 
 fn entry(key: &str, value: &str) -> StringStringEntryProto {

@@ -19,8 +19,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -205,26 +204,8 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Qu
     move |source| QuantError::File { action, path: path.into(), source }
 }
 
-/// Replaces `path` in one step, by way of a temporary file in the same folder.
 fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), QuantError> {
-    let write = || -> io::Result<()> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".fewbits-").suffix(".part");
-        #[cfg(unix)]
-        {
-            // Temporary files are private by default; plans are ordinary files, subject to the umask.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
-        // Its errors name the temporary file, which nobody knows.
-        let mut temporary = builder.tempfile_in(folder).map_err(|e| io::Error::from(e.kind()))?;
-        temporary.as_file_mut().write_all(bytes)?;
-        temporary.as_file().sync_all()?;
-        temporary.persist(path)?;
-        Ok(())
-    };
-    write().map_err(file_error("write", path))
+    fewbits_files::replace(path, bytes).map_err(file_error("write", path))
 }
 
 /// Lower-case hexadecimal digits.

@@ -17,7 +17,7 @@ use fewbits_graph::{
     tape::{Config as TapeConfig, Leaves, Statistics, Tape},
 };
 use fewbits_kernels::Threads;
-use fewbits_methods::{Ground, Layer, MethodError, Progress, Samples, Weighting, layers};
+use fewbits_methods::{Ground, Layer, MethodError, Outputs, Progress, Samples, Weighting, layers};
 use fewbits_train::random::Random;
 use serde::Serialize;
 use std::{collections::BTreeSet, ops::Range};
@@ -218,7 +218,7 @@ impl<'a> Network<'a> {
         if weights.is_empty() {
             return Err(SearchError::NoLayers);
         }
-        let (mut batches, mut outputs) = (vec![], vec![]);
+        let (mut batches, mut outputs) = (vec![], Outputs::default());
         for begin in (0..inputs.len()).step_by(size) {
             let samples = || (begin..begin + size).map(|i| &inputs[i % inputs.len()]);
             let joined = |k: usize| samples().flat_map(|s| s[k].as_f32().unwrap_or_default()).copied().collect();
@@ -235,9 +235,9 @@ impl<'a> Network<'a> {
             }
             let values = made.iter().map(|t| t.as_f32().unwrap_or_default().to_vec());
             batches.push(Batch { inputs, outputs: values.collect() });
-            outputs.push(made);
+            outputs.add(&made);
         }
-        Ok(Network { tape, leaves, weights, weightings: Weighting::of(&outputs), batches, threads })
+        Ok(Network { tape, leaves, weights, weightings: outputs.weightings(), batches, threads })
     }
 
     /// An estimate of each trace.

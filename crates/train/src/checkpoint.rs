@@ -3,7 +3,7 @@
 //! A safetensors file: vectors as tensors, counters and the recipe's description in the metadata.
 
 use crate::{TrainError, optimizer};
-use fewbits_data::atomic::write_atomically;
+use fewbits_files::write_atomically;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{collections::BTreeMap, io::Write, path::Path};
 

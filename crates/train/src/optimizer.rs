@@ -7,10 +7,10 @@ use fewbits_kernels::{
     Threads,
     float::update::{Adam, Sgd},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// The rule of a step, from a gradient `g` to a value `p`. Test `trajectories_equal_pytorch`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Rule {
@@ -29,7 +29,7 @@ pub enum Rule {
 }
 
 /// How Adam averages.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Moments {
     /// Decay of the mean of gradients and of the mean of squares, `β₁` and `β₂`.
     pub betas: [f32; 2],
@@ -44,7 +44,7 @@ impl Default for Moments {
 }
 
 /// Parameters that share their settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Group {
     /// Which of the flat parameters.
     pub range: Range<usize>,

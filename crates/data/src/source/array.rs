@@ -81,22 +81,28 @@ pub(crate) fn open_npy(path: &Path, labels: Option<&Path>) -> Result<(Images, Op
     Ok((images, labels))
 }
 
-/// Opens an `.npz`: images are `x`, `images` or `data`, else the first array of 4 dimensions; labels are `y` or `labels`.
-pub(crate) fn open_npz(path: &Path) -> Result<(Images, Option<Vec<usize>>), DataError> {
+/// Opens an `.npz`: images are `x`, `images` or `data`, else the first array of 4 dimensions; labels are `y` or `labels`, unless another
+/// `.npy` holds them.
+pub(crate) fn open_npz(path: &Path, labels: Option<&Path>) -> Result<(Images, Option<Vec<usize>>), DataError> {
     let mut arrays = npz::open(path)?;
-    let named = |names: &[&str], arrays: &[(String, NpyFile)]| {
+    let named = |names: &[&str], arrays: &[npz::Entry]| {
         names.iter().find_map(|name| arrays.iter().position(|(n, _)| n.eq_ignore_ascii_case(name)))
     };
-    let labels = named(&["y", "labels", "label"], &arrays).map(|i| arrays.swap_remove(i));
+    let own_labels = named(&["y", "labels", "label"], &arrays).map(|i| arrays.swap_remove(i));
+    let is_batch = |array: &Result<NpyFile, DataError>| array.as_ref().is_ok_and(|a| a.shape.len() == 4);
     let images = named(&["x", "images", "data"], &arrays)
-        .or_else(|| arrays.iter().position(|(_, a)| a.shape.len() == 4))
+        .or_else(|| arrays.iter().position(|(_, array)| is_batch(array)))
         .ok_or_else(|| DataError::NoImageArray {
             path: path.to_path_buf(),
             found: arrays.iter().map(|(n, _)| n.clone()).collect(),
         })?;
     let (name, images) = arrays.swap_remove(images);
-    let images = Images::new(&path.join(name), images)?;
-    let labels = labels.map(|(name, array)| read_labels(&path.join(name), &array)).transpose()?;
+    let images = Images::new(&path.join(name), images?)?;
+    let labels = match (labels, own_labels) {
+        (Some(path), _) => Some(read_labels(path, &NpyFile::open(path)?)?),
+        (None, Some((name, array))) => Some(read_labels(&path.join(name), &array?)?),
+        (None, None) => None,
+    };
     Ok((images, labels))
 }
 

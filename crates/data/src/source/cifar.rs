@@ -23,14 +23,17 @@ pub(crate) fn is_batch(path: &Path) -> bool {
     name.ends_with(".bin") && (name.starts_with("data_batch") || name.starts_with("test_batch"))
 }
 
-/// The training batches of a folder, or its test batch if it has no others; empty if it has neither.
-pub(crate) fn batches(folder: &Path) -> Vec<PathBuf> {
+/// The training batches of a folder, or, to be `held_out`, its test batch; the others if it has none of these.
+pub(crate) fn batches(folder: &Path, held_out: bool) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
     let mut found: Vec<PathBuf> = entries.filter(|p| is_batch(p)).collect();
     found.sort();
-    let is_training = |p: &PathBuf| p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"data"));
-    if found.iter().any(is_training) {
-        found.retain(is_training);
+    let is_wanted = |p: &PathBuf| {
+        let is_training = p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"data"));
+        is_training != held_out
+    };
+    if found.iter().any(is_wanted) {
+        found.retain(is_wanted);
     }
     found
 }

@@ -42,7 +42,7 @@ pub struct PreprocessArgs {
     /// Folder of the images of a COCO annotation file
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
-    /// Labels of an .npy file of images
+    /// Labels of an .npy or .npz file of images
     #[arg(long, value_name = "FILE.npy")]
     pub labels: Option<PathBuf>,
 }
@@ -50,12 +50,27 @@ pub struct PreprocessArgs {
 impl PreprocessArgs {
     /// Opens the data set at `path`.
     pub fn open(&self, path: &Path) -> Result<Dataset, Error> {
-        Ok(Dataset::open(path, &OpenOptions { images: self.images.clone(), labels: self.labels.clone() })?)
+        self.opened(path, false)
+    }
+
+    /// Opens the data set at `path` to score on.
+    pub fn open_held_out(&self, path: &Path) -> Result<Dataset, Error> {
+        self.opened(path, true)
+    }
+
+    fn opened(&self, path: &Path, held_out: bool) -> Result<Dataset, Error> {
+        let (images, labels) = (self.images.clone(), self.labels.clone());
+        Ok(Dataset::open(path, &OpenOptions { images, labels, held_out })?)
     }
 
     /// What these flags, or else the model's metadata, say; prints it.
     pub fn resolve(&self, model: &Model, dataset: &Dataset, out: &Output) -> Result<Preprocess, Error> {
-        let chosen = match self.stated(model)? {
+        let chosen = match self.stated(model) {
+            // Nothing is prepared, so that nobody needs to understand what the metadata say.
+            Err(_) if dataset.is_prepared() && self.preprocess.is_none() && self.says_nothing() => None,
+            stated => stated?,
+        };
+        let chosen = match chosen {
             Some(chosen) => chosen,
             None if dataset.is_prepared() => Preprocess::default(),
             None => return Err(unknown(model)),
@@ -75,17 +90,17 @@ impl PreprocessArgs {
 
     /// The same, if anything is said, without printing.
     pub fn stated(&self, model: &Model) -> Result<Option<Preprocess>, Error> {
-        let mut chosen = match (&self.preprocess, model.preprocess()?) {
-            (Some(name), _) => Preprocess::preset(name, model.input_size()).ok_or_else(|| Error::Usage {
+        let mut chosen = match &self.preprocess {
+            Some(name) => Preprocess::preset(name, model.input_size()).ok_or_else(|| Error::Usage {
                 what: format!("no preset `{name}`"),
                 hint: format!("presets are {}", Preprocess::PRESETS.join(", ")),
             })?,
-            (None, Some(stated)) => stated,
-            (None, None) if self.is_guessed(model)? => {
-                Preprocess::preset("yolox", model.input_size()).unwrap_or_default()
-            }
-            (None, None) if self.says_nothing() => return Ok(None),
-            (None, None) => Preprocess::default(),
+            None => match model.preprocess()? {
+                Some(stated) => stated,
+                None if self.is_guessed(model)? => Preprocess::preset("yolox", model.input_size()).unwrap_or_default(),
+                None if self.says_nothing() => return Ok(None),
+                None => Preprocess::default(),
+            },
         };
         self.refine(&mut chosen, model)?;
         Ok(Some(chosen))

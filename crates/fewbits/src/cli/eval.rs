@@ -12,7 +12,7 @@ use fewbits::{
     stream::Source,
 };
 use serde::Serialize;
-use std::{path::PathBuf, str::FromStr, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
 /// Accuracy of a model on labelled data.
 #[derive(Debug, clap::Args)]
@@ -29,20 +29,14 @@ pub struct Args {
     #[arg(long, value_parser = super::amount, value_name = "PERCENT")]
     at_least: Option<f64>,
     /// Of a detector: candidates at or below this score are no boxes [default: 0.005]
-    #[arg(long, value_parser = share::<f32>, value_name = "X")]
-    score_threshold: Option<f32>,
+    #[arg(long, value_parser = super::share, value_name = "X")]
+    score_threshold: Option<f64>,
     /// Of a detector: candidates that overlap a better one of their class by more than this IoU are no boxes [default: 0.45 for YOLOv3, 0.65
     /// for YOLOX]
-    #[arg(long, value_parser = share::<f64>, value_name = "X")]
+    #[arg(long, value_parser = super::share, value_name = "X")]
     nms_iou: Option<f64>,
     #[command(flatten)]
     preprocess: PreprocessArgs,
-}
-
-/// A number from 0 to 1.
-fn share<T: FromStr + Copy + Into<f64>>(text: &str) -> Result<T, String> {
-    let number = text.parse().ok().filter(|&x: &T| (0.0..=1.0).contains(&x.into()));
-    number.ok_or_else(|| "it must be a number from 0 to 1".into())
 }
 
 #[derive(Debug, Serialize)]
@@ -57,11 +51,11 @@ struct Report {
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let model = args.subject.load()?;
     let mode = args.subject.mode(&model)?;
-    let dataset = args.preprocess.open(&args.data)?;
+    let dataset = args.preprocess.open_held_out(&args.data)?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.first(args.limit), dataset: &dataset, preprocess: &preprocess };
     let start = Instant::now();
-    let chosen = Boxes { score_threshold: args.score_threshold, nms_iou: args.nms_iou };
+    let chosen = Boxes { score_threshold: args.score_threshold.map(|x| x as f32), nms_iou: args.nms_iou };
     let scores = evaluate_boxes(&model.graph, mode, &source, chosen, out.global.threads, &*out.progress())?;
     let report = Report {
         model: args.subject.model.display().to_string(),

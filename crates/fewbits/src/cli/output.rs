@@ -21,14 +21,18 @@ pub struct Output {
     pub global: Global,
 }
 
-/// Checks, before anything long begins, that the folders of the files to be written are there.
+/// Checks, before anything long begins, that the folders of the files to be written are there, and that none of the files is a folder.
 ///
 /// # Errors
-/// [`Error::Usage`] for the first that is not.
+/// [`Error::Usage`] for the first of which that is not so.
 pub fn check_folders<'a>(files: impl IntoIterator<Item = Option<&'a Path>>) -> Result<(), Error> {
     let is_lost = |file: &&Path| file.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
-    match files.into_iter().flatten().find(is_lost) {
+    match files.into_iter().flatten().find(|file| is_lost(file) || file.is_dir()) {
         None => Ok(()),
+        Some(file) if file.is_dir() => Err(Error::Usage {
+            what: format!("`{}` cannot be written: it is a folder", file.display()),
+            hint: "name the file in it".into(),
+        }),
         Some(file) => Err(Error::Usage {
             what: format!("`{}` cannot be written: there is no such folder", file.display()),
             hint: "make it first".into(),

@@ -97,7 +97,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let table = find(&args.table)?;
     let training = Arc::new(args.preprocess.open(&args.data)?);
     let labelled = PreprocessArgs { labels: args.val_labels.clone(), ..args.preprocess.clone() };
-    let validation = Arc::new(labelled.open(&args.val)?);
+    let validation = Arc::new(labelled.open_held_out(&args.val)?);
     let subject = Subject::of(&table, &training, args.quick)?;
     let default = Effort::of(&table, &subject, args.quick);
     let limit = args.limit.or(default.limit);

@@ -70,6 +70,16 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
             let samples = seen.batch.indices.len().min(batch);
             let kept = output.as_f32().map_or(&[][..], |v| &v[..v.len() / batch * samples]);
             values.extend(kept);
+            if dims.get(1..).is_some_and(|known| known != of_sample) {
+                return Err(Error::Usage {
+                    what: format!(
+                        "outputs of `{}` have the shape {of_sample:?}, those before {:?}",
+                        source.dataset.name(seen.batch.indices[0]).display(),
+                        &dims[1..]
+                    ),
+                    hint: "bring all images to one size with --crop, --resize-to or --letterbox".into(),
+                });
+            }
             let total = dims.first().copied().unwrap_or(0) + samples;
             *dims = std::iter::once(total).chain(of_sample.iter().copied()).collect();
         }

@@ -16,7 +16,7 @@ use fewbits::{
     stream::Source,
     summary::summarize,
 };
-use fewbits_data::atomic::write_atomically;
+use fewbits_files::write_atomically;
 use fewbits_graph::exec::Mode;
 use fewbits_quant::{calibrate::Policy, target::Target};
 use fewbits_search::{Budget, Level, Metric, allocate::Allocator};
@@ -161,7 +161,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         images: args.val_images.clone().or(args.preprocess.images.clone()),
         ..args.preprocess.clone()
     };
-    let labelled = args.val.as_deref().map(|val| of_val.open(val)).transpose()?;
+    let labelled = args.val.as_deref().map(|val| of_val.open_held_out(val)).transpose()?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.spread(args.samples), dataset: &dataset, preprocess: &preprocess };
     let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("plan.json"));

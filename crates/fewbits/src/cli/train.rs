@@ -308,7 +308,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     }
     let training = Arc::new(args.preprocess.open(&args.data)?);
     let labelled = PreprocessArgs { labels: args.val_labels.clone(), ..args.preprocess.clone() };
-    let validation = Arc::new(labelled.open(&args.val)?);
+    let validation = Arc::new(labelled.open_held_out(&args.val)?);
     let preprocess = args.preprocess.resolve(&model, &training, out)?;
     let planned = args.plan.as_deref().map(|path| plan::layer_bits(&model, path)).transpose()?;
     let [weight_bits_of, activation_bits_of] = planned.unwrap_or_default();

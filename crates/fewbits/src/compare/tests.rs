@@ -284,3 +284,18 @@ fn channels_last_becomes_plain() {
     let expected: Vec<f32> = (0..12).map(|i| i as f32).collect();
     assert_eq!(plain(&stored, &[2, 2, 3]), expected);
 }
+
+/// Without a batch axis, or with axes of one element behind the classes, every score counts.
+#[test]
+fn scores_count_whole_however_they_are_laid_out() {
+    assert_eq!([rows(&[1000], 1000, 1, 1), rows(&[8732, 21], 8732 * 21, 1, 1)], [1000, 8732 * 21]);
+    assert_eq!([rows(&[8, 10], 80, 8, 3), rows(&[1, 10], 10, 1, 1)], [30, 10]);
+    let tensor = |dims: &[usize], values: &[f32]| Tensor::f32(dims, values.to_vec());
+    for dims in [&[3][..], &[1, 3], &[1, 3, 1, 1]] {
+        let of = |values: &[f32]| agreeing(&tensor(dims, &[1.0, 3.0, 2.0]), &tensor(dims, values), 1);
+        assert_eq!((of(&[0.0, 9.0, 8.0]), of(&[9.0, 0.0, 8.0])), (Some(1), Some(0)), "{dims:?}");
+    }
+    let [zeros, none] = [0.0, f32::NAN].map(|x| tensor(&[1, 2], &[x; 2]));
+    assert_eq!((agreeing(&zeros, &none, 1), agreeing(&none, &none, 1)), (Some(0), Some(1)));
+    assert_eq!(agreeing(&tensor(&[1, 3, 2], &[0.0; 6]), &tensor(&[1, 3, 2], &[0.0; 6]), 1), None);
+}

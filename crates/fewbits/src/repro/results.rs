@@ -2,7 +2,7 @@
 
 use super::table::{Accuracy, Row, Table};
 use crate::Error;
-use fewbits_data::atomic::write_atomically;
+use fewbits_files::write_atomically;
 use serde::{Deserialize, Serialize};
 use std::{
     fs,

@@ -2,7 +2,7 @@
 //! known answers from here goes on where it was killed.
 
 use crate::Error;
-use fewbits_data::atomic::write_atomically;
+use fewbits_files::write_atomically;
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,

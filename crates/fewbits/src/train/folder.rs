@@ -2,7 +2,7 @@
 
 use super::{EpochRow, Request};
 use crate::progress::Progress;
-use fewbits_data::atomic::write_atomically;
+use fewbits_files::write_atomically;
 use fewbits_train::{
     TrainError,
     checkpoint::Checkpoint,

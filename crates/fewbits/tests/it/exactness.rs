@@ -74,10 +74,11 @@ pub fn save(path: &Path, tensor: &Tensor) {
 
 pub fn read(outputs: &Path) -> Vec<(String, Tensor)> {
     let arrays = npz::open(outputs).unwrap();
-    let read = |(name, file): &(String, npy::NpyFile)| {
-        (name.clone(), Tensor::f32(&file.shape, file.read_f32(0, file.rows()).unwrap()))
+    let read = |(name, file): npz::Entry| {
+        let file = file.unwrap();
+        (name, Tensor::f32(&file.shape, file.read_f32(0, file.rows()).unwrap()))
     };
-    arrays.iter().map(read).collect()
+    arrays.into_iter().map(read).collect()
 }
 
 pub fn prepared(dataset: &Dataset, preprocess: &Preprocess, count: usize) -> Tensor {

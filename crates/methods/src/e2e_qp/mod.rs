@@ -28,7 +28,7 @@
 //! Convolutional networks; symmetric scales; activations' scales and biases are learned too; the float network is the teacher.
 
 use crate::{
-    Draft, Ground, Layer, MethodError, Progress, Samples, Weighting, layers,
+    Draft, Ground, Layer, MethodError, Outputs, Progress, Samples, Weighting, layers,
     reconstruction::{Rounding, pick},
     walk::blocks,
 };
@@ -99,15 +99,17 @@ pub fn tune(
     let Some(mut tuner) = Tuner::new(ground, &learner, samples, config)? else { return Ok(false) };
     progress.begin("e2e-qp", config.steps);
     let outputs = ground.float.outputs.len();
-    let seen = |graph: &Graph, every: usize| -> Result<Vec<Vec<Tensor>>, MethodError> {
-        let mut float = Executor::new(graph, Mode::Float, threads);
-        (0..samples.count()).step_by(every.max(1)).map(|i| Ok(float.run(&read(samples, i)?)?)).collect()
+    let seen = |graph: &Graph, every: usize| -> Result<Outputs, MethodError> {
+        let (mut float, mut seen) = (Executor::new(graph, Mode::Float, threads), Outputs::default());
+        for i in (0..samples.count()).step_by(every.max(1)) {
+            seen.add(&float.run(&read(samples, i)?)?);
+        }
+        Ok(seen)
     };
-    let mut weights: Vec<_> = Weighting::of(&seen(ground.float, 1)?).into_iter().map(|w| (w, 1.0)).collect();
-    let targets = seen(&teacher, samples.count().div_ceil(VARIANCE_SAMPLES))?;
-    let of_feature = |o: usize| (Weighting::squares(&targets, o, LEAST_VARIANCE), config.hints / hints.len() as f32);
+    let mut weights: Vec<_> = seen(ground.float, 1)?.weightings().into_iter().map(|w| (w, 1.0)).collect();
+    let features = seen(&teacher, samples.count().div_ceil(VARIANCE_SAMPLES))?;
+    let of_feature = |o: usize| (features.squares(o, LEAST_VARIANCE), config.hints / hints.len() as f32);
     weights.extend((outputs..outputs + hints.len()).map(of_feature));
-    drop(targets);
     let mut float = Executor::new(&teacher, Mode::Float, threads);
     let (begun, mut step, mut steps) = (Instant::now(), 0, config.steps);
     while step < steps && config.deadline.is_none_or(|deadline| Instant::now() < deadline) {

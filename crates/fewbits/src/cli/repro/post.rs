@@ -29,13 +29,15 @@ pub fn run(table: &PostTable, args: &Args, out: &Output) -> Result<Verdict, Erro
         what: format!("`{}` is found on a trained float network", table.name),
         hint: "give it as --model".into(),
     })?)?;
-    let calibration = args.preprocess.open(&args.data)?;
+    // Labels are those of --val.
+    let unlabelled = PreprocessArgs { labels: None, ..args.preprocess.clone() };
+    let calibration = unlabelled.open(&args.data)?;
     let labelled = PreprocessArgs {
         labels: args.val_labels.clone().or(args.preprocess.labels.clone()),
         images: args.val_images.clone().or(args.preprocess.images.clone()),
         ..args.preprocess.clone()
     };
-    let validation = labelled.open(&args.val)?;
+    let validation = labelled.open_held_out(&args.val)?;
     let preprocess = args.preprocess.resolve(&model, &calibration, out)?;
     let limit = args.limit.unwrap_or(SAMPLES.0);
     let request = PostRequest {

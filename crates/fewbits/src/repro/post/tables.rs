@@ -137,7 +137,7 @@ fn zero_point() -> PostTable {
 
 fn mixed_clipping() -> PostTable {
     use Method::{BiasCorrection, MixedClipping, MixedClippingNetwork};
-    let inside = BitsBy::Search { strategy: Strategy::Rl, inside: Some(MixedClipping), cold_start: true };
+    let by_agent = |inside, cold_start| BitsBy::Search { strategy: Strategy::Rl, inside, cold_start };
     PostTable {
         name: "mixed-clipping",
         source: "Huang 2021, bits by reinforcement learning, a clipping rule for each layer",
@@ -161,7 +161,14 @@ fn mixed_clipping() -> PostTable {
             mixed("RL + bias correction", Strategy::Rl, &[BiasCorrection]),
             mixed("RL + mixed clipping", Strategy::Rl, &[MixedClipping]),
             mixed("RL + mixed clipping by the network", Strategy::Rl, &[MixedClippingNetwork]),
-            PostRow { bits: inside, ..mixed("RL with mixed clipping inside", Strategy::Rl, &[MixedClipping]) },
+            PostRow {
+                bits: by_agent(Some(MixedClipping), true),
+                ..mixed("RL with mixed clipping inside", Strategy::Rl, &[MixedClipping])
+            },
+            PostRow {
+                bits: by_agent(None, false),
+                ..mixed("RL from sensitivities + mixed clipping", Strategy::Rl, &[MixedClipping])
+            },
         ],
     }
 }
