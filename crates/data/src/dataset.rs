@@ -217,10 +217,19 @@ impl Dataset {
         }
     }
 
-    /// `count` sample numbers spread evenly: `⌊i · len / count⌋`; all of them if there are no more. For calibration.
+    /// `count` sample numbers spread evenly, `⌊i · len / count⌋`; all of them if there are no more. They come in an order in which the first
+    /// few are spread evenly, too, and so is every n-th: data often are sorted by class. For calibration.
     pub fn spread(&self, count: usize) -> Vec<usize> {
         let count = count.min(self.len());
-        (0..count).map(|i| (i as u128 * self.len() as u128 / count as u128) as usize).collect()
+        // Multiples of the golden ratio fall into the largest gaps between those before; these are their ranks.
+        let place = |i: usize| (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut by_place: Vec<usize> = (0..count).collect();
+        by_place.sort_by_key(|&i| place(i));
+        let mut numbers = vec![0; count];
+        for (rank, i) in by_place.into_iter().enumerate() {
+            numbers[i] = (rank as u128 * self.len() as u128 / count as u128) as usize;
+        }
+        numbers
     }
 
     /// `count` sample numbers in ascending order, drawn at random but always the same ones; all of them if there are no more. For

@@ -56,8 +56,20 @@ fn class_folders() {
     assert!(dataset.name(1).ends_with("dog/a.png"));
     assert_eq!(
         (dataset.spread(2), dataset.spread(9), dataset.first(Some(3))),
-        (vec![0, 2], vec![0, 1, 2, 3], vec![0, 1, 2])
+        (vec![0, 2], vec![0, 2, 1, 3], vec![0, 1, 2])
     );
+}
+
+/// Folders are sorted by class: the first samples of a spread, and every eighth, are of all of them all the same.
+#[test]
+fn spread_samples_are_spread_from_the_first_on() {
+    let dataset = Dataset::from_tensors(vec![1], vec![vec![0.0]; 1000]);
+    let numbers = dataset.spread(256);
+    let even = |part: &[usize]| (0..8).all(|bin| (2..=6).contains(&part.iter().filter(|n| *n / 125 == bin).count()));
+    assert!(even(&numbers[..32]) && even(&numbers.iter().copied().skip(7).step_by(8).collect::<Vec<_>>()));
+    let mut sorted = numbers;
+    sorted.sort_unstable();
+    assert_eq!(sorted, (0..256).map(|i| i * 1000 / 256).collect::<Vec<_>>());
 }
 
 #[test]

@@ -24,7 +24,7 @@ use fewbits_kernels::Threads;
 use fewbits_methods::{Ground, classes};
 use fewbits_quant::calibrate;
 use fewbits_search::{
-    Bits, Budget, Given, LatencyTable, Level, Metric, Problem, Rounding, SearchError, Sensitivity, Whole,
+    Bits, Budget, Given, LatencyTable, Level, Metric, Prepared, Problem, Rounding, SearchError, Sensitivity, Whole,
     allocate::{self, Allocator},
     hessian, sensitivity,
     strategy::{self as sampling, Trial, evolution, random, rl},
@@ -113,6 +113,8 @@ const BETWEEN_MEASUREMENTS: usize = 5;
 const TABLE_SAMPLES: usize = 64;
 /// Sizes at which the front is looked for.
 const FRONT_POINTS: u64 = 10;
+/// Of hundreds of assignments on few samples the one with the least damage was lucky, too: so many of the best are measured on all.
+const FINALISTS: usize = 8;
 
 /// Searches bits for `model` and quantizes it with them by `settings`, which are completed with the bits.
 ///
@@ -149,7 +151,9 @@ pub fn search(
     let stride = seen.indices.len().div_ceil(TABLE_SAMPLES).max(1);
     let few = Source { indices: seen.indices.iter().copied().step_by(stride).collect(), ..*source };
     let (pool, runs) = (Threads::new(threads), Runs::of(&few, &first.float));
-    let fixed = search.input_widths.is_empty() && settings.policy.activation_bits < 8;
+    // What the drop of a network is measured on has grids everywhere; else those of 8 bits make no difference.
+    let counts = settings.policy.activation_bits < 8 || search.max_drop.is_some();
+    let fixed = search.input_widths.is_empty() && counts;
     let activations = fixed.then_some(&first.grids);
     if search.max_drop.is_some() && !classifies(&ground) {
         return Err(Error::Usage {
@@ -184,16 +188,24 @@ pub fn search(
             sensitivity::measure(ground, &runs, activations, &config, &pool, progress)?
         }
     };
-    let mut whole = Whole::new(ground, &Runs::batched(&seen, &first.float), activations, metric, rounding, &pool)?;
-    if let Some(method) = search.inside {
-        let widths: BTreeSet<u8> = search.widths.iter().copied().chain(edge_bits).collect();
-        let widths: Vec<u8> = widths.into_iter().collect();
-        let samples = Runs::of(&seen, &first.float);
-        let rounder = Rounder { ground, first: &first, settings, samples: &samples, threads: &pool };
-        whole = whole.with_rounded(inside::rounded(method, &widths, &rounder, progress)?);
-    }
+    let rounded = match search.inside {
+        None => Prepared::new(),
+        Some(method) => {
+            let widths: BTreeSet<u8> = search.widths.iter().copied().chain(edge_bits).collect();
+            let widths: Vec<u8> = widths.into_iter().collect();
+            let samples = Runs::of(&seen, &first.float);
+            let rounder = Rounder { ground, first: &first, settings, samples: &samples, threads: &pool };
+            inside::rounded(method, &widths, &rounder, progress)?
+        }
+    };
+    let inputs_at = input_grids(&first, settings, &search.input_widths)?;
+    let on = |source: &Source<'_>| -> Result<Whole<'_>, Error> {
+        let runs = Runs::batched(source, &first.float);
+        let whole = Whole::new(ground, &runs, activations, metric, rounding, &pool)?;
+        Ok(whole.with_rounded(rounded.clone()).with_inputs_at(inputs_at.clone()))
+    };
+    let mut whole = on(&seen)?;
     if !search.input_widths.is_empty() {
-        whole = whole.with_inputs_at(input_grids(&first, settings, &search.input_widths)?);
         table.inputs = whole.input_damages(&search.input_widths, progress)?;
         table.input_widths.clone_from(&search.input_widths);
     }
@@ -210,29 +222,32 @@ pub fn search(
         let mut trials = Trials::new(&problem, &mut whole, &mut journal, search, begun, progress);
         explore(&mut trials, ground, search, settings.seed)?;
         let (mut trials, mut best) = trials.done()?;
+        if search.strategy.is_sampling() && seen.indices.len() < source.indices.len() {
+            best = best_on_all(&problem, &trials, best, &mut on(source)?)?;
+        }
         let mut bits = problem.bits(&best.choices);
-        let mut drop = None;
-        if let Some(most) = search.max_drop {
-            let mut actual = drop::changed(&mut whole, &bits)?;
+        if let (Some(most), Some(choices)) = (search.max_drop, within_drop.as_ref().filter(|c| problem.fits(c))) {
             // The least damage need not change the fewest classes.
-            if let Some(choices) = within_drop.as_ref().filter(|choices| actual > most && problem.fits(choices)) {
+            if drop::changed(&mut whole, &bits)? > most {
                 bits = problem.bits(choices);
                 best = Trial { choices: choices.clone(), damage: whole.damage(&bits)? };
                 trials.push(best.clone());
-                actual = drop::changed(&mut whole, &bits)?;
             }
-            drop = Some(Figure { budget: format!("max-drop={most}"), actual, kept: actual <= most });
         }
         (settings.policy.weight_bits_of, settings.policy.activation_bits_of) = (bits.weights, bits.inputs);
         let shipped = quantize::Settings { reshaped: Some(first.reshaped.clone()), ..settings.clone() };
         let quantized = quantize(model, source, &shipped, threads, progress)?;
+        let agreement = match classifies(&ground) {
+            true => Some(drop::agreement(&quantized, &seen, threads, progress)?),
+            false => None,
+        };
         let told = Told {
             quantized: &quantized,
             target: &settings.target,
             table: &table,
             problem: &problem,
             search,
-            drop,
+            agreement,
             trials: &trials,
             best: &best,
             metric,
@@ -247,7 +262,7 @@ pub fn search(
             found.points = points(&problem, &table, given, search, &trials, &mut whole)?;
             found.settle(|point| Ok(whole.damage(&point.bits())?))?;
             if classifies(&ground) {
-                found.agree(&problem.bits(&best.choices), |bits| Ok(1.0 - whole.damage_by(Metric::TopOne, bits)?))?;
+                found.agree(|bits| Ok(1.0 - whole.damage_by(Metric::TopOne, bits)?))?;
             }
             return Ok((found, quantized));
         }
@@ -316,6 +331,23 @@ fn allocated(allocator: Allocator, trials: &mut Trials<'_, '_>) -> Result<Vec<us
             measured.unwrap_or_else(|_| allocate::greedy(problem))
         }
     })
+}
+
+/// Of the best of `trials` that fit, `best` among them, the one with the least damage on the samples of `whole`.
+fn best_on_all(problem: &Problem, trials: &[Trial], best: Trial, whole: &mut Whole<'_>) -> Result<Trial, Error> {
+    let mut finalists: Vec<&Trial> = trials.iter().filter(|trial| problem.fits(&trial.choices)).collect();
+    finalists.sort_by(|a, b| a.damage.total_cmp(&b.damage));
+    finalists.dedup_by(|a, b| a.choices == b.choices);
+    // The same bits everywhere were tried first.
+    let first = trials.first().filter(|trial| problem.fits(&trial.choices));
+    let mut least: Option<(f64, &Trial)> = None;
+    for trial in finalists.into_iter().take(FINALISTS).chain(first) {
+        let damage = whole.damage(&problem.bits(&trial.choices))?;
+        if least.is_none_or(|(least, _)| damage < least) {
+            least = Some((damage, trial));
+        }
+    }
+    Ok(least.map_or(best, |(_, trial)| trial.clone()))
 }
 
 /// What was tried, the same bits everywhere, and, without trials by the hundred, what is best at sizes between the least and the most.

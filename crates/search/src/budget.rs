@@ -55,7 +55,7 @@ impl FromStr for Budget {
 
     fn from_str(text: &str) -> Result<Self, SearchError> {
         let budget = || match text.split_once('=')? {
-            ("size", amount) => Some(Budget::Size(number(amount, &BYTES)? as u64)),
+            ("size", amount) => Some(Budget::Size(number(amount, &BYTES).filter(|bytes| *bytes >= 1.0)? as u64)),
             ("avg-bits", amount) => Some(Budget::AvgBits(number(amount, &[])?)),
             ("bops", amount) => Some(Budget::Bops(number(amount, &COUNTS)?)),
             ("latency", amount) => Some(Budget::Latency(number(amount, &TIMES)?)),
@@ -118,7 +118,18 @@ mod tests {
 
     #[test]
     fn what_is_no_budget_is_told_how_to_write_one() {
-        for text in ["", "size", "size=", "size=-1MiB", "size=1.5XB", "avg-bits=4MiB", "bops=nan", "bits=4", "size=0"] {
+        for text in [
+            "",
+            "size",
+            "size=",
+            "size=-1MiB",
+            "size=1.5XB",
+            "avg-bits=4MiB",
+            "bops=nan",
+            "bits=4",
+            "size=0",
+            "size=0.5",
+        ] {
             let error = text.parse::<Budget>().unwrap_err();
             assert!(error.to_string().contains(text) && error.hint().unwrap().contains("avg-bits=4"));
         }

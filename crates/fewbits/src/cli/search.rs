@@ -12,7 +12,7 @@ use fewbits::{
     latency,
     methods::{Method, Methods},
     plan, quantize, report,
-    search::{self, Found, Row, Settings, Strategy, search},
+    search::{self, Figure, Found, Row, Settings, Strategy, search},
     stream::Source,
     summary::summarize,
 };
@@ -76,7 +76,7 @@ pub struct Args {
     #[arg(long, default_value_t = 64, value_parser = super::count(), value_name = "N")]
     damage_samples: usize,
     /// The most assignments of bits that are tried on the whole network
-    #[arg(long, alias = "episodes", default_value_t = 600, value_parser = super::count(), value_name = "N")]
+    #[arg(long, visible_alias = "episodes", default_value_t = 600, value_parser = super::count(), value_name = "N")]
     evaluations: usize,
     /// Judge assignments with weights rounded by this method, e.g. mixed-clipping or comq, not to the nearest codes
     #[arg(long, value_name = "NAME")]
@@ -88,7 +88,7 @@ pub struct Args {
     /// evolution and random]
     #[arg(long, value_name = "N")]
     patience: Option<usize>,
-    /// When no further assignment is tried, e.g. 90s or 10m
+    /// When no further assignment is tried, e.g. 90s or 10m; the quantization with what was found has as much again, 10 minutes at most
     #[arg(long, default_value = "30m", value_parser = super::duration, value_name = "TIME")]
     time_budget: Duration,
     /// Go on from the assignments in OUT.search.jsonl
@@ -194,6 +194,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         seed: out.global.seed,
         ..quantize::Settings::new(target, Policy::new(8, args.activations, args.edge_bits))
     };
+    settings.time_budget = settings.time_budget.min(args.time_budget);
     let threads = out.global.threads;
     let (found, quantized) = search(&model, &source, &mut settings, &asked, threads, &*out.progress())?;
     let mut plan = plan::of(&quantized, &settings, source.indices.len(), out.global.seed, source.stated());
@@ -239,7 +240,13 @@ fn check(args: &Args) -> Result<(), Error> {
         (args.latency_table.is_some() && !timed, "--latency-table", "--budget latency=…"),
     ];
     match unused.iter().find(|(given, ..)| *given) {
-        None => search::check_inside(args.inside),
+        None => search::check_inside(args.inside).and_then(|()| match args.inside {
+            Some(inside) if args.method != Methods::Auto && !args.method.demands(inside) => Err(Error::Usage {
+                what: format!("--inside {inside} rounds weights in another way than --method {}", args.method),
+                hint: format!("search for what ships: --method auto, or a list with {inside}"),
+            }),
+            _ => Ok(()),
+        }),
         Some((_, flag, with)) => {
             Err(Error::Usage { what: format!("{flag} does nothing here"), hint: format!("it goes with {with}") })
         }
@@ -270,16 +277,13 @@ fn text(report: &Report, args: &Args) -> String {
         found.history.len(),
         report.seconds,
     ));
-    for figure in &found.budgets {
-        let stated = figure
-            .budget
-            .parse()
-            .map_or(format!("{:.2} %", figure.actual), |budget: Budget| budget.with_amount(figure.actual).to_string());
-        lines.push(format!("budget {}: {stated}{}", figure.budget, if figure.kept { "" } else { "  MISSED" }));
+    for Figure { budget, stated, kept, .. } in &found.budgets {
+        lines.push(format!("budget {budget}: {stated}{}", if *kept { "" } else { "  MISSED" }));
     }
     let uniform = found.uniform.map(|(bits, damage)| format!(" ({damage:.4} with {bits} bits everywhere)"));
-    let agreement =
-        found.agreement.map(|share| format!("; {:.1} % of {} samples keep their class", 100.0 * share, found.samples));
+    let agreement = found
+        .agreement
+        .map(|share| format!("; {:.1} % of {} samples keep their class in integers", 100.0 * share, found.samples));
     lines.push(format!(
         "damage of rounding ({}): {:.4}{}{}",
         found.metric,

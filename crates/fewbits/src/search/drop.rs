@@ -1,7 +1,15 @@
 //! The smallest network within a drop of accuracy: a budget is found by bisection, what is within it by the search.
 
 use super::exact;
-use crate::{Error, progress::Progress};
+use crate::{
+    Error,
+    progress::Progress,
+    quantize::Quantized,
+    stream::{Source, outputs},
+};
+use fewbits_data::metrics::top1;
+use fewbits_graph::{Graph, exec::Mode};
+use fewbits_methods::classes;
 use fewbits_search::{Bits, Budget, Given, Metric, Problem, Sensitivity, Whole};
 
 /// Halvings of the range of mean bits.
@@ -54,4 +62,31 @@ pub fn smallest(
 /// Those of the network.
 pub fn changed(whole: &mut Whole<'_>, bits: &Bits) -> Result<f64, Error> {
     Ok(100.0 * whole.damage_by(Metric::TopOne, bits)?)
+}
+
+/// Share of the samples of `source` that `quantized` puts into the class of the float network, in integers.
+///
+/// # Errors
+/// Those of the data and the networks.
+pub fn agreement(
+    quantized: &Quantized,
+    source: &Source<'_>,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<f64, Error> {
+    let classes_of = |graph: &Graph, mode: Mode<'_>| -> Result<Vec<usize>, Error> {
+        let mut found = vec![];
+        outputs(graph, mode, source, threads, progress, |seen| {
+            let scores = seen.outputs.first().and_then(|scores| Some((scores.as_f32()?, classes(&scores.dims)?)));
+            if let Some((scores, classes)) = scores {
+                found.extend(scores.chunks(classes).map(top1).take(seen.batch.indices.len()));
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    };
+    let float = classes_of(&quantized.float, Mode::Float)?;
+    let integer = classes_of(&quantized.graph, Mode::Integer(&quantized.grids))?;
+    let same = float.iter().zip(&integer).filter(|(a, b)| a == b).count();
+    Ok(same as f64 / float.len().max(1) as f64)
 }

@@ -35,10 +35,13 @@ pub struct Row {
 pub struct Figure {
     /// As it was asked for.
     pub budget: String,
-    /// What the quantized network comes to; of a drop, the percent of classes that its bits change.
+    /// What the quantized network comes to; of a drop, the percent of samples whose class it changes.
     pub actual: f64,
     /// Whether that keeps it.
     pub kept: bool,
+    /// `actual` in words.
+    #[serde(skip)]
+    pub stated: String,
 }
 
 /// What an assignment is to the search.
@@ -62,7 +65,7 @@ pub struct Point {
     pub bytes: u64,
     /// Damage at the outputs, weights rounded to the nearest codes or by the method asked for; of one that was given up early, an estimate.
     pub damage: f64,
-    /// Share of the samples whose class stays; of classifiers, where it was measured.
+    /// Share of the samples whose class stays, weights rounded as for `damage`; of classifiers, where it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agreement: Option<f64>,
     /// Bits of weights, by name.
@@ -107,7 +110,7 @@ pub struct Found {
     pub samples: usize,
     /// Damage at the outputs, of all widths together, weights rounded to the nearest codes or by the method asked for.
     pub damage: f64,
-    /// Share of the samples whose class these bits leave as it was; of classifiers.
+    /// Share of the samples that the quantized network, in integers, puts into the class of the float network; of classifiers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agreement: Option<f64>,
     /// The most bits that all weights could have alike within the budgets, and their damage at the outputs.
@@ -158,13 +161,12 @@ impl Found {
         }
     }
 
-    /// Measures the share of samples that keep their class under `bits`, which were found, and under those of every point that a picture
-    /// names or joins: the same bits everywhere, and the front.
+    /// Measures the share of samples that keep their class under the bits of every point that a picture names or joins: the same bits
+    /// everywhere, and the front.
     ///
     /// # Errors
     /// Those of `measure`.
-    pub fn agree(&mut self, bits: &Bits, mut measure: impl FnMut(&Bits) -> Result<f64, Error>) -> Result<(), Error> {
-        self.agreement = Some(measure(bits)?);
+    pub fn agree(&mut self, mut measure: impl FnMut(&Bits) -> Result<f64, Error>) -> Result<(), Error> {
         let front: Vec<Bits> = self.front().into_iter().map(Point::bits).collect();
         for point in &mut self.points {
             if matches!(point.sort, Sort::Uniform(_)) || front.contains(&point.bits()) {
@@ -195,8 +197,8 @@ pub struct Told<'a> {
     pub table: &'a Sensitivity,
     pub problem: &'a Problem,
     pub search: &'a Settings,
-    /// What became of a drop that was asked for.
-    pub drop: Option<Figure>,
+    /// Share of the samples that keep their class.
+    pub agreement: Option<f64>,
     /// Bits that first and last layers keep.
     pub edge_bits: Option<u8>,
     pub trials: &'a [Trial],
@@ -249,9 +251,14 @@ pub fn describe(told: &Told<'_>) -> Result<Found, Error> {
                 (times.rest + layers.iter().map(of).sum::<u64>()) as f64 * 1e-9
             }),
         };
-        Figure { budget: budget.to_string(), actual, kept: actual <= budget.amount() * (1.0 + 1e-9) }
+        let (kept, stated) = (actual <= budget.amount() * (1.0 + 1e-9), budget.with_amount(actual).to_string());
+        Figure { budget: budget.to_string(), actual, kept, stated }
     };
-    let budgets: Vec<Figure> = search.budgets.iter().map(figure).chain(told.drop.clone()).collect();
+    let drop = search.max_drop.zip(told.agreement).map(|(most, agreement)| {
+        let actual = 100.0 * (1.0 - agreement);
+        Figure { budget: format!("max-drop={most}"), actual, kept: actual <= most, stated: format!("{actual:.2} %") }
+    });
+    let budgets: Vec<Figure> = search.budgets.iter().map(figure).chain(drop).collect();
     let of_uniform = |&bits: &u8| {
         let trial =
             told.trials.iter().find(|trial| trial.choices == problem.uniform(bits) && problem.fits(&trial.choices));
@@ -271,7 +278,7 @@ pub fn describe(told: &Told<'_>) -> Result<Found, Error> {
         layer_samples: told.layer_samples,
         samples: told.samples,
         damage: told.best.damage,
-        agreement: None,
+        agreement: told.agreement,
         uniform: search.widths.iter().rev().find_map(of_uniform),
         widths: table.widths.clone(),
         layers,

@@ -56,7 +56,7 @@ fn every_allocator_keeps_the_bytes_and_does_less_damage_than_uniform_bits() {
         assert!(found.layers.iter().all(|row| bits(row) == Some(row.bits) && (!row.edge || row.bits == 8)));
         let (uniform, damage) = found.uniform.unwrap();
         assert_eq!(uniform, 4);
-        assert!(found.damage < 0.8 * damage, "{allocator}: {} against {damage}", found.damage);
+        assert!(found.damage < damage, "{allocator}: {} against {damage}", found.damage);
         let front = found.front();
         assert!(front.windows(2).all(|pair| pair[0].bytes < pair[1].bytes && pair[0].damage > pair[1].damage));
     }
@@ -66,7 +66,9 @@ fn every_allocator_keeps_the_bytes_and_does_less_damage_than_uniform_bits() {
 fn every_strategy_keeps_the_budget_and_is_no_worse_than_uniform_bits() {
     use Strategy::{Evolution, Greedy, Hessian, Kl, Random, Rl};
     for strategy in [Kl, Hessian, Greedy, Rl, Evolution, Random] {
-        let (found, _) = searched_as(strategy, &[Budget::AvgBits(3.0)], |asked| asked.evaluations = 12).unwrap();
+        // On all samples, so that none is measured again.
+        let asked = |asked: &mut Settings| (asked.evaluations, asked.samples) = (12, 16);
+        let (found, _) = searched_as(strategy, &[Budget::AvgBits(3.0)], asked).unwrap();
         assert!(found.kept && found.average_bits <= 3.0, "{strategy}: {}", found.average_bits);
         let (bits, damage) = found.uniform.unwrap();
         assert!(bits == 3 && found.damage <= damage, "{strategy}: {} against {damage}", found.damage);
@@ -76,6 +78,38 @@ fn every_strategy_keeps_the_budget_and_is_no_worse_than_uniform_bits() {
         let tried = found.history.len();
         assert!(!strategy.is_sampling() || (12..=14).contains(&tried), "{strategy}: {tried} assignments");
     }
+}
+
+/// Of many assignments the one with the least damage on one sample is seldom the best.
+#[test]
+fn the_best_on_few_samples_have_to_prove_themselves_on_all() {
+    let asked = |asked: &mut Settings| (asked.evaluations, asked.samples) = (60, 1);
+    let (found, quantized) = searched_as(Strategy::Random, &[Budget::AvgBits(4.0)], asked).unwrap();
+    let tried = found.points.iter().filter(|point| point.sort == Sort::Tried);
+    let lucky = tried.min_by(|a, b| a.damage.total_cmp(&b.damage)).unwrap();
+    assert!(found.damage > lucky.damage, "no other choice was made");
+    let (model, dataset) = (demo::model().unwrap(), demo::calibration_set());
+    let preprocess = model.preprocess().unwrap().unwrap();
+    let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.spread(16) };
+    let mut settings = quantize::Settings {
+        ranges: Ranges::Rule(RangeRule::MinMax),
+        methods: Methods::List(vec![]),
+        ..quantize::Settings::new("ort".parse().unwrap(), Policy::new(8, 8, 8))
+    };
+    settings.policy.weight_bits_of = lucky.weights.clone();
+    let other = quantize(&model, &source, &settings, 2, &Silent).unwrap();
+    let closeness = |quantized: &Quantized| {
+        let mut references = vec![];
+        let mut keep = |seen: crate::stream::Seen| {
+            references.push(seen.outputs);
+            Ok(())
+        };
+        outputs(&quantized.float, Mode::Float, &source, 2, &Silent, &mut keep).unwrap();
+        let mode = Mode::Integer(&quantized.grids);
+        quantize::output_sqnr(&quantized.graph, mode, &source, &references, 2, &Silent).unwrap()
+    };
+    let (chosen, lucky) = (closeness(&quantized), closeness(&other));
+    assert!(chosen > lucky, "{chosen} dB against {lucky} dB");
 }
 
 #[test]
@@ -135,15 +169,15 @@ fn other_budgets_are_kept_and_impossible_ones_give_the_smallest_network() {
 }
 
 #[test]
-fn the_drop_is_that_of_the_bits_that_are_returned() {
+fn the_drop_is_that_of_the_integers_that_are_returned() {
     let asked = |asked: &mut Settings| (asked.max_drop, asked.evaluations, asked.samples) = (Some(20.0), 1, 16);
     let (found, quantized) = searched_as(Strategy::Random, &[], asked).unwrap();
     let (model, dataset) = (demo::model().unwrap(), demo::calibration_set());
     let preprocess = model.preprocess().unwrap().unwrap();
     let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.spread(16) };
-    let classes = |graph: &Graph| {
+    let classes = |graph: &Graph, mode: Mode<'_>| {
         let mut classes = vec![];
-        outputs(graph, Mode::Float, &source, 1, &Silent, |seen| {
+        outputs(graph, mode, &source, 1, &Silent, |seen| {
             let scores = seen.outputs[0].as_f32().unwrap();
             classes.push((0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])));
             Ok(())
@@ -151,12 +185,8 @@ fn the_drop_is_that_of_the_bits_that_are_returned() {
         .unwrap();
         classes
     };
-    let mut rounded = quantized.float.clone();
-    for row in &found.layers {
-        let tensor = exec::rounded_constant(&row.weight, &rounded.constants[&row.weight], &quantized.grids);
-        rounded.constants.insert(row.weight.clone(), tensor);
-    }
-    let pairs = classes(&quantized.float).into_iter().zip(classes(&rounded));
+    let integer = classes(&quantized.graph, Mode::Integer(&quantized.grids));
+    let pairs = classes(&quantized.float, Mode::Float).into_iter().zip(integer);
     let changed = 100.0 * pairs.filter(|(float, rounded)| float != rounded).count() as f64 / 16.0;
     assert_eq!((found.budgets[0].actual, found.kept), (changed, true));
     assert_eq!(found.agreement, Some(1.0 - 0.01 * changed));
