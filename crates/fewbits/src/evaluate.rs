@@ -11,6 +11,7 @@ use fewbits_data::{
     metrics::{CocoScores, Detection, TopK, coco_scores, top1},
 };
 use fewbits_graph::{Graph, Tensor, exec::Mode};
+use fewbits_methods::classes;
 use serde::Serialize;
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -143,9 +144,15 @@ fn classification(
 /// Shows the scores of each sample of a chunk, and its label.
 fn each(seen: &Seen, source: &Source<'_>, mut look: impl FnMut(&[f32], usize)) -> Result<(), Error> {
     let scores = scores_of(&seen.outputs)?;
-    // A network for one image may leave out the batch axis.
-    let images = if seen.outputs[0].dims.len() > 1 { seen.outputs[0].dims[0] } else { 1 };
-    let classes = scores.len() / images.max(1);
+    let dims = &seen.outputs[0].dims;
+    let classes = match dims[..] {
+        // A network for one image may leave out the batch axis.
+        [classes] => classes,
+        _ => classes(dims).ok_or_else(|| Error::Usage {
+            what: format!("the network's first output {dims:?} holds no scores of classes, [samples, classes]"),
+            hint: "detectors are evaluated on COCO annotations".into(),
+        })?,
+    };
     for ((row, label), index) in scores.chunks(classes.max(1)).zip(&seen.batch.labels).zip(&seen.batch.indices) {
         let name = || source.dataset.name(*index);
         match *label {

@@ -83,6 +83,14 @@ pub fn names() -> String {
     METHODS.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
 }
 
+impl Method {
+    /// Whether it begins with the float weights and leaves scales of its own choice.
+    fn chooses_scales(self) -> bool {
+        use Method::{Aciq, Lapq, MixedClipping, MixedClippingNetwork, Omse, SeqMse};
+        matches!(self, MixedClipping | MixedClippingNetwork | Aciq | Omse | Lapq | SeqMse)
+    }
+}
+
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = METHODS.iter().find(|(method, _)| method == self).map_or("", |(_, name)| name);
@@ -104,7 +112,7 @@ impl FromStr for Method {
 /// Which methods are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Methods {
-    /// Equalization, absorption of biases and bias correction where they bring the outputs closer.
+    /// Output scaling, equalization, absorption of biases and bias correction, where it is measured that they bring the outputs closer.
     Basic,
     /// Codes, scales and biases too, each step kept by what it gains on samples that it has not seen.
     Auto,
@@ -173,10 +181,19 @@ impl FromStr for Methods {
             "auto" => Ok(Methods::Auto),
             "none" => Ok(Methods::List(vec![])),
             _ => {
+                if let Some(word) = text.split(',').find(|word| matches!(*word, "basic" | "auto" | "none")) {
+                    return Err(format!("`{word}` stands alone; it is no part of a list"));
+                }
                 let mut list = text.split(',').map(str::parse).collect::<Result<Vec<Method>, _>>()?;
                 list.sort();
                 list.dedup();
-                Ok(Methods::List(list))
+                let scales: Vec<String> = list.iter().filter(|m| m.chooses_scales()).map(Method::to_string).collect();
+                match scales.len() {
+                    0 | 1 => Ok(Methods::List(list)),
+                    _ => {
+                        Err(format!("{} choose the same scales of weights, each anew: take one", scales.join(" and ")))
+                    }
+                }
             }
         }
     }
@@ -198,6 +215,8 @@ mod tests {
         assert_eq!("none".parse::<Methods>().unwrap().to_string(), "none");
         assert!(Methods::Auto.deployable() && methods.deployable());
         assert!(!"comq,zero-point-phase".parse::<Methods>().unwrap().deployable());
+        assert!("mixed-clipping,omse".parse::<Methods>().unwrap_err().contains("mixed-clipping and omse"));
+        assert!("basic,comq".parse::<Methods>().unwrap_err().contains("stands alone"));
         assert!("adarond".parse::<Methods>().unwrap_err().contains("adarond"));
     }
 }

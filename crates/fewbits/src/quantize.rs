@@ -115,7 +115,7 @@ pub fn quantize(
         Some(reshaped) => reshaped.clone(),
         None => reshape(&prepared, &facts, normals, settings, &first(RESHAPING_SAMPLES), threads, progress)?,
     };
-    let Reshaped { mut patches, ranges, normals } = reshaped.clone();
+    let Reshaped { mut patches, ranges, normals, mut steps } = reshaped.clone();
     let (graph, placement) = placed(&prepared, &patches, settings);
     let facts = exec::infer(&graph, &shapes).map_err(Error::graph(&model.path))?;
     let rules = match settings.ranges {
@@ -165,7 +165,11 @@ pub fn quantize(
     let mut corrects = true;
     if let Some(Trial { sqnr_db, .. }) = trials.get(best).filter(|_| doubted) {
         let mode = Mode::Integer(&judged.grids);
-        corrects = output_sqnr(&graph, mode, &compared, &references, threads, progress)? <= *sqnr_db;
+        let (begun, after_db) = (Instant::now(), *sqnr_db);
+        let before_db = output_sqnr(&graph, mode, &compared, &references, threads, progress)?;
+        corrects = before_db <= after_db;
+        let (methods, seconds) = (Method::BiasCorrection.to_string(), begun.elapsed().as_secs_f64());
+        steps.push(Step { methods, before_db, after_db, kept: corrects, findings: vec![], seconds });
     }
     let Choice { grids, biases, guarded } = choose(&Basis { weights: &weight_grids, ..basis }, settings, rules[best])?;
     if corrects {
@@ -185,7 +189,7 @@ pub fn quantize(
         trials,
         stats,
         guarded,
-        steps: vec![],
+        steps,
     };
     refine(quantized, &facts, source, settings, threads, progress, begun)
 }

@@ -6,23 +6,18 @@ use crate::{
     Error, Model,
     partial::{Mark, Partial},
     plan,
-    progress::{Progress, Silent},
+    progress::Progress,
     quantize::{Patches, Quantized, Settings, laid_out, output_sqnr},
     stream::{Source, outputs},
 };
 use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
 use fewbits_kernels::Threads;
-use fewbits_methods::{
-    BlockMethod, Draft, Ground, Samples, Walk, e2e_qp, lapq, layers,
-    walk::walk_through,
-    zero_point::{self, Half},
-};
+use fewbits_methods::{BlockMethod, Draft, Ground, Samples, Walk, e2e_qp, layers, walk::walk_through};
 use fewbits_quant::weights::guard_bias;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{collections::BTreeMap, fmt, sync::OnceLock, time::Instant};
 
-use stage::ByOutputs;
 pub(crate) use stage::{Stage, stages};
 
 /// Of how many samples one is held back for measuring.
@@ -123,6 +118,7 @@ pub fn refine(
         let (earlier, spent) = (mark.findings.clone(), mark.seconds);
         let seconds = || spent + stage_begun.elapsed().as_secs_f64();
         let findings = || [&earlier[..], &stage.findings()].concat();
+        let mut agreed = true;
         match stage {
             Stage::Walk(methods) => {
                 let mut walk = Walk::new(ground, &runs, MEMORY, &pool)?;
@@ -135,42 +131,18 @@ pub fn refine(
                     partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
                 })?;
             }
-            Stage::Outputs(method) => {
-                // A quarter of the samples decides, an eighth more has to agree.
-                let [decide, agree] = [4, 8].map(|share| seen.indices.len().div_ceil(share));
-                let sides = [0..decide, decide..decide + agree].map(|part| -> Result<_, Error> {
-                    let indices = seen.indices.get(part).unwrap_or(&seen.indices).to_vec();
-                    let source = Source { indices, ..seen };
-                    Ok((float_outputs(float, &source, threads, progress)?, source))
-                });
-                let [fit, held] = sides;
-                let (fit, held) = (fit?, held?);
-                let loss = |draft: &Draft, half: Half| {
-                    let (references, source) = if half == Half::Fit { &fit } else { &held };
-                    let mode = Mode::Integer(&draft.grids);
-                    let db = output_sqnr(&draft.graph, mode, source, references, threads, &Silent)?;
-                    Ok::<f64, Error>(10f64.powf(-0.1 * db))
-                };
-                match method {
-                    ByOutputs::MixedClipping(method) => {
-                        method.tune(ground, &mut next, &pool, &loss, progress)?;
-                    }
-                    ByOutputs::Lapq(config) => {
-                        lapq::tune(ground, &mut next, config, &pool, &loss, progress)?;
-                    }
-                    ByOutputs::ZeroPoint(config) => {
-                        zero_point::adjust(ground, &mut next, config, &loss, progress)?;
-                    }
-                }
-            }
-            Stage::Whole(config) => {
-                e2e_qp::tune(ground, &mut next, &runs, config, &pool, progress)?;
-            }
+            Stage::Outputs(method) => agreed = method.run(ground, &mut next, &seen, &pool, progress)?,
+            Stage::Whole(config) => agreed = e2e_qp::tune(ground, &mut next, &runs, config, &pool, progress)?,
         }
         guard_biases(&ground, &mut next);
         let (before_db, after_db) = (mark.best_db, closeness(&next)?);
         let kept = !exploring || after_db > before_db + stage.margin_db();
-        let step = Step { methods: stage.name(), before_db, after_db, kept, findings: findings(), seconds: seconds() };
+        let mut findings = findings();
+        findings.extend((!agreed).then(|| "nothing was changed: nothing was found that other samples confirm".into()));
+        if !kept && after_db > before_db {
+            findings.push(format!("to be kept it must gain {} dB", stage.margin_db()));
+        }
+        let step = Step { methods: stage.name(), before_db, after_db, kept, findings, seconds: seconds() };
         progress.line(&format!("step {step}"));
         mark.done.push(step);
         if kept {
@@ -194,7 +166,8 @@ pub fn refine(
         placement.nodes[layer.node].integer = false;
         placement.nodes[layer.node].reason = "its weight has zero points, which integer kernels do not multiply".into();
     }
-    Ok(Quantized { graph, placement, grids: best.grids, patches, steps: mark.done, ..quantized })
+    let steps = [&quantized.steps[..], &mark.done].concat();
+    Ok(Quantized { graph, placement, grids: best.grids, patches, steps, ..quantized })
 }
 
 /// What the float network makes of `source`, one list of outputs per run.

@@ -16,7 +16,6 @@ use crate::{
     summary::{self, Summary, parameters},
     train::{self, Trained},
 };
-use fewbits_files::write_atomically;
 use fewbits_graph::{Graph, exec, passes};
 use fewbits_quant::{
     Mapping, RangeRule, Stats,
@@ -28,7 +27,6 @@ use fewbits_report::{
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    io::Write,
     path::Path,
 };
 
@@ -187,12 +185,18 @@ fn facts(model: &Model, prepared: &Graph, nodes: usize, seen: &Inspection) -> Fa
     }
 }
 
-/// Writes `report` as a page that loads nothing else; the file appears only when it is complete.
+/// Writes `report` as Markdown or JSON if `path` ends in `.md` or `.json`, else as a page that loads nothing else; the file appears only
+/// when it is complete.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written.
 pub fn write(path: &Path, report: &Report) -> Result<(), Error> {
-    write_atomically(path, |file| file.write_all(report.to_html().as_bytes())).map_err(Error::io("write", path))
+    let text = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("md") => report.to_markdown(),
+        Some("json") => report.to_json(),
+        _ => report.to_html(),
+    };
+    fewbits_files::replace(path, text.as_bytes()).map_err(Error::io("write", path))
 }
 
 /// SQNR in dB by tensor name, of the integer network against the float network.

@@ -9,10 +9,10 @@ use fewbits_train::loss::distillation;
 const LEAST_PROBABILITY: f32 = 1e-9;
 
 /// Of how many classes an output of these dimensions, images along axis 0, holds a score each; `None` if it is something else. Old
-/// networks have axes of one element behind the classes.
+/// networks put out maps of one place.
 pub fn classes(dims: &[usize]) -> Option<usize> {
-    match dims {
-        [_, classes, places @ ..] if *classes > 1 && places.iter().all(|&places| places == 1) => Some(*classes),
+    match *dims {
+        [_, classes] | [_, classes, 1, 1] if classes > 1 => Some(classes),
         _ => None,
     }
 }

@@ -52,6 +52,12 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let model = args.subject.load()?;
     let mode = args.subject.mode(&model)?;
     let dataset = args.preprocess.open_held_out(&args.data)?;
+    if dataset.coco().is_none() && (args.score_threshold.is_some() || args.nms_iou.is_some()) {
+        return Err(Error::Usage {
+            what: "--score-threshold and --nms-iou do nothing here".into(),
+            hint: "they go with detectors on COCO annotations".into(),
+        });
+    }
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
     let source = Source { indices: dataset.first(args.limit), dataset: &dataset, preprocess: &preprocess };
     let start = Instant::now();

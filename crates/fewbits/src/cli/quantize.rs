@@ -48,7 +48,7 @@ pub struct Args {
     /// Also write the plan
     #[arg(long, value_name = "OUT.plan.json")]
     plan: Option<PathBuf>,
-    /// Also write a report, one self-contained file
+    /// Also write a report, one self-contained file; .md and .json are Markdown and JSON
     #[arg(long, value_name = "OUT.html")]
     report: Option<PathBuf>,
     /// Go on where a killed run of the same command was
@@ -111,9 +111,27 @@ impl PolicyArgs {
     }
 }
 
+/// Flags that the methods would not look at.
+fn check(args: &Args) -> Result<(), Error> {
+    let methods = args.policy.methods();
+    let learns = [Method::AdaRound, Method::Brecq, Method::QDrop].iter().any(|method| methods.demands(*method));
+    let steps = methods.explore(&args.policy.policy()) || matches!(&methods, Methods::List(list) if !list.is_empty());
+    let unused = [
+        (args.policy.iterations.is_some() && !learns, "--iterations", "--method adaround, brecq or qdrop"),
+        (args.resume && !steps, "--resume", "--method auto or a list"),
+    ];
+    match unused.iter().find(|(given, ..)| *given) {
+        None => Ok(()),
+        Some((_, flag, with)) => {
+            Err(Error::Usage { what: format!("{flag} does nothing here"), hint: format!("it goes with {with}") })
+        }
+    }
+}
+
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let start = Instant::now();
     let target: Target = args.target.parse()?;
+    check(args)?;
     check_folders([args.output.as_deref(), args.plan.as_deref(), args.report.as_deref()])?;
     let model = Model::load(&args.model)?;
     let dataset = dataset(&model, args, out)?;

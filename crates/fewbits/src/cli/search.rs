@@ -109,7 +109,7 @@ pub struct Args {
     /// Where the plan goes [default: MODEL.plan.json beside the model]
     #[arg(short, long, value_name = "OUT.plan.json")]
     output: Option<PathBuf>,
-    /// Also write a report, one self-contained file
+    /// Also write a report, one self-contained file; .md and .json are Markdown and JSON
     #[arg(long, value_name = "OUT.html")]
     report: Option<PathBuf>,
     #[command(flatten)]

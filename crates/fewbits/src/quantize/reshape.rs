@@ -12,6 +12,7 @@ use crate::{
     observe::{Observation, observe},
     progress::Progress,
     quantize::{Patches, Settings},
+    refine::Step,
     stream::Source,
 };
 use fewbits_graph::{
@@ -25,7 +26,7 @@ use fewbits_quant::{
     Range, RangeRule, Stats, WeightRule,
     calibrate::{self, Policy},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 /// What changed weights must gain to be taken before broken roundings are repaired: weights as they were trained lead to better ones. With
 /// activations of few bits, those are what breaks.
@@ -42,6 +43,8 @@ pub struct Reshaped {
     pub(crate) ranges: BTreeMap<String, Range>,
     /// What layers put out, as far as BatchNormalizations say.
     pub(super) normals: Normals,
+    /// What was tried, and what it brought.
+    pub(super) steps: Vec<Step>,
 }
 
 /// Output scaling, and equalization and absorption of biases where they bring the quantized outputs closer on `source`.
@@ -93,23 +96,35 @@ pub(super) fn reshape(
     let is_repaired = settings.judged_policy() != settings.policy;
     let gain =
         if is_repaired && !settings.policy.has_low_activations() { RESHAPING_GAIN_BEFORE_REPAIR_DB } else { 0.0 };
-    let better = |method: Method, old: Reshaped, new: Reshaped| -> Result<Reshaped, Error> {
-        let taken = new != old && (settings.methods.demands(method) || sqnr(&new)? > sqnr(&old)? + gain);
-        Ok(if taken { new } else { old })
+    let better = |name: &str, demanded: bool, old: Reshaped, new: Reshaped| -> Result<Reshaped, Error> {
+        if new == old {
+            return Ok(old);
+        }
+        let begun = Instant::now();
+        let (before_db, after_db) = (sqnr(&old)?, sqnr(&new)?);
+        let kept = demanded || after_db > before_db + gain;
+        let margin = (gain > 0.0 && !demanded).then(|| format!("weights of 8 bits; to be kept it must gain {gain} dB"));
+        let (methods, findings) = (name.to_string(), margin.into_iter().collect());
+        let step = Step { methods, before_db, after_db, kept, findings, seconds: begun.elapsed().as_secs_f64() };
+        let mut chosen = if kept { new } else { old };
+        chosen.steps.push(step);
+        Ok(chosen)
     };
+    let demands = |method: Method| settings.methods.demands(method);
     if equalizes {
         let output_scaling::Scaling { patches, ranges } = output_scaling::scaling(prepared, &outputs, &stats);
-        best = Reshaped { patches, ranges, ..best };
-        outputs.iter().for_each(|slot| drop(best.normals.remove(&slot.tensor)));
+        let mut scaled = Reshaped { patches, ranges, ..best.clone() };
+        outputs.iter().for_each(|slot| drop(scaled.normals.remove(&slot.tensor)));
+        best = better("output scaling", true, best, scaled)?;
         let equalized = equalized(prepared, &best, &silus, &stats, settings);
-        best = better(Method::Equalize, best, equalized)?;
+        best = better("equalize", demands(Method::Equalize), best, equalized)?;
     }
     if absorbs {
         let graph = patched(prepared, &best.patches);
         let tensors = seams.iter().map(|seam| seam.tensor.clone()).collect();
         let Observation { stats, .. } = observe(&graph, tensors, source, &none, 0, threads, progress)?;
         let absorbed = absorbed(&graph, facts, &best, &stats);
-        best = better(Method::AbsorbBias, best, absorbed)?;
+        best = better("absorb-bias", demands(Method::AbsorbBias), best, absorbed)?;
     }
     Ok(best)
 }

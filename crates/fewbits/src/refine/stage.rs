@@ -1,11 +1,17 @@
 //! Which stages a refinement has.
 
+use super::float_outputs;
 use crate::{
+    Error,
     methods::{Method, Methods},
-    quantize::Settings,
+    progress::{Progress, Silent},
+    quantize::{Settings, output_sqnr},
+    stream::Source,
 };
+use fewbits_graph::exec::Mode;
+use fewbits_kernels::Threads;
 use fewbits_methods::{
-    BlockMethod,
+    BlockMethod, Draft, Ground,
     aciq::Aciq,
     adaround::AdaRound,
     bias_correction,
@@ -19,7 +25,7 @@ use fewbits_methods::{
     reconstruction,
     seq_mse::SeqMse,
     zero_point::{
-        self,
+        self, Half,
         weights::{Shift, WeightShift},
     },
 };
@@ -47,6 +53,41 @@ pub enum ByOutputs {
     Lapq(lapq::Config),
     /// Grids of activations.
     ZeroPoint(zero_point::Config),
+}
+
+impl ByOutputs {
+    /// Changes `draft` by what the outputs on `seen` say: a quarter of the samples decides, an eighth more has to agree. Returns whether
+    /// anything was changed.
+    ///
+    /// # Errors
+    /// Those of the data and the network.
+    pub fn run(
+        &self,
+        ground: Ground<'_>,
+        draft: &mut Draft,
+        seen: &Source<'_>,
+        pool: &Threads,
+        progress: &dyn Progress,
+    ) -> Result<bool, Error> {
+        let [decide, agree] = [4, 8].map(|share| seen.indices.len().div_ceil(share));
+        let [fit, held] = [0..decide, decide..decide + agree].map(|part| -> Result<_, Error> {
+            let indices = seen.indices.get(part).unwrap_or(&seen.indices).to_vec();
+            let source = Source { indices, ..*seen };
+            Ok((float_outputs(ground.float, &source, pool.count(), progress)?, source))
+        });
+        let (fit, held) = (fit?, held?);
+        let loss = |draft: &Draft, half: Half| {
+            let (references, source) = if half == Half::Fit { &fit } else { &held };
+            let mode = Mode::Integer(&draft.grids);
+            let db = output_sqnr(&draft.graph, mode, source, references, pool.count(), &Silent)?;
+            Ok::<f64, Error>(10f64.powf(-0.1 * db))
+        };
+        match self {
+            ByOutputs::MixedClipping(method) => method.tune(ground, draft, pool, &loss, progress),
+            ByOutputs::Lapq(config) => lapq::tune(ground, draft, config, pool, &loss, progress),
+            ByOutputs::ZeroPoint(config) => Ok(zero_point::adjust(ground, draft, config, &loss, progress)? > 0),
+        }
+    }
 }
 
 impl Stage {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::progress::Silent;
 use crate::{
     demo, export,
     quantize::{Ranges, quantize},

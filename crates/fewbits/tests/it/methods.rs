@@ -34,7 +34,8 @@ fn scales_that_methods_choose_bring_the_outputs_closer() {
     let (model, out) = (desk.path("demo.onnx"), desk.path("low.onnx"));
     let [calibration, _] = desk.draw("calibration", 2, 48, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
     for method in ["mixed-clipping", "mixed-clipping-network", "aciq", "omse", "lapq", "seq-mse"] {
-        let flags = ["--weights", "3", "--method", method, "--ranges", "minmax", "-o", &out];
+        let plain = ["--ranges", "minmax", "--weight-ranges", "minmax"];
+        let flags = [&["--weights", "3", "--method", method, "-o", &out], &plain[..]].concat();
         let said = fewbits(&[&["quantize", &model, "--calib", &calibration], &flags[..]].concat());
         let step = said
             .lines()

@@ -29,6 +29,13 @@ pub fn run(table: &PostTable, args: &Args, out: &Output) -> Result<Verdict, Erro
         what: format!("`{}` is found on a trained float network", table.name),
         hint: "give it as --model".into(),
     })?)?;
+    if model.grids.is_some() {
+        return Err(Error::Model {
+            path: model.path,
+            what: "it is quantized already".into(),
+            hint: "give the float model that it was made from",
+        });
+    }
     // Labels are those of --val.
     let unlabelled = PreprocessArgs { labels: None, ..args.preprocess.clone() };
     let calibration = unlabelled.open(&args.data)?;
