@@ -24,3 +24,12 @@ impl Samples for Vec<Vec<Tensor>> {
         Ok(self[i].clone())
     }
 }
+
+/// Which samples a loss is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Those that decide.
+    Fit,
+    /// Others, which have a say whether to keep it.
+    Held,
+}

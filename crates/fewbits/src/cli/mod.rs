@@ -38,7 +38,7 @@ pub struct Global {
     /// Worker threads; 0 means one per core. Results do not depend on it
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
     threads: usize,
-    /// Key of everything random: initial weights, the order and the changes of training images
+    /// Key of everything random: searches, learned roundings, made-up images; initial weights, order and changes of training images
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
     seed: u64,
     /// Print the result only

@@ -1,5 +1,5 @@
 //! Why tensors differ, in words: differences, the second network, and what its grids make of the first one's values enter, sentences
-//! leave. Nothing is computed here that was not measured.
+//! leave. All was measured but the noise of weights, which is estimated, and taken for no more than was measured.
 
 use super::{
     FLOAT_THRESHOLD_DB, TensorDifference,
@@ -156,7 +156,9 @@ impl Evidence<'_> {
             if let Some(values) = values
                 && let (Some(input), Some(output)) = (power(&node.inputs[0]), power(&tensor.name))
             {
-                let rounding = values.noise_gain() * input / output.max(f64::MIN_POSITIVE);
+                // As if errors of weights were independent: where they make up for each other, as learned roundings do, there is less.
+                let expected = values.noise_gain() * input / output.max(f64::MIN_POSITIVE);
+                let rounding = expected.min(tensor.noise_added);
                 found.extend(on_grid(&format!("the weights `{name}`"), &values, params, rounding, least));
             }
         }

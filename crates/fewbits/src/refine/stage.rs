@@ -11,7 +11,7 @@ use crate::{
 use fewbits_graph::exec::Mode;
 use fewbits_kernels::Threads;
 use fewbits_methods::{
-    BlockMethod, Draft, Ground,
+    BlockMethod, Draft, Ground, Part,
     aciq::Aciq,
     adaround::AdaRound,
     bias_correction,
@@ -25,7 +25,7 @@ use fewbits_methods::{
     reconstruction,
     seq_mse::SeqMse,
     zero_point::{
-        self, Half,
+        self,
         weights::{Shift, WeightShift},
     },
 };
@@ -76,8 +76,8 @@ impl ByOutputs {
             Ok((float_outputs(ground.float, &source, pool.count(), progress)?, source))
         });
         let (fit, held) = (fit?, held?);
-        let loss = |draft: &Draft, half: Half| {
-            let (references, source) = if half == Half::Fit { &fit } else { &held };
+        let loss = |draft: &Draft, half: Part| {
+            let (references, source) = if half == Part::Fit { &fit } else { &held };
             let mode = Mode::Integer(&draft.grids);
             let db = output_sqnr(&draft.graph, mode, source, references, pool.count(), &Silent)?;
             Ok::<f64, Error>(10f64.powf(-0.1 * db))

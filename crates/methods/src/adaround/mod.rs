@@ -20,7 +20,7 @@
 //! Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (ICML 2020), equations 20-25.
 //!
 //! # Departures
-//! Biases are learned too. Layers see windows of their outputs (of 8 by 8 positions, four of each sample) in place of whole ones. It begins at the codes that the draft has. Hundreds of steps at a higher rate in place of 10,000.
+//! Biases are learned too. Layers see windows of their outputs (of 8 by 8 positions, four of each sample) in place of whole ones. It begins at the codes that the draft has. Thousands of steps at a higher rate in place of 10,000.
 
 mod windows;
 

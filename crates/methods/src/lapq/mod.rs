@@ -27,11 +27,10 @@
 mod powell;
 
 use crate::{
-    Draft, Ground, Progress,
+    Draft, Ground, Part, Progress,
     clipping::{Clip, Weights, with_scales},
     draft::layers,
     moments::Shape,
-    zero_point::Half,
 };
 use fewbits_kernels::Threads;
 pub use powell::Powell;
@@ -62,7 +61,7 @@ pub fn tune<E>(
     draft: &mut Draft,
     config: &Config,
     threads: &Threads,
-    loss: &dyn Fn(&Draft, Half) -> Result<f64, E>,
+    loss: &dyn Fn(&Draft, Part) -> Result<f64, E>,
     progress: &dyn Progress,
 ) -> Result<bool, E> {
     let layers = layers(ground.float, ground.placement);
@@ -79,7 +78,7 @@ pub fn tune<E>(
     };
     let measured = |scales: &[Vec<f32>]| {
         progress.step();
-        loss(&with(scales), Half::Fit)
+        loss(&with(scales), Part::Fit)
     };
     let [least, most] = config.powers;
     let power = |i: usize| least + (most - least) * i as f32 / (config.count.max(2) - 1) as f32;
@@ -101,7 +100,7 @@ pub fn tune<E>(
     config.powell.minimise(&mut |at| measured(&scaled(at)), &mut logarithms, value)?;
     let result = with(&scaled(&logarithms));
     progress.end();
-    let kept = loss(&result, Half::Held)? <= loss(draft, Half::Held)?;
+    let kept = loss(&result, Part::Held)? <= loss(draft, Part::Held)?;
     if kept {
         *draft = result;
     }

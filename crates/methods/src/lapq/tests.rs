@@ -24,8 +24,8 @@ fn a_parabola_through_scattered_points_is_that_of_least_squares() {
 fn the_outputs_come_closer_whatever_the_number_of_threads() {
     let network = testing::zoo("demo", 3, 8);
     let samples = testing::images(24, &network.shape);
-    let loss = |draft: &Draft, half: Half| -> Result<f64, Infallible> {
-        let samples = if half == Half::Fit { &samples[..8] } else { &samples[8..16] };
+    let loss = |draft: &Draft, half: Part| -> Result<f64, Infallible> {
+        let samples = if half == Part::Fit { &samples[..8] } else { &samples[8..16] };
         Ok(testing::damage(&network, draft, samples))
     };
     let tuned = |threads: usize| {

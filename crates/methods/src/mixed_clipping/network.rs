@@ -2,11 +2,10 @@
 
 use super::{Choice, MixedClipping};
 use crate::{
-    Draft, Ground, Progress,
+    Draft, Ground, Part, Progress,
     clipping::{Weights, with_scales},
     draft::layers,
     moments::Shape,
-    zero_point::Half,
 };
 use fewbits_kernels::Threads;
 use std::sync::PoisonError;
@@ -23,7 +22,7 @@ impl MixedClipping {
         ground: Ground<'_>,
         draft: &mut Draft,
         threads: &Threads,
-        loss: &dyn Fn(&Draft, Half) -> Result<f64, E>,
+        loss: &dyn Fn(&Draft, Part) -> Result<f64, E>,
         progress: &dyn Progress,
     ) -> Result<bool, E> {
         let layers = layers(ground.float, ground.placement);
@@ -38,7 +37,7 @@ impl MixedClipping {
                 let Some(scale) = own.scales(clip, threads) else { continue };
                 if tried.iter().all(|(_, known, _)| *known != scale) {
                     scales[i].clone_from(&scale);
-                    tried.push((clip, scale, loss(&with_scales(ground, draft, &weights, &scales), Half::Fit)?));
+                    tried.push((clip, scale, loss(&with_scales(ground, draft, &weights, &scales), Part::Fit)?));
                 }
             }
             if let Some((clip, scale, _)) = tried.into_iter().min_by(|a, b| a.2.total_cmp(&b.2)) {
@@ -49,7 +48,7 @@ impl MixedClipping {
         }
         progress.end();
         let result = with_scales(ground, draft, &weights, &scales);
-        let kept = loss(&result, Half::Held)? <= loss(draft, Half::Held)?;
+        let kept = loss(&result, Part::Held)? <= loss(draft, Part::Held)?;
         if kept {
             *draft = result;
             *self.choices.lock().unwrap_or_else(PoisonError::into_inner) = choices;

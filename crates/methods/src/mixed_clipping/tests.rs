@@ -1,5 +1,5 @@
 use super::*;
-use crate::{clipping::with_scales, moments::Shape, progress::Silent, testing, walk::walk_through, zero_point::Half};
+use crate::{Part, clipping::with_scales, moments::Shape, progress::Silent, testing, walk::walk_through};
 use fewbits_quant::ranges::Prior;
 use std::convert::Infallible;
 
@@ -62,8 +62,8 @@ fn the_chosen_rule_has_the_least_output_error_of_all() {
 fn by_the_network_each_layer_gets_the_rule_of_least_loss() {
     let network = testing::zoo("demo", 3, 8);
     let images = testing::images(24, &network.shape);
-    let loss = |draft: &Draft, half: Half| -> Result<f64, Infallible> {
-        let part = if half == Half::Fit { &images[..8] } else { &images[8..16] };
+    let loss = |draft: &Draft, half: Part| -> Result<f64, Infallible> {
+        let part = if half == Part::Fit { &images[..8] } else { &images[8..16] };
         Ok(testing::damage(&network, draft, part))
     };
     let clips = vec![Clip::Max, Clip::Lp(2.0), Clip::Aciq(Prior::Gauss)];
@@ -86,7 +86,7 @@ fn by_the_network_each_layer_gets_the_rule_of_least_loss() {
         let with = |clip: Clip| {
             let mut scales = scales.clone();
             scales[i] = weights[i].scales(clip, &threads).unwrap();
-            loss(&with_scales(network.ground(), &network.draft, &weights, &scales), Half::Fit).unwrap()
+            loss(&with_scales(network.ground(), &network.draft, &weights, &scales), Part::Fit).unwrap()
         };
         let least = clips.iter().map(|clip| with(*clip)).fold(f64::MAX, f64::min);
         assert_eq!(with(choice.clip), least, "{choice}");
@@ -102,9 +102,9 @@ fn by_the_network_each_layer_gets_the_rule_of_least_loss() {
 fn what_other_samples_do_not_confirm_is_not_kept() {
     let network = testing::residual();
     let images = testing::images(4, &network.shape);
-    let loss = |draft: &Draft, half: Half| -> Result<f64, Infallible> {
+    let loss = |draft: &Draft, half: Part| -> Result<f64, Infallible> {
         let damage = testing::damage(&network, draft, &images);
-        Ok(if half == Half::Fit { damage } else { -damage })
+        Ok(if half == Part::Fit { damage } else { -damage })
     };
     let (method, mut draft) = (MixedClipping::default(), network.draft.clone());
     let Ok(kept) = method.tune(network.ground(), &mut draft, &Threads::new(2), &loss, &Silent);

@@ -21,6 +21,9 @@
 //!
 //! # Source
 //! Our own; the per-channel counterpart for outputs of per-channel weights.
+//!
+//! # Departures
+//! None.
 
 use fewbits_graph::{Graph, Op, Tensor, passes::OutputSlot};
 use fewbits_quant::{Range, Stats, stats::ChannelStats};

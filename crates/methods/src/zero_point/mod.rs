@@ -1,7 +1,7 @@
 //! Zero points and scales of activations, adjusted one after the other by what the network's outputs say.
 //!
 //! # What it does
-//! For each activation with a grid of its own, zero points a few codes away and scales a little smaller and larger are tried, and the best
+//! For each activation with a grid of its own, zero points one code away and scales a little smaller and larger are tried, twice, and the best
 //! is kept if the outputs come closer to the float network's on the samples that are learned from, and do not move away on others. Codes
 //! and scale move the grid's window together: a shift clips more on one side and frees codes on the other. Zero stays a code, so that
 //! zero padding is exact.
@@ -28,7 +28,7 @@
 
 pub mod weights;
 
-use crate::{Draft, Ground, Progress};
+use crate::{Draft, Ground, Part, Progress};
 use fewbits_graph::QuantParams;
 use fewbits_quant::placement::Site;
 use std::time::Instant;
@@ -54,15 +54,6 @@ impl Default for Config {
     }
 }
 
-/// Which samples a loss is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Half {
-    /// Those that are learned from.
-    Fit,
-    /// Those that have a say whether to keep it.
-    Held,
-}
-
 /// Adjusts the activations of `draft`; returns how many changed. `loss` is lower where outputs are closer.
 ///
 /// # Errors
@@ -71,12 +62,12 @@ pub fn adjust<E>(
     ground: Ground<'_>,
     draft: &mut Draft,
     config: &Config,
-    loss: &dyn Fn(&Draft, Half) -> Result<f64, E>,
+    loss: &dyn Fn(&Draft, Part) -> Result<f64, E>,
     progress: &dyn Progress,
 ) -> Result<usize, E> {
     let names = activations(ground, draft);
     progress.begin("zero-point", names.len() * config.sweeps);
-    let (mut fit, mut held) = (loss(draft, Half::Fit)?, loss(draft, Half::Held)?);
+    let (mut fit, mut held) = (loss(draft, Part::Fit)?, loss(draft, Part::Held)?);
     let before = draft.grids.clone();
     for _ in 0..config.sweeps {
         let mut moved = false;
@@ -88,7 +79,7 @@ pub fn adjust<E>(
             let mut best: Option<(f64, QuantParams)> = None;
             for candidate in candidates(&params, site, config) {
                 draft.set_params(name, candidate.clone());
-                let loss = loss(draft, Half::Fit)?;
+                let loss = loss(draft, Part::Fit)?;
                 let least = best.as_ref().map_or(fit * (1.0 - config.least_gain), |(least, _)| *least);
                 if loss < least {
                     best = Some((loss, candidate));
@@ -97,7 +88,7 @@ pub fn adjust<E>(
             draft.set_params(name, params.clone());
             if let Some((loss_fit, candidate)) = best {
                 draft.set_params(name, candidate);
-                let loss_held = loss(draft, Half::Held)?;
+                let loss_held = loss(draft, Part::Held)?;
                 if loss_held <= held {
                     (fit, held, moved) = (loss_fit, loss_held, true);
                 } else {

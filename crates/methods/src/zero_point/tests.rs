@@ -18,16 +18,16 @@ fn a_window_that_stands_wrong_is_moved_back() {
     let mut params = draft.grids.params(name).unwrap().clone();
     params.zero_point[0] += 60;
     draft.set_params(name, params);
-    let loss = |draft: &Draft, half: Half| -> Result<f64, Infallible> {
-        let samples = if half == Half::Fit { &samples[..16] } else { &samples[16..] };
+    let loss = |draft: &Draft, half: Part| -> Result<f64, Infallible> {
+        let samples = if half == Part::Fit { &samples[..16] } else { &samples[16..] };
         Ok(testing::damage(&network, draft, samples))
     };
     let config = Config { shifts: vec![-60, -20, 20], ..Config::default() };
-    let Ok(before) = loss(&draft, Half::Held);
+    let Ok(before) = loss(&draft, Part::Held);
     let late = Config { deadline: Some(Instant::now()), ..config.clone() };
     assert_eq!(adjust(network.ground(), &mut draft, &late, &loss, &Silent), Ok(0));
     let Ok(changed) = adjust(network.ground(), &mut draft, &config, &loss, &Silent);
-    let Ok(after) = loss(&draft, Half::Held);
+    let Ok(after) = loss(&draft, Part::Held);
     assert!(changed >= 1 && after < 0.5 * before, "{after} instead of {before}");
 }
 

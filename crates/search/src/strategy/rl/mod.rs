@@ -25,7 +25,7 @@
 //! Wang et al., "HAQ: Hardware-Aware Automated Quantization with Mixed Precision" (CVPR 2019), as the code that came with it does it.
 //!
 //! # Departures
-//! Widths need not be neighbours. A feature that is equal for all layers is 0. With several budgets, only tensors that an exceeded
+//! The reward is minus the damage, not HAQ's change of accuracy after an epoch of finetuning: nothing is trained. Widths need not be neighbours. A feature that is equal for all layers is 0. With several budgets, only tensors that an exceeded
 //! one depends on are narrowed. Assignments can be given to begin with.
 
 mod agent;
