@@ -19,7 +19,7 @@ use crate::{
     stream::Source,
     summary::packed,
 };
-use fewbits_graph::{Grids, exec};
+use fewbits_graph::{Grids, exec, op::Fact};
 use fewbits_kernels::Threads;
 use fewbits_methods::{Ground, classes};
 use fewbits_quant::calibrate;
@@ -193,7 +193,7 @@ pub fn search(
         whole = whole.with_rounded(inside::rounded(method, &widths, &rounder, progress)?);
     }
     if !search.input_widths.is_empty() {
-        whole = whole.with_inputs_at(input_grids(&first, settings, &search.input_widths)?);
+        whole = whole.with_inputs_at(input_grids(&first, &facts, settings, &search.input_widths)?);
         table.inputs = whole.input_damages(&search.input_widths, progress)?;
         table.input_widths.clone_from(&search.input_widths);
     }
@@ -351,14 +351,15 @@ fn points(
 /// Grids of inputs of layers at each of `widths`, by the rule that was chosen for the network.
 fn input_grids(
     quantized: &Quantized,
+    facts: &BTreeMap<String, Fact>,
     settings: &quantize::Settings,
     widths: &[u8],
 ) -> Result<BTreeMap<u8, Grids>, Error> {
     let Quantized { float, placement, stats, rule, reshaped, .. } = quantized;
+    let ranges = calibrate::with_known(&reshaped.ranges, float, placement, facts);
     let at = |&bits: &u8| {
         let policy = calibrate::Policy { activation_bits: bits, edge_bits: bits, ..settings.policy.clone() };
-        let ranges = &reshaped.ranges;
-        let grids = calibrate::activations(float, placement, stats, &policy, &settings.target, *rule, ranges)?;
+        let grids = calibrate::activations(float, placement, stats, &policy, &settings.target, *rule, &ranges)?;
         Ok((bits, grids))
     };
     widths.iter().map(at).collect()

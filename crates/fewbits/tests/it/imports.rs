@@ -1,0 +1,118 @@
+//! Networks as exporters write them, from the float file to the integers: the program quantizes them, and every element of every
+//! output is that of ONNX Runtime on the exported file.
+
+use crate::{
+    exactness::{read, save},
+    fewbits,
+    random::{Builder, Case},
+    runtime_is_exact, same_outputs,
+};
+use fewbits_graph::{Attr, Attrs, Tensor};
+use fewbits_onnx::write;
+use std::path::PathBuf;
+
+/// What stands between the first and the last layer: from a tensor `[N, 8, 8, 8]` to one of the number of channels that is returned.
+type Middle = fn(&mut Builder, &str) -> (String, usize);
+
+/// A convolution and a Relu, `middle`, a convolution, and the mean over the image.
+fn network(middle: Middle) -> Case {
+    let mut b = Builder::new(7);
+    let x = b.input(&[4, 3, 8, 8]);
+    let first = b.constant("first", &[8, 3, 1, 1], 0.6);
+    let c = b.node("Conv", Attrs::default(), &[&x, &first]);
+    let r = b.node("Relu", Attrs::default(), &[&c]);
+    let (m, channels) = middle(&mut b, &r);
+    let last = b.constant("last", &[10, channels, 1, 1], 0.4);
+    let c = b.node("Conv", Attrs::default(), &[&m, &last]);
+    let g = b.node("GlobalAveragePool", Attrs::default(), &[&c]);
+    let y = b.node("Flatten", Attrs::default(), &[&g]);
+    b.finish(&[&y])
+}
+
+fn int(name: &str, value: i64) -> Attrs {
+    Attrs::default().with(name, Attr::Int(value))
+}
+
+fn index(b: &mut Builder, name: &str, values: &[i64]) -> String {
+    let dims: &[usize] = if values.len() == 1 { &[] } else { &[values.len()] };
+    b.add_constant(name, Tensor::i64(dims, values.to_vec()))
+}
+
+/// Quantizes each of `cases` with the program; the outputs must be those of ONNX Runtime, and like the float ones.
+fn check(cases: &[(&str, Case, &[&str])]) {
+    if !runtime_is_exact() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: String| folder.path().join(name);
+    let text = |path: &PathBuf| path.to_str().unwrap().to_string();
+    let mut runs = Vec::new();
+    for (name, case, flags) in cases {
+        let [model, data, quantized, outputs] =
+            ["onnx", "npy", "int8.onnx", "npz"].map(|extension| path(format!("{name}.{extension}")));
+        write(&model, &case.graph, 13).unwrap();
+        save(&data, &case.inputs[0]);
+        let run = |file: &PathBuf| {
+            fewbits(&["run", &text(file), "--data", &text(&data), "-o", &text(&outputs)]);
+            read(&outputs)
+        };
+        let float = run(&model);
+        let rules = ["--ranges", "minmax", "--method", "none", "--samples", "4"];
+        let quantize = ["quantize", &text(&model), "--calib", &text(&data), "-o", &text(&quantized)];
+        fewbits(&[&quantize[..], &rules, flags].concat());
+        let integers = run(&quantized);
+        let db = sqnr_db(&float[0].1, &integers[0].1);
+        assert!(db > 20.0, "{name}: {db} dB");
+        runs.push((quantized, integers));
+    }
+    let pairs: Vec<_> = runs
+        .iter()
+        .zip(cases)
+        .map(|((file, outputs), (_, case, _))| {
+            let named = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+            (file.clone(), vec![("x0", &case.inputs[0])], named)
+        })
+        .collect();
+    let Some(report) = same_outputs(folder.path(), &pairs) else { return };
+    for (file, rows) in report {
+        for (output, row) in rows {
+            assert_eq!(row.different, 0, "{} {output}: {row:?}", file.display());
+        }
+    }
+}
+
+fn sqnr_db(float: &Tensor, other: &Tensor) -> f64 {
+    let (x, y) = (float.as_f32().unwrap(), other.as_f32().unwrap());
+    let power = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
+    10.0 * (power(&mut x.iter().copied()) / power(&mut x.iter().zip(y).map(|(x, y)| x - y))).log10()
+}
+
+#[test]
+fn tensors_that_follow_from_shapes_have_grids() {
+    let zeros: Middle = |b, r| {
+        let shape = b.node("Shape", Attrs::default(), &[r]);
+        let zeros = b.node("ConstantOfShape", Attrs::default(), &[&shape]);
+        (b.node("Concat", int("axis", 1), &[r, &zeros]), 16)
+    };
+    let coordinates: Middle = |b, r| {
+        let [zero, one, three] = [0, 1, 3].map(|i| index(b, &format!("i{i}"), &[i]));
+        let row = index(b, "row", &[1, 1, 1, -1]);
+        let shape = b.node("Shape", Attrs::default(), &[r]);
+        let width = b.node("Gather", Attrs::default(), &[&shape, &three]);
+        let range = b.node("Range", Attrs::default(), &[&zero, &width, &one]);
+        let range = b.node("Cast", int("to", 1), &[&range]);
+        let row = b.node("Reshape", Attrs::default(), &[&range, &row]);
+        (b.node("Add", Attrs::default(), &[r, &row]), 8)
+    };
+    let factor: Middle = |b, r| {
+        let three = index(b, "i3", &[3]);
+        let shape = b.node("Shape", Attrs::default(), &[r]);
+        let width = b.node("Gather", Attrs::default(), &[&shape, &three]);
+        let width = b.node("Cast", int("to", 1), &[&width]);
+        let root = b.node("Sqrt", Attrs::default(), &[&width]);
+        let divided = b.node("Div", Attrs::default(), &[r, &root]);
+        (b.node("Mul", Attrs::default(), &[&divided, &root]), 8)
+    };
+    let cases = [("zeros", zeros), ("coordinates", coordinates), ("factor", factor)];
+    check(&cases.map(|(name, middle)| (name, network(middle), &[][..])));
+}
