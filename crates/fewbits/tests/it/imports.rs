@@ -116,3 +116,17 @@ fn tensors_that_follow_from_shapes_have_grids() {
     let cases = [("zeros", zeros), ("coordinates", coordinates), ("factor", factor)];
     check(&cases.map(|(name, middle)| (name, network(middle), &[][..])));
 }
+
+#[test]
+fn elementwise_operators_among_float_ones_are_not_rounded() {
+    let silu: Middle = |b, r| {
+        let weight = b.constant("second", &[8, 8, 1, 1], 1.5);
+        let one = b.add_constant("one", Tensor::f32(&[], vec![1.0]));
+        let x = b.node("Conv", Attrs::default(), &[r, &weight]);
+        let negative = b.node("Neg", Attrs::default(), &[&x]);
+        let power = b.node("Exp", Attrs::default(), &[&negative]);
+        let sum = b.node("Add", Attrs::default(), &[&power, &one]);
+        (b.node("Div", Attrs::default(), &[&x, &sum]), 8)
+    };
+    check(&[("silu", network(silu), &[])]);
+}

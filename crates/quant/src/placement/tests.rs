@@ -145,3 +145,44 @@ fn a_tensor_that_is_multiplied_and_added_has_two_grids() {
     assert_eq!(placement.sites["p"], Site::SameAs("e".into()));
     assert!(!runs_in_integers(&placement, "c_layer_input"));
 }
+
+#[test]
+fn what_stands_among_float_operators_stays_float() {
+    let conv = op("Conv", &[]);
+    let placement = placed(&[
+        (conv.clone(), &["x", "w", "b"], "a"),
+        (op("Neg", &[]), &["a"], "n"),
+        (op("Exp", &[]), &["n"], "e"),
+        (op("Add", &[]), &["e", "b"], "d"),
+        (op("Div", &[]), &["a", "d"], "q"),
+        (op("GlobalAveragePool", &[]), &["q"], "g"),
+        (op("Flatten", &[]), &["g"], "f"),
+        (op("Sqrt", &[]), &["f"], "s"),
+        (op("Mul", &[]), &["q", "s"], "m"),
+        (op("MaxPool", &[("kernel_shape", Attr::Ints(vec![1, 1]))]), &["m"], "p"),
+        (conv, &["p", "w", "b"], "y"),
+    ]);
+    for float in ["d", "g"] {
+        assert!(!runs_in_integers(&placement, float) && !placement.sites.contains_key(float), "{float}");
+    }
+    // The product is what a layer multiplies, moved about.
+    assert!(runs_in_integers(&placement, "m"));
+}
+
+#[test]
+fn absorbed_activations_are_no_float_operators() {
+    let conv = op("Conv", &[]);
+    let placement = placed(&[
+        (conv.clone(), &["x", "w", "b"], "a"),
+        (op("Relu", &[]), &["a"], "r"),
+        (op("GlobalAveragePool", &[]), &["r"], "g"),
+        (op("Sqrt", &[]), &["g"], "s"),
+        (op("Exp", &[]), &["r"], "e"),
+        (op("Add", &[]), &["s", "e"], "d"),
+        (op("Relu", &[]), &["d"], "t"),
+        (conv, &["t", "w", "b"], "y"),
+    ]);
+    for integer in ["g", "d", "t"] {
+        assert!(runs_in_integers(&placement, integer), "{integer}");
+    }
+}
