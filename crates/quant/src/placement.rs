@@ -162,13 +162,23 @@ impl<'a> Placer<'a> {
         !self.keep_float.contains(&node.name) && list.iter().any(|op| op == node.op.name())
     }
 
-    /// A layer that can be quantized: constant float weight, no scaling of its own, no decoding of boxes.
+    /// A layer that can be quantized: constant float weight, plain if it is a Gemm, no decoding of boxes.
     fn is_layer(&self, node: usize) -> bool {
-        let scales = matches!(&self.graph.nodes[node].op, Op::Gemm(g) if g.alpha != 1.0 || g.beta != 1.0);
         self.listed(&self.target.layers, node)
-            && self.weight(node).is_some()
-            && !scales
+            && self.weight(node).is_some_and(|(weight, axis)| self.is_plain(node, weight, axis))
             && !self.graph.decodes_boxes(node, &self.producers)
+    }
+
+    /// Not a Gemm that scales, transposes its data, or adds something else than a constant for each channel of `weight`.
+    fn is_plain(&self, node: usize, weight: &str, axis: usize) -> bool {
+        let node = &self.graph.nodes[node];
+        let Op::Gemm(gemm) = &node.op else { return true };
+        let channels = self.graph.constant(weight).map(|w| w.dims[axis]);
+        let is_bias = |name| {
+            let dims = self.graph.constant(name).map(|c| &c.dims[..]);
+            matches!(dims, Some([n] | [1, n]) if Some(*n) == channels)
+        };
+        gemm.alpha == 1.0 && gemm.beta == 1.0 && !gemm.trans_a && node.input(2).is_none_or(is_bias)
     }
 
     /// Name and channel axis of the node's constant weight.
@@ -472,7 +482,8 @@ impl<'a> Placer<'a> {
             return "turns boxes, whose coordinates no grid holds, into corners".into();
         }
         if self.target.layers.iter().any(|l| l == op) {
-            return "its weight is not a float constant, or it scales its result (alpha, beta)".into();
+            return "its weight is not a float constant, or it is a Gemm that does more than multiply and add a bias"
+                .into();
         }
         if let Some(reason) = self.target.float_reasons.get(op) {
             return reason.clone();

@@ -7,7 +7,7 @@ use crate::{
     random::{Builder, Case},
     runtime_is_exact, same_outputs,
 };
-use fewbits_graph::{Attr, Attrs, Tensor};
+use fewbits_graph::{Attr, Attrs, Dim, Tensor};
 use fewbits_onnx::write;
 use std::path::PathBuf;
 
@@ -115,6 +115,33 @@ fn tensors_that_follow_from_shapes_have_grids() {
     };
     let cases = [("zeros", zeros), ("coordinates", coordinates), ("factor", factor)];
     check(&cases.map(|(name, middle)| (name, network(middle), &[][..])));
+}
+
+/// The mean over the image, flattened, and a Gemm with the addend `dims`.
+fn with_addend(dims: &[usize]) -> Case {
+    let mut b = Builder::new(8);
+    let x = b.input(&[4, 3, 8, 8]);
+    let [first, last] = [("first", [8, 3, 1, 1].as_slice()), ("last", &[8, 10])].map(|(n, d)| b.constant(n, d, 0.6));
+    let addend = b.constant("addend", dims, 1.0);
+    let c = b.node("Conv", Attrs::default(), &[&x, &first]);
+    let r = b.node("Relu", Attrs::default(), &[&c]);
+    let g = b.node("GlobalAveragePool", Attrs::default(), &[&r]);
+    let f = b.node("Flatten", Attrs::default(), &[&g]);
+    let y = b.node("Gemm", Attrs::default(), &[&f, &last, &addend]);
+    b.finish(&[&y])
+}
+
+#[test]
+fn gemms_add_what_stretches_to_their_shape() {
+    let dims: [&[usize]; 6] = [&[], &[1], &[10], &[1, 10], &[4, 1], &[4, 10]];
+    let names = ["scalar", "one", "channels", "row", "column", "matrix"];
+    // With rows of its own the addend fixes how many samples the network takes at once, which its input has to say.
+    let fixed = |mut case: Case| {
+        case.graph.inputs[0].dims.as_mut().unwrap()[0] = Dim::Fixed(4);
+        case
+    };
+    let case = |dims: &[usize]| if dims.first() == Some(&4) { fixed(with_addend(dims)) } else { with_addend(dims) };
+    check(&std::array::from_fn::<_, 6, _>(|i| (names[i], case(dims[i]), &[][..])));
 }
 
 #[test]

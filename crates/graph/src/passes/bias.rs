@@ -48,19 +48,28 @@ pub(super) fn fold(graph: &mut Graph) -> Result<usize, GraphError> {
     Ok(folded)
 }
 
-/// Every convolution and matrix product with a constant weight has a bias, for corrections to go into.
-pub(super) fn add_zero(graph: &mut Graph) -> Result<usize, GraphError> {
+/// Every convolution and matrix product with a constant weight has a bias of a number for each channel, for corrections to go into:
+/// zeros if it had none, copies if it had a single one.
+pub(super) fn complete(graph: &mut Graph) -> Result<usize, GraphError> {
     let mut added = 0;
     for layer in 0..graph.nodes.len() {
         let node = &graph.nodes[layer];
-        if !(matches!(node.op, Op::Conv(_)) || is_plain_gemm(&node.op)) || node.input(2).is_some() {
+        if !(matches!(node.op, Op::Conv(_)) || is_plain_gemm(&node.op)) {
             continue;
         }
         let Role::Weight { channel_axis } = node.op.def().quant_rule().role(1) else { continue };
         let Some(weight) = node.input(1).map(String::from) else { continue };
         let Some(&channels) = graph.constant(&weight).and_then(|w| w.dims.get(channel_axis)) else { continue };
+        let value = match node.input(2).map(|bias| graph.constant(bias)) {
+            None => 0.0,
+            Some(Some(one)) if one.dims.len() < 2 && channels > 1 => match one.as_f32() {
+                Some(&[value]) => value,
+                _ => continue,
+            },
+            Some(_) => continue,
+        };
         let name = graph.fresh_name(&format!("{weight}_bias"));
-        graph.constants.insert(name.clone(), Arc::new(Tensor::f32(&[channels], vec![0.0; channels])));
+        graph.constants.insert(name.clone(), Arc::new(Tensor::f32(&[channels], vec![value; channels])));
         graph.nodes[layer].inputs.truncate(2);
         graph.nodes[layer].inputs.push(name);
         added += 1;

@@ -51,7 +51,7 @@ const FOLD: &[(&str, Pass)] = &[
 /// Places for methods to put their numbers; neutral until they do.
 const SLOTS: &[(&str, Pass)] = &[
     ("shared weights copied", constants::unshare),
-    ("layers given a bias of zero", bias::add_zero),
+    ("layers given a bias for each channel", bias::complete),
     ("SiLUs between layers given a scale", silu_slots::insert),
     ("last layers given an output scale", output_slots::insert),
     ("layers given a slot at their input", layer_input_slots::insert),

@@ -186,3 +186,21 @@ fn absorbed_activations_are_no_float_operators() {
         assert!(runs_in_integers(&placement, integer), "{integer}");
     }
 }
+
+#[test]
+fn a_gemm_that_does_more_than_a_layer_stays_float() {
+    let with_addend = |dims: &[usize], gemm: Op| {
+        let mut graph = graph(&[(gemm, &["x", "v", "c"], "y")]);
+        graph.constants.insert("v".into(), Arc::new(Tensor::f32(&[2, 3], vec![0.5; 6])));
+        graph.constants.insert("c".into(), Arc::new(Tensor::f32(dims, vec![0.5; dims.iter().product()])));
+        runs_in_integers(&place(&graph, &"ort".parse().unwrap(), &BTreeSet::new()), "y")
+    };
+    let gemm = op("Gemm", &[]);
+    assert!(with_addend(&[3], gemm.clone()) && with_addend(&[1, 3], gemm.clone()));
+    for dims in [&[][..], &[1], &[4, 1], &[4, 3]] {
+        assert!(!with_addend(dims, gemm.clone()), "{dims:?}");
+    }
+    for flag in [("transA", Attr::Int(1)), ("alpha", Attr::Float(0.5)), ("beta", Attr::Float(2.0))] {
+        assert!(!with_addend(&[3], op("Gemm", std::slice::from_ref(&flag))), "{flag:?}");
+    }
+}
