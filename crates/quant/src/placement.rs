@@ -187,7 +187,10 @@ impl<'a> Placer<'a> {
         let Role::Weight { channel_axis } = node.op.def().quant_rule().role(1) else { return None };
         let name = node.input(1)?;
         let tensor = self.graph.constant(name)?;
-        (tensor.as_f32().is_some() && channel_axis < tensor.dims.len()).then_some((name, channel_axis))
+        // A stack of matrices has no axis of output channels: runtimes compute it in float or refuse its scales.
+        let is_stack = matches!(node.op, Op::MatMul(_)) && tensor.dims.len() != 2;
+        let fits = tensor.as_f32().is_some() && channel_axis < tensor.dims.len() && !is_stack;
+        fits.then_some((name, channel_axis))
     }
 
     /// Names of the node's data inputs.

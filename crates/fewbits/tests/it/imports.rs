@@ -145,6 +145,17 @@ fn gemms_add_what_stretches_to_their_shape() {
 }
 
 #[test]
+fn products_with_stacks_of_matrices_stay_float() {
+    let stack: Middle = |b, r| {
+        let weight = b.constant("stack", &[1, 8, 8], 0.5);
+        let shape = index(b, "shape", &[-1, 8, 8, 8]);
+        let product = b.node("MatMul", Attrs::default(), &[r, &weight]);
+        (b.node("Reshape", Attrs::default(), &[&product, &shape]), 8)
+    };
+    check(&[("stack", network(stack), &[])]);
+}
+
+#[test]
 fn elementwise_operators_among_float_ones_are_not_rounded() {
     let silu: Middle = |b, r| {
         let weight = b.constant("second", &[8, 8, 1, 1], 1.5);

@@ -204,3 +204,17 @@ fn a_gemm_that_does_more_than_a_layer_stays_float() {
         assert!(!with_addend(&[3], op("Gemm", std::slice::from_ref(&flag))), "{flag:?}");
     }
 }
+
+#[test]
+fn a_product_with_a_stack_of_matrices_is_no_layer() {
+    let with_weight = |dims: &[usize]| {
+        let mut graph = graph(&[(op("MatMul", &[]), &["x", "v"], "y")]);
+        graph.constants.insert("v".into(), Arc::new(Tensor::f32(dims, vec![0.5; dims.iter().product()])));
+        place(&graph, &"ort".parse().unwrap(), &BTreeSet::new())
+    };
+    assert!(runs_in_integers(&with_weight(&[8, 9]), "y"));
+    for dims in [&[1, 8, 9][..], &[4, 8, 9], &[8]] {
+        let placement = with_weight(dims);
+        assert!(!runs_in_integers(&placement, "y") && placement.sites.is_empty(), "{dims:?}");
+    }
+}
