@@ -44,8 +44,8 @@ const FOLD: &[(&str, Pass)] = &[
     ("batch normalizations folded into the layer before", batch_norm::fold_backward),
     ("batch normalizations folded into the layer behind", batch_norm::fold_forward),
     ("batch normalizations turned into depthwise convolutions", lone_batch_norm::to_depthwise),
-    ("additions folded into biases", bias::fold),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
+    ("additions folded into biases", bias::fold),
 ];
 
 /// Places for methods to put their numbers; neutral until they do.
