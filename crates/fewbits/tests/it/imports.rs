@@ -4,7 +4,7 @@
 use crate::{
     exactness::{read, save},
     fewbits,
-    random::{Builder, Case},
+    random::{Builder, Case, ints},
     runtime_is_exact, same_outputs,
 };
 use fewbits_graph::{Attr, Attrs, Dim, Tensor};
@@ -153,6 +153,56 @@ fn products_with_stacks_of_matrices_stay_float() {
         (b.node("Reshape", Attrs::default(), &[&product, &shape]), 8)
     };
     check(&[("stack", network(stack), &[])]);
+}
+
+#[test]
+fn layers_that_are_kept_float_are_so_in_onnx_runtime_too() {
+    fn conv(b: &mut Builder, x: &str) -> String {
+        let weight = b.constant("kept", &[8, 8, 3, 3], 0.3);
+        b.node("Conv", ints("pads", &[1; 4]), &[x, &weight])
+    }
+    fn transposed(b: &mut Builder, x: &str, groups: usize) -> (String, usize) {
+        let weight = b.constant("kept", &[8, 8 / groups, 2, 2], 0.3);
+        let attrs = ints("strides", &[2, 2]).with("group", Attr::Int(groups as i64));
+        (b.node("ConvTranspose", attrs, &[x, &weight]), 8)
+    }
+    let alone: Middle = |b, r| (conv(b, r), 8);
+    let with_relu: Middle = |b, r| {
+        let sums = conv(b, r);
+        (b.node("Relu", Attrs::default(), &[&sums]), 8)
+    };
+    let behind_pool: Middle = |b, r| {
+        let pooled = b.node("MaxPool", ints("kernel_shape", &[2, 2]), &[r]);
+        let sums = conv(b, &pooled);
+        (b.node("MaxPool", ints("kernel_shape", &[2, 2]), &[&sums]), 8)
+    };
+    let grouped: Middle = |b, r| transposed(b, r, 8);
+    let in_one_group: Middle = |b, r| transposed(b, r, 1);
+    let kept = |name| ["--keep-float", name];
+    let ([second, third], none): (_, &[&str]) = ([kept("n2"), kept("n3")], &[]);
+    check(&[
+        ("alone", network(alone), &second),
+        ("with_relu", network(with_relu), &second),
+        ("behind_pool", network(behind_pool), &third),
+        ("transposed", network(in_one_group), &second),
+        ("grouped", network(grouped), none),
+        ("scaled", scaled_gemm(), none),
+    ]);
+}
+
+/// Two layers with a Gemm between them that scales its product.
+fn scaled_gemm() -> Case {
+    let mut b = Builder::new(9);
+    let x = b.input(&[4, 3, 8, 8]);
+    let [first, middle, last] = [("first", [8, 3, 1, 1].as_slice()), ("middle", &[8, 10]), ("last", &[10, 6])]
+        .map(|(n, d)| b.constant(n, d, 0.6));
+    let c = b.node("Conv", Attrs::default(), &[&x, &first]);
+    let g = b.node("GlobalAveragePool", Attrs::default(), &[&c]);
+    let f = b.node("Flatten", Attrs::default(), &[&g]);
+    let half = Attrs::default().with("alpha", Attr::Float(0.5));
+    let m = b.node("Gemm", half, &[&f, &middle]);
+    let y = b.node("Gemm", Attrs::default(), &[&m, &last]);
+    b.finish(&[&y])
 }
 
 #[test]
