@@ -299,7 +299,8 @@ impl<'a> Placer<'a> {
             && activation.input(0) == Some(output)
             && !self.graph.is_output(output);
         let bounds = clamp_bounds(self.graph, activation).filter(|_| fits)?;
-        Some((r, bounds))
+        // Every grid holds zero, so it cannot stay inside bounds that do not.
+        (bounds.0 <= 0.0 && bounds.1 >= 0.0).then_some((r, bounds))
     }
 
     /// Puts the grid of an integer operator's output on the output, or behind the activation that the target absorbs.

@@ -206,6 +206,17 @@ fn scaled_gemm() -> Case {
 }
 
 #[test]
+fn clips_to_numbers_above_zero_are_computed() {
+    let clip: Middle = |b, r| {
+        let weight = b.constant("second", &[8, 8, 1, 1], 0.5);
+        let [low, high] = [("low", 0.05), ("high", 3.0)].map(|(n, v)| b.add_constant(n, Tensor::f32(&[], vec![v])));
+        let sums = b.node("Conv", Attrs::default(), &[r, &weight]);
+        (b.node("Clip", Attrs::default(), &[&sums, &low, &high]), 8)
+    };
+    check(&[("clip", network(clip), &[])]);
+}
+
+#[test]
 fn elementwise_operators_among_float_ones_are_not_rounded() {
     let silu: Middle = |b, r| {
         let weight = b.constant("second", &[8, 8, 1, 1], 1.5);

@@ -218,3 +218,27 @@ fn a_product_with_a_stack_of_matrices_is_no_layer() {
         assert!(!runs_in_integers(&placement, "y") && placement.sites.is_empty(), "{dims:?}");
     }
 }
+
+#[test]
+fn bounds_without_zero_are_not_left_to_a_grid() {
+    let with_bounds = |low: f32, high: f32| {
+        let conv = op("Conv", &[]);
+        let mut graph = graph(&[
+            (conv.clone(), &["x", "w", "b"], "a"),
+            (op("Clip", &[]), &["a", "low", "high"], "c"),
+            (conv, &["c", "w", "b"], "y"),
+        ]);
+        for (name, bound) in [("low", low), ("high", high)] {
+            graph.constants.insert(name.into(), Arc::new(Tensor::f32(&[], vec![bound])));
+        }
+        place(&graph, &"ort".parse().unwrap(), &BTreeSet::new())
+    };
+    for (low, high) in [(0.0, 6.0), (-1.0, 1.0), (-1.0, 0.0)] {
+        let placement = with_bounds(low, high);
+        assert!(runs_in_integers(&placement, "c") && !placement.sites.contains_key("a"), "{low} {high}");
+    }
+    for (low, high) in [(0.001, 6.0), (-2.0, -1.0)] {
+        let placement = with_bounds(low, high);
+        assert!(!runs_in_integers(&placement, "c") && placement.sites.contains_key("a"), "{low} {high}");
+    }
+}
