@@ -216,7 +216,8 @@ struct Basis<'a> {
 
 fn choose(basis: &Basis<'_>, settings: &Settings, rule: RangeRule) -> Result<Choice, Error> {
     let Basis { graph, placement, facts, stats, ranges, weights, means } = *basis;
-    let mut grids = calibrate::activations(graph, placement, stats, &settings.policy, &settings.target, rule, ranges)?;
+    let ranges = calibrate::with_known(ranges, graph, placement, facts);
+    let mut grids = calibrate::activations(graph, placement, stats, &settings.policy, &settings.target, rule, &ranges)?;
     let guarded = calibrate::add_weights(graph, placement, weights, &mut grids);
     let biases = bias_correction::corrections(graph, &grids, facts, means);
     Ok(Choice { grids, biases, guarded })

@@ -19,7 +19,7 @@ use crate::{
     stream::Source,
     summary::packed,
 };
-use fewbits_graph::{Grids, exec};
+use fewbits_graph::{Grids, exec, op::Fact};
 use fewbits_kernels::Threads;
 use fewbits_methods::{Ground, classes};
 use fewbits_quant::calibrate;
@@ -198,7 +198,7 @@ pub fn search(
             inside::rounded(method, &widths, &rounder, progress)?
         }
     };
-    let inputs_at = input_grids(&first, settings, &search.input_widths)?;
+    let inputs_at = input_grids(&first, &facts, settings, &search.input_widths)?;
     let on = |source: &Source<'_>| -> Result<Whole<'_>, Error> {
         let runs = Runs::batched(source, &first.float);
         let whole = Whole::new(ground, &runs, activations, metric, rounding, &pool)?;
@@ -383,14 +383,15 @@ fn points(
 /// Grids of inputs of layers at each of `widths`, by the rule that was chosen for the network.
 fn input_grids(
     quantized: &Quantized,
+    facts: &BTreeMap<String, Fact>,
     settings: &quantize::Settings,
     widths: &[u8],
 ) -> Result<BTreeMap<u8, Grids>, Error> {
     let Quantized { float, placement, stats, rule, reshaped, .. } = quantized;
+    let ranges = calibrate::with_known(&reshaped.ranges, float, placement, facts);
     let at = |&bits: &u8| {
         let policy = calibrate::Policy { activation_bits: bits, edge_bits: bits, ..settings.policy.clone() };
-        let ranges = &reshaped.ranges;
-        let grids = calibrate::activations(float, placement, stats, &policy, &settings.target, *rule, ranges)?;
+        let grids = calibrate::activations(float, placement, stats, &policy, &settings.target, *rule, &ranges)?;
         Ok((bits, grids))
     };
     widths.iter().map(at).collect()

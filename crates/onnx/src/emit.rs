@@ -7,6 +7,7 @@
 use crate::{
     codes::{Container, misfit, quantize},
     error::OnnxError,
+    guard::guarded,
     import::{captured, first_free},
 };
 use fewbits_graph::{
@@ -37,7 +38,8 @@ pub struct EmitOptions {
 /// Weights are stored as `clamp(round_ties_even(w / s) + z)`, biases as `round_ties_even(b / f32(s_x · s_w))`. A grid of
 /// fewer codes than its type gets a Clip to `(qmin − z) · s … (qmax − z) · s` before its QuantizeLinear. The operator before the
 /// Clip (and before a Relu or Clip of the network that the grid implies) gets a Q/DQ pair of its own with the same scale: that
-/// rounds to the same codes, and without it ONNX Runtime would compute the operator in float.
+/// rounds to the same codes, and without it ONNX Runtime would compute the operator in float. A layer with float weights between
+/// grids reads its input through a Max of one operand: without it ONNX Runtime would round the weights.
 ///
 /// # Errors
 /// [`OnnxError::Grid`] for a name that the graph does not have, or parameters that do not fit the tensor.
@@ -51,8 +53,8 @@ pub fn emit_qdq(graph: &Graph, grids: &Grids, options: &EmitOptions) -> Result<G
     names.extend(graph.nodes.iter().map(|n| n.name.clone()));
     let out = Graph { nodes: Vec::new(), ..graph.clone() };
     let (read_as, parameters, bits) = Default::default();
-    let consumers = graph.consumers();
-    let mut emitter = Emitter { graph, grids, options, consumers, out, names, read_as, parameters, bits };
+    let (consumers, guarded) = (graph.consumers(), guarded(graph, grids));
+    let mut emitter = Emitter { graph, grids, options, consumers, guarded, out, names, read_as, parameters, bits };
     for input in &graph.inputs {
         emitter.activation(&input.name, &input.name, Rounding::None)?;
     }
@@ -86,6 +88,8 @@ struct Emitter<'a> {
     grids: &'a Grids,
     options: &'a EmitOptions,
     consumers: HashMap<&'a str, Vec<usize>>,
+    /// Nodes that get a guard, by name.
+    guarded: HashSet<String>,
     out: Graph,
     /// Every tensor and node name in use.
     names: HashSet<String>,
@@ -140,6 +144,11 @@ impl Emitter<'_> {
             if let Some(dequantized) = self.read_as.get(name) {
                 name.clone_from(dequantized);
             }
+        }
+        if self.guarded.contains(&node.name) {
+            let guard = self.fresh(&format!("{}_guard_Output", node.name));
+            self.push(&format!("{}_guard", node.name), "Max", Attrs::default(), &[&copy.inputs[0]], &guard)?;
+            copy.inputs[0] = guard;
         }
         let rounding = if self.inherits(node) {
             Rounding::Inherited

@@ -9,6 +9,7 @@ mod codes;
 mod emit;
 mod error;
 mod export;
+mod guard;
 mod import;
 mod lift;
 mod movement;

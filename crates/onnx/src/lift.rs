@@ -11,6 +11,7 @@ use crate::{
     codes::{Container, misfit},
     emit::BITS_KEY,
     error::OnnxError,
+    guard::without_guards,
     import::captured,
     movement::float_movement,
 };
@@ -51,7 +52,7 @@ pub struct Kept {
 /// # Errors
 /// [`OnnxError::Graph`] if the graph is not well formed.
 pub fn lift(graph: &Graph) -> Result<Lifted, OnnxError> {
-    let graph = float_movement(graph)?;
+    let graph = without_guards(float_movement(graph)?);
     let mut lifter = Lifter::new(&graph);
     lifter.activations();
     lifter.weights();

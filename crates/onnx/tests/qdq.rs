@@ -80,6 +80,24 @@ fn resolved(grids: &Grids) -> Vec<(String, Option<QuantParams>, Option<Vec<f32>>
 }
 
 #[test]
+fn float_layers_between_grids_are_guarded_and_read_back_without() {
+    let (graph, mut grids) = network();
+    for name in ["w", "b", "fc_w", "fc_b"] {
+        grids.0.remove(name);
+    }
+    let written = emit_qdq(&graph, &grids, &EmitOptions::default()).unwrap();
+    // The Gemm reads what a pool and a Flatten made of a DequantizeLinear.
+    let guards: Vec<&str> = written.nodes.iter().filter(|n| n.op.name() == "Max").map(|n| n.name.as_str()).collect();
+    assert_eq!(guards, ["node_c_guard", "node_y_guard"]);
+    let again = lift(&written).unwrap();
+    assert_eq!(again.graph.nodes, graph.nodes);
+    // A layer whose output has no grid is left alone by ONNX Runtime.
+    grids.0.remove("y");
+    let written = emit_qdq(&graph, &grids, &EmitOptions::default()).unwrap();
+    assert_eq!(written.nodes.iter().filter(|n| n.op.name() == "Max").count(), 1);
+}
+
+#[test]
 fn lifting_undoes_emission() {
     let (graph, grids) = network();
     for packed_weights in [false, true] {

@@ -6,7 +6,7 @@ use crate::{
     target::Target,
     weights::{guard_bias, weight_params},
 };
-use fewbits_graph::{Granularity, Graph, Grid, Grids, QuantParams, TensorQuant};
+use fewbits_graph::{Granularity, Graph, Grid, Grids, QuantParams, TensorQuant, op::Fact};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -95,10 +95,25 @@ impl Policy {
     }
 }
 
+/// `given` ranges, and those of placed tensors whose elements follow from shapes alone: no run of the network shows them.
+pub fn with_known(
+    given: &BTreeMap<String, Range>,
+    graph: &Graph,
+    placement: &Placement,
+    facts: &BTreeMap<String, Fact>,
+) -> BTreeMap<String, Range> {
+    let known = |(name, site): (&String, &Site)| {
+        let values = facts.get(name)?.value.as_ref()?.as_f32()?;
+        let computed = matches!(site, Site::Activation { .. }) && graph.constant(name).is_none();
+        computed.then(|| (name.clone(), constant_range(values)))
+    };
+    placement.sites.iter().filter_map(known).chain(given.iter().map(|(name, range)| (name.clone(), *range))).collect()
+}
+
 /// Grids of activations under one range rule; tensors in `given` have their range already.
 ///
 /// # Errors
-/// [`QuantError::NoStats`] if a placed tensor was never observed and is no constant.
+/// [`QuantError::NoStats`] if a placed tensor was never observed, is no constant, and has no range given.
 pub fn activations(
     graph: &Graph,
     placement: &Placement,

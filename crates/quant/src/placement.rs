@@ -3,8 +3,10 @@
 //!
 //! For ONNX Runtime (Q/DQ on inputs and outputs): every layer with constant weights is integer. Another operator with an integer
 //! kernel is, if it stands between layers: what follows the last layer (box decoding, softmax, final pooling) stays float, because
-//! there nothing is gained and ranges are unlike. An integer operator needs grids on its data inputs and on its output; the
-//! output grid stands behind an activation that the target absorbs. Operators that only move elements pass grids on.
+//! there nothing is gained and ranges are unlike. So does one among float operators, as in `x / (1 + exp(−x))` or a decomposed
+//! normalization: nothing would be gained but roundings of numbers whose range no grid holds. An integer operator needs grids on its
+//! data inputs and on its output; the output grid stands behind an activation that the target absorbs. Operators that only move
+//! elements pass grids on.
 
 use crate::{
     ranges::Reader,
@@ -160,13 +162,23 @@ impl<'a> Placer<'a> {
         !self.keep_float.contains(&node.name) && list.iter().any(|op| op == node.op.name())
     }
 
-    /// A layer that can be quantized: constant float weight, no scaling of its own, no decoding of boxes.
+    /// A layer that can be quantized: constant float weight, plain if it is a Gemm, no decoding of boxes.
     fn is_layer(&self, node: usize) -> bool {
-        let scales = matches!(&self.graph.nodes[node].op, Op::Gemm(g) if g.alpha != 1.0 || g.beta != 1.0);
         self.listed(&self.target.layers, node)
-            && self.weight(node).is_some()
-            && !scales
+            && self.weight(node).is_some_and(|(weight, axis)| self.is_plain(node, weight, axis))
             && !self.graph.decodes_boxes(node, &self.producers)
+    }
+
+    /// Not a Gemm that scales, transposes its data, or adds something else than a constant for each channel of `weight`.
+    fn is_plain(&self, node: usize, weight: &str, axis: usize) -> bool {
+        let node = &self.graph.nodes[node];
+        let Op::Gemm(gemm) = &node.op else { return true };
+        let channels = self.graph.constant(weight).map(|w| w.dims[axis]);
+        let is_bias = |name| {
+            let dims = self.graph.constant(name).map(|c| &c.dims[..]);
+            matches!(dims, Some([n] | [1, n]) if Some(*n) == channels)
+        };
+        gemm.alpha == 1.0 && gemm.beta == 1.0 && !gemm.trans_a && node.input(2).is_none_or(is_bias)
     }
 
     /// Name and channel axis of the node's constant weight.
@@ -175,7 +187,10 @@ impl<'a> Placer<'a> {
         let Role::Weight { channel_axis } = node.op.def().quant_rule().role(1) else { return None };
         let name = node.input(1)?;
         let tensor = self.graph.constant(name)?;
-        (tensor.as_f32().is_some() && channel_axis < tensor.dims.len()).then_some((name, channel_axis))
+        // A stack of matrices has no axis of output channels: runtimes compute it in float or refuse its scales.
+        let is_stack = matches!(node.op, Op::MatMul(_)) && tensor.dims.len() != 2;
+        let fits = tensor.as_f32().is_some() && channel_axis < tensor.dims.len() && !is_stack;
+        fits.then_some((name, channel_axis))
     }
 
     /// Names of the node's data inputs.
@@ -185,12 +200,51 @@ impl<'a> Placer<'a> {
         (0..count).filter(move |&i| rule.role(i) == Role::Data).filter_map(|i| node.input(i))
     }
 
+    /// Layers, and the operators between layers that the target computes in integers and whose neighbour on some side is one of
+    /// these: among float operators a node would only be rounded. Activations that they absorb are among them.
+    fn joined(&self) -> Vec<bool> {
+        let count = self.graph.nodes.len();
+        let between = |i: usize| self.before_layer[i] && self.behind_layer[i] && self.listed(&self.target.integer, i);
+        let candidates: Vec<usize> = (0..count).filter(|&i| self.is_layer(i) || between(i)).collect();
+        let mut joined = vec![false; count];
+        let mut found = true;
+        while std::mem::take(&mut found) {
+            for &i in candidates.iter().chain(candidates.iter().rev()) {
+                let absorbed = self.absorbed(i).map(|(r, _)| r);
+                let mut outputs = self.graph.nodes[absorbed.unwrap_or(i)].outputs.iter();
+                let joins = self.is_layer(i)
+                    || self.data_inputs(&self.graph.nodes[i]).any(|name| self.holds_codes(name, &joined))
+                    || outputs.any(|name| self.gives_codes(name, &joined));
+                if joins && !joined[i] {
+                    found = true;
+                    absorbed.into_iter().chain([i]).for_each(|node| joined[node] = true);
+                }
+            }
+        }
+        joined
+    }
+
+    /// Whether `tensor` is a graph input or comes from a node of `joined`, moved about or not.
+    fn holds_codes(&self, tensor: &str, joined: &[bool]) -> bool {
+        match self.producers.get(tensor) {
+            Some(&p) if self.moves(p) => self.holds_codes(&self.graph.nodes[p].inputs[0], joined),
+            Some(&p) => joined[p],
+            None => self.graph.constant(tensor).is_none(),
+        }
+    }
+
+    /// Whether a node of `joined` reads `tensor`, moved about or not.
+    fn gives_codes(&self, tensor: &str, joined: &[bool]) -> bool {
+        self.readers(tensor).iter().any(|&r| {
+            joined[r] || (self.moves(r) && self.graph.nodes[r].outputs.iter().any(|o| self.gives_codes(o, joined)))
+        })
+    }
+
     fn inputs_and_outputs(&mut self) {
-        for i in 0..self.graph.nodes.len() {
-            let between = self.before_layer[i] && self.behind_layer[i];
+        for (i, joined) in self.joined().into_iter().enumerate() {
             if self.is_layer(i) {
                 self.place_layer(i);
-            } else if between && self.listed(&self.target.integer, i) {
+            } else if joined && self.listed(&self.target.integer, i) {
                 let inputs: Vec<&str> = self.data_inputs(&self.graph.nodes[i]).collect();
                 inputs.into_iter().for_each(|name| self.need_grid(name));
                 self.place_output(i);
@@ -234,28 +288,32 @@ impl<'a> Placer<'a> {
         self.sites.insert(weight.into(), Site::Weight { axis, input, bias, edge: self.is_edge(i) });
     }
 
+    /// The Relu or Clip that the target computes by the output grid of node `i`, and its bounds.
+    fn absorbed(&self, i: usize) -> Option<(usize, (f32, f32))> {
+        let node = &self.graph.nodes[i];
+        let output = node.output();
+        let &[r] = self.readers(output) else { return None };
+        let activation = &self.graph.nodes[r];
+        let fits = self.target.absorbs(node.op.name(), activation.op.name())
+            && !self.keep_float.contains(&activation.name)
+            && activation.input(0) == Some(output)
+            && !self.graph.is_output(output);
+        let bounds = clamp_bounds(self.graph, activation).filter(|_| fits)?;
+        // Every grid holds zero, so it cannot stay inside bounds that do not.
+        (bounds.0 <= 0.0 && bounds.1 >= 0.0).then_some((r, bounds))
+    }
+
     /// Puts the grid of an integer operator's output on the output, or behind the activation that the target absorbs.
     fn place_output(&mut self, i: usize) {
         let node = &self.graph.nodes[i];
         let output = node.output();
-        let absorbed = match self.readers(output) {
-            [reader] if !self.graph.is_output(output) => Some(*reader),
-            _ => None,
-        };
-        let absorbed = absorbed.filter(|&r| {
-            let activation = &self.graph.nodes[r];
-            self.target.absorbs(node.op.name(), activation.op.name())
-                && !self.keep_float.contains(&activation.name)
-                && activation.input(0) == Some(output)
-        });
-        let bounds = absorbed.and_then(|r| clamp_bounds(self.graph, &self.graph.nodes[r]));
-        match (absorbed, bounds) {
-            (Some(r), Some(bounds)) => {
+        match self.absorbed(i) {
+            Some((r, bounds)) => {
                 let activation = &self.graph.nodes[r];
                 self.sites.insert(activation.output().into(), Site::activation(Some(bounds)));
                 self.integer.insert(r, format!("computed by the output grid of `{}`", node.name));
             }
-            _ => {
+            None => {
                 self.sites.entry(output.into()).or_insert(Site::activation(None));
             }
         }
@@ -428,7 +486,8 @@ impl<'a> Placer<'a> {
             return "turns boxes, whose coordinates no grid holds, into corners".into();
         }
         if self.target.layers.iter().any(|l| l == op) {
-            return "its weight is not a float constant, or it scales its result (alpha, beta)".into();
+            return "its weight is not a float constant, or it is a Gemm that does more than multiply and add a bias"
+                .into();
         }
         if let Some(reason) = self.target.float_reasons.get(op) {
             return reason.clone();
@@ -438,6 +497,9 @@ impl<'a> Placer<'a> {
         }
         if !self.before_layer[i] {
             return "behind the last layer: output decoding keeps its full range in float".into();
+        }
+        if self.target.integer.iter().any(|o| o == op) {
+            return "among operators that are computed in float".into();
         }
         format!("{} has no integer kernel for {op}", self.target.runtime)
     }

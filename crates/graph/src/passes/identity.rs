@@ -1,4 +1,4 @@
-//! Identity and Dropout (inference) disappear; their readers read the input. One that writes a graph output from a graph input or
+//! Identity, Dropout (inference) and Max of one operand disappear; their readers read the input. One that writes a graph output from a graph input or
 //! constant stays.
 
 use crate::{error::GraphError, graph::Graph, op::Op};
@@ -8,7 +8,8 @@ pub(super) fn remove(graph: &mut Graph) -> Result<usize, GraphError> {
     for i in 0..graph.nodes.len() {
         let node = &graph.nodes[i];
         let mask_used = node.outputs.get(1).is_some_and(|mask| !mask.is_empty());
-        if !matches!(node.op, Op::Identity(_) | Op::Dropout(_)) || mask_used {
+        let of_one = matches!(node.op, Op::Max(_)) && node.inputs.len() == 1;
+        if !(of_one || matches!(node.op, Op::Identity(_) | Op::Dropout(_))) || mask_used {
             continue;
         }
         let (from, to) = (node.inputs[0].clone(), node.output().to_string());

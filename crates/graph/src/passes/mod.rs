@@ -44,14 +44,14 @@ const FOLD: &[(&str, Pass)] = &[
     ("batch normalizations folded into the layer before", batch_norm::fold_backward),
     ("batch normalizations folded into the layer behind", batch_norm::fold_forward),
     ("batch normalizations turned into depthwise convolutions", lone_batch_norm::to_depthwise),
-    ("additions folded into biases", bias::fold),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
+    ("additions folded into biases", bias::fold),
 ];
 
 /// Places for methods to put their numbers; neutral until they do.
 const SLOTS: &[(&str, Pass)] = &[
     ("shared weights copied", constants::unshare),
-    ("layers given a bias of zero", bias::add_zero),
+    ("layers given a bias for each channel", bias::complete),
     ("SiLUs between layers given a scale", silu_slots::insert),
     ("last layers given an output scale", output_slots::insert),
     ("layers given a slot at their input", layer_input_slots::insert),

@@ -145,3 +145,100 @@ fn a_tensor_that_is_multiplied_and_added_has_two_grids() {
     assert_eq!(placement.sites["p"], Site::SameAs("e".into()));
     assert!(!runs_in_integers(&placement, "c_layer_input"));
 }
+
+#[test]
+fn what_stands_among_float_operators_stays_float() {
+    let conv = op("Conv", &[]);
+    let placement = placed(&[
+        (conv.clone(), &["x", "w", "b"], "a"),
+        (op("Neg", &[]), &["a"], "n"),
+        (op("Exp", &[]), &["n"], "e"),
+        (op("Add", &[]), &["e", "b"], "d"),
+        (op("Div", &[]), &["a", "d"], "q"),
+        (op("GlobalAveragePool", &[]), &["q"], "g"),
+        (op("Flatten", &[]), &["g"], "f"),
+        (op("Sqrt", &[]), &["f"], "s"),
+        (op("Mul", &[]), &["q", "s"], "m"),
+        (op("MaxPool", &[("kernel_shape", Attr::Ints(vec![1, 1]))]), &["m"], "p"),
+        (conv, &["p", "w", "b"], "y"),
+    ]);
+    for float in ["d", "g"] {
+        assert!(!runs_in_integers(&placement, float) && !placement.sites.contains_key(float), "{float}");
+    }
+    // The product is what a layer multiplies, moved about.
+    assert!(runs_in_integers(&placement, "m"));
+}
+
+#[test]
+fn absorbed_activations_are_no_float_operators() {
+    let conv = op("Conv", &[]);
+    let placement = placed(&[
+        (conv.clone(), &["x", "w", "b"], "a"),
+        (op("Relu", &[]), &["a"], "r"),
+        (op("GlobalAveragePool", &[]), &["r"], "g"),
+        (op("Sqrt", &[]), &["g"], "s"),
+        (op("Exp", &[]), &["r"], "e"),
+        (op("Add", &[]), &["s", "e"], "d"),
+        (op("Relu", &[]), &["d"], "t"),
+        (conv, &["t", "w", "b"], "y"),
+    ]);
+    for integer in ["g", "d", "t"] {
+        assert!(runs_in_integers(&placement, integer), "{integer}");
+    }
+}
+
+#[test]
+fn a_gemm_that_does_more_than_a_layer_stays_float() {
+    let with_addend = |dims: &[usize], gemm: Op| {
+        let mut graph = graph(&[(gemm, &["x", "v", "c"], "y")]);
+        graph.constants.insert("v".into(), Arc::new(Tensor::f32(&[2, 3], vec![0.5; 6])));
+        graph.constants.insert("c".into(), Arc::new(Tensor::f32(dims, vec![0.5; dims.iter().product()])));
+        runs_in_integers(&place(&graph, &"ort".parse().unwrap(), &BTreeSet::new()), "y")
+    };
+    let gemm = op("Gemm", &[]);
+    assert!(with_addend(&[3], gemm.clone()) && with_addend(&[1, 3], gemm.clone()));
+    for dims in [&[][..], &[1], &[4, 1], &[4, 3]] {
+        assert!(!with_addend(dims, gemm.clone()), "{dims:?}");
+    }
+    for flag in [("transA", Attr::Int(1)), ("alpha", Attr::Float(0.5)), ("beta", Attr::Float(2.0))] {
+        assert!(!with_addend(&[3], op("Gemm", std::slice::from_ref(&flag))), "{flag:?}");
+    }
+}
+
+#[test]
+fn a_product_with_a_stack_of_matrices_is_no_layer() {
+    let with_weight = |dims: &[usize]| {
+        let mut graph = graph(&[(op("MatMul", &[]), &["x", "v"], "y")]);
+        graph.constants.insert("v".into(), Arc::new(Tensor::f32(dims, vec![0.5; dims.iter().product()])));
+        place(&graph, &"ort".parse().unwrap(), &BTreeSet::new())
+    };
+    assert!(runs_in_integers(&with_weight(&[8, 9]), "y"));
+    for dims in [&[1, 8, 9][..], &[4, 8, 9], &[8]] {
+        let placement = with_weight(dims);
+        assert!(!runs_in_integers(&placement, "y") && placement.sites.is_empty(), "{dims:?}");
+    }
+}
+
+#[test]
+fn bounds_without_zero_are_not_left_to_a_grid() {
+    let with_bounds = |low: f32, high: f32| {
+        let conv = op("Conv", &[]);
+        let mut graph = graph(&[
+            (conv.clone(), &["x", "w", "b"], "a"),
+            (op("Clip", &[]), &["a", "low", "high"], "c"),
+            (conv, &["c", "w", "b"], "y"),
+        ]);
+        for (name, bound) in [("low", low), ("high", high)] {
+            graph.constants.insert(name.into(), Arc::new(Tensor::f32(&[], vec![bound])));
+        }
+        place(&graph, &"ort".parse().unwrap(), &BTreeSet::new())
+    };
+    for (low, high) in [(0.0, 6.0), (-1.0, 1.0), (-1.0, 0.0)] {
+        let placement = with_bounds(low, high);
+        assert!(runs_in_integers(&placement, "c") && !placement.sites.contains_key("a"), "{low} {high}");
+    }
+    for (low, high) in [(0.001, 6.0), (-2.0, -1.0)] {
+        let placement = with_bounds(low, high);
+        assert!(!runs_in_integers(&placement, "c") && placement.sites.contains_key("a"), "{low} {high}");
+    }
+}
