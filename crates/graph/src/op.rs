@@ -138,7 +138,7 @@ pub enum OutRule {
     Own,
     /// The operator moves elements about: the output has the grid of the first input.
     SameAsInput,
-    /// Never quantized by this operator.
+    /// Never quantized by this operator: it writes floats, even if what it reads is quantized.
     Float,
 }
 

@@ -160,6 +160,11 @@ impl<'a> Placer<'a> {
         !self.keep_float.contains(&node.name) && list.iter().any(|op| op == node.op.name())
     }
 
+    /// Whether the target has an integer kernel for the operator that does what this instance says.
+    fn has_integer_kernel(&self, node: usize) -> bool {
+        self.listed(&self.target.integer, node) && !writes_floats(&self.graph.nodes[node])
+    }
+
     /// A layer that can be quantized: constant float weight, no scaling of its own, no decoding of boxes.
     fn is_layer(&self, node: usize) -> bool {
         let scales = matches!(&self.graph.nodes[node].op, Op::Gemm(g) if g.alpha != 1.0 || g.beta != 1.0);
@@ -190,7 +195,7 @@ impl<'a> Placer<'a> {
             let between = self.before_layer[i] && self.behind_layer[i];
             if self.is_layer(i) {
                 self.place_layer(i);
-            } else if between && self.listed(&self.target.integer, i) {
+            } else if between && self.has_integer_kernel(i) {
                 let inputs: Vec<&str> = self.data_inputs(&self.graph.nodes[i]).collect();
                 inputs.into_iter().for_each(|name| self.need_grid(name));
                 self.place_output(i);
@@ -303,7 +308,7 @@ impl<'a> Placer<'a> {
                 self.integer.insert(i, "integer kernel (fused with what follows it)".into());
             } else if let (Op::Add(_), false) = (&node.op, self.keep_float.contains(&node.name)) {
                 self.place_residual(i);
-            } else if self.before_layer[i] && self.behind_layer[i] && self.listed(&self.target.integer, i) {
+            } else if self.before_layer[i] && self.behind_layer[i] && self.has_integer_kernel(i) {
                 self.sites.entry(node.inputs[0].clone()).or_insert(Site::activation(None));
                 self.integer.insert(i, "integer kernel".into());
             }
@@ -430,6 +435,9 @@ impl<'a> Placer<'a> {
         if self.target.layers.iter().any(|l| l == op) {
             return "its weight is not a float constant, or it scales its result (alpha, beta)".into();
         }
+        if writes_floats(node) && self.target.integer.iter().any(|o| o == op) {
+            return format!("no integer kernel computes this form of {op}");
+        }
         if let Some(reason) = self.target.float_reasons.get(op) {
             return reason.clone();
         }
@@ -441,6 +449,11 @@ impl<'a> Placer<'a> {
         }
         format!("{} has no integer kernel for {op}", self.target.runtime)
     }
+}
+
+/// Whether the output of this instance of an operator is never quantized.
+fn writes_floats(node: &Node) -> bool {
+    node.op.def().quant_rule().output == OutRule::Float
 }
 
 /// The interval that an absorbed Relu or Clip with constant bounds clamps to.

@@ -6,6 +6,7 @@ mod desk;
 mod detectors;
 mod determinism;
 mod exactness;
+mod forms;
 mod methods;
 mod node_conformance;
 mod node_gaps;

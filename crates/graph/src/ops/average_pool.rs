@@ -4,7 +4,7 @@ use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, expect_dtype,
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, OutRule, Pass, QuantRule, Sample, Want, expect_dtype,
         required,
     },
     ops::{
@@ -30,6 +30,13 @@ pub struct AveragePool {
     pub ceil_mode: bool,
     /// Whether padding counts as zeros.
     pub count_include_pad: bool,
+}
+
+impl AveragePool {
+    /// Whether the integer kernel of ONNX Runtime computes what the float one does. It knows no dilations.
+    pub(crate) fn fits_integers(&self) -> bool {
+        self.window.dilations.is_empty()
+    }
 }
 
 impl OpDef for AveragePool {
@@ -78,6 +85,9 @@ impl OpDef for AveragePool {
         let x = required(ins, 0)?;
         let frame = self.window.pool_frame(ins, self.ceil_mode)?;
         let (Some(from), Some(to)) = (integer::grid(x), integer::clamped(&outs[0], clamp)) else { return Ok(None) };
+        if !self.window.dilations.is_empty() {
+            return Ok(None);
+        }
         let (shape, window) = frame.integer_pool(x.dims[0], x.dims[1]);
         let include = self.count_include_pad;
         Ok(Some(Kernel::new(move |io| {
@@ -87,7 +97,7 @@ impl OpDef for AveragePool {
     }
 
     fn quant_rule(&self) -> QuantRule {
-        QuantRule::data()
+        if self.fits_integers() { QuantRule::data() } else { QuantRule { output: OutRule::Float, ..QuantRule::data() } }
     }
 }
 
@@ -131,8 +141,13 @@ impl OpFile for AveragePool {
     const NAME: &'static str = "AveragePool";
 
     fn from_attrs(attrs: &Attrs) -> Result<Self, OpError> {
+        let mut window = Window::from_attrs(attrs)?;
+        // ONNX Runtime copies the attribute to an integer operator that does not have it, so ones are not kept.
+        if window.dilations.iter().all(|&d| d == 1) {
+            window.dilations.clear();
+        }
         Ok(AveragePool {
-            window: Window::from_attrs(attrs)?,
+            window,
             ceil_mode: attrs.int("ceil_mode")?.unwrap_or(0) != 0,
             count_include_pad: attrs.int("count_include_pad")?.unwrap_or(0) != 0,
         })

@@ -2,6 +2,7 @@
 //!
 //! Tensor names survive: a folded convolution writes the tensor that the folded node wrote. Nothing here knows of grids.
 
+mod average_pool;
 mod batch_norm;
 mod bias;
 mod constants;
@@ -48,12 +49,13 @@ const FOLD: &[(&str, Pass)] = &[
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
 ];
 
-/// Places for methods to put their numbers; neutral until they do.
+/// Places for methods to put their numbers, neutral until they do, and what keeps runtimes from mistaking a node.
 const SLOTS: &[(&str, Pass)] = &[
     ("shared weights copied", constants::unshare),
     ("layers given a bias of zero", bias::add_zero),
     ("SiLUs between layers given a scale", silu_slots::insert),
     ("last layers given an output scale", output_slots::insert),
+    ("average pools kept apart from the grid behind them", average_pool::keep_apart),
     ("layers given a slot at their input", layer_input_slots::insert),
 ];
 

@@ -145,3 +145,18 @@ fn a_tensor_that_is_multiplied_and_added_has_two_grids() {
     assert_eq!(placement.sites["p"], Site::SameAs("e".into()));
     assert!(!runs_in_integers(&placement, "c_layer_input"));
 }
+
+#[test]
+fn a_dilated_average_pool_has_no_integer_kernel() {
+    let kernel = ("kernel_shape", Attr::Ints(vec![2, 2]));
+    let with = |dilations: Vec<i64>| {
+        placed(&[
+            (op("Conv", &[]), &["x", "w", "b"], "a"),
+            (op("AveragePool", &[kernel.clone(), ("dilations", Attr::Ints(dilations))]), &["a"], "p"),
+            (op("Conv", &[]), &["p", "w", "b"], "y"),
+        ])
+    };
+    assert!(runs_in_integers(&with(vec![1, 1]), "p"));
+    let dilated = with(vec![2, 2]);
+    assert!(!runs_in_integers(&dilated, "p") && dilated.nodes[1].reason.contains("this form"));
+}
