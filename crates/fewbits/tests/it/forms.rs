@@ -9,12 +9,17 @@ type Middle = fn(&mut Builder, &str) -> String;
 
 /// Name, operator set, and what stands between the convolutions: eight channels of 7 × 7.
 const FORMS: &[(&str, i64, Middle)] = &[
-    ("dilated_pool", 19, |b, x| pool(b, x, &[("dilations", &[2, 2]), ("pads", &[1, 1, 1, 1])])),
-    ("undilated_pool", 19, |b, x| pool(b, x, &[("dilations", &[1, 1]), ("pads", &[1, 1, 1, 1])])),
+    ("dilated_pool", 19, |b, x| pool(b, x, &[("dilations", &[2, 2]), ("pads", &[1; 4])], false)),
+    ("undilated_pool", 19, |b, x| pool(b, x, &[("dilations", &[1, 1]), ("pads", &[1; 4])], false)),
+    ("overhanging_pool", 13, |b, x| pool(b, x, &[], true)),
+    ("overhanging_padded_pool", 13, |b, x| pool(b, x, &[("pads", &[1, 1, 0, 0]), ("strides", &[3, 3])], true)),
 ];
 
-fn pool(b: &mut Builder, x: &str, lists: &[(&str, &[i64])]) -> String {
+fn pool(b: &mut Builder, x: &str, lists: &[(&str, &[i64])], overhangs: bool) -> String {
     let attrs = Attrs::default().with("kernel_shape", Attr::Ints(vec![2, 2])).with("strides", Attr::Ints(vec![2, 2]));
+    let attrs = ["ceil_mode", "count_include_pad"]
+        .into_iter()
+        .fold(attrs, |attrs, name| attrs.with(name, Attr::Int(overhangs.into())));
     let attrs = lists.iter().fold(attrs, |attrs, (name, list)| attrs.with(name, Attr::Ints(list.to_vec())));
     b.node("AveragePool", attrs, &[x])
 }

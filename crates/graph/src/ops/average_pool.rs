@@ -33,9 +33,11 @@ pub struct AveragePool {
 }
 
 impl AveragePool {
-    /// Whether the integer kernel of ONNX Runtime computes what the float one does. It knows no dilations.
+    /// Whether the integer kernel of ONNX Runtime computes what the float one does. It knows no dilations, and where counted padding
+    /// and a rounded-up size meet, it counts taps behind the padding, too.
     pub(crate) fn fits_integers(&self) -> bool {
-        self.window.dilations.is_empty()
+        let overhangs = self.ceil_mode && self.count_include_pad && self.window.auto_pad == AutoPad::NotSet;
+        self.window.dilations.is_empty() && !overhangs
     }
 }
 
@@ -157,11 +159,13 @@ impl OpFile for AveragePool {
         let pool = |window, ceil_mode, count_include_pad| AveragePool { window, ceil_mode, count_include_pad };
         let line = Window { kernel_shape: vec![4], strides: vec![3], pads: vec![1, 1], ..Window::default() };
         let same = Window { auto_pad: AutoPad::SameLower, pads: vec![], ..Window::square(3, 2, 0) };
+        let dilated = Window { dilations: vec![2, 1], ..Window::square(2, 1, 1) };
         vec![
             sample(pool(Window::square(3, 2, 1), false, false), &[&[2, 3, 7, 6]]),
             sample(pool(Window::square(3, 2, 1), true, true), &[&[1, 3, 8, 6]]),
             sample(pool(same, false, true), &[&[1, 2, 8, 7]]),
             sample(pool(line, true, true), &[&[2, 3, 8]]),
+            sample(pool(dilated, false, true), &[&[1, 2, 6, 5]]),
         ]
     }
 }

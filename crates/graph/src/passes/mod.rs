@@ -46,6 +46,7 @@ const FOLD: &[(&str, Pass)] = &[
     ("batch normalizations folded into the layer behind", batch_norm::fold_forward),
     ("batch normalizations turned into depthwise convolutions", lone_batch_norm::to_depthwise),
     ("additions folded into biases", bias::fold),
+    ("absent padding of average pools counted no more", average_pool::count_no_absent_padding),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
 ];
 
