@@ -396,6 +396,8 @@ impl<'a> Placer<'a> {
             let has_grid = |name: &String| self.sites.contains_key(name);
             let node = &self.graph.nodes[i];
             let shares = matches!(self.sites.get(node.output()), Some(Site::SameAs(_)));
+            // A runtime may have no kernel that moves codes, and gives a reason then.
+            let shares = shares && !self.target.float_reasons.contains_key(node.op.name());
             if shares && !self.integer.contains_key(&i) && node.inputs.first().is_some_and(has_grid) {
                 self.integer.insert(i, "moves codes".into());
             }

@@ -13,6 +13,15 @@ const FORMS: &[(&str, i64, Middle)] = &[
     ("undilated_pool", 19, |b, x| pool(b, x, &[("dilations", &[1, 1]), ("pads", &[1; 4])], false)),
     ("overhanging_pool", 13, |b, x| pool(b, x, &[], true)),
     ("overhanging_padded_pool", 13, |b, x| pool(b, x, &[("pads", &[1, 1, 0, 0]), ("strides", &[3, 3])], true)),
+    ("border_of_zeros", 13, |b, x| {
+        let pads = b.add_constant("pads", Tensor::i64(&[8], vec![0, 0, 1, 0, 0, 0, 1, 1]));
+        b.node("Pad", Attrs::default(), &[x, &pads])
+    }),
+    ("pooled_border", 13, |b, x| {
+        let pads = b.add_constant("pads", Tensor::i64(&[8], vec![0, 0, 1, 0, 0, 0, 1, 1]));
+        let padded = b.node("Pad", Attrs::default(), &[x, &pads]);
+        pool(b, &padded, &[], false)
+    }),
 ];
 
 fn pool(b: &mut Builder, x: &str, lists: &[(&str, &[i64])], overhangs: bool) -> String {

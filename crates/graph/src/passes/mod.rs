@@ -12,6 +12,9 @@ mod lone_batch_norm;
 mod output_slots;
 mod reduce_mean;
 mod silu_slots;
+#[cfg(test)]
+mod testing;
+mod zero_pad;
 
 use crate::{error::GraphError, graph::Graph, op::Op};
 pub use layer_input_slots::{drop_layer_input_slots, is_layer_input_slot, with_layer_input_slots};
@@ -41,6 +44,7 @@ type Pass = fn(&mut Graph) -> Result<usize, GraphError>;
 const FOLD: &[(&str, Pass)] = &[
     ("constant nodes folded", constants::fold),
     ("identities removed", identity::remove),
+    ("borders of zeros moved into convolutions", zero_pad::into_convolutions),
     ("batch normalizations moved in front of Concat and Flatten", lone_batch_norm::move_to_layers),
     ("batch normalizations folded into the layer before", batch_norm::fold_backward),
     ("batch normalizations folded into the layer behind", batch_norm::fold_forward),
@@ -81,6 +85,7 @@ pub fn prepare(graph: &Graph) -> Result<(Graph, Vec<Change>), GraphError> {
 const TRAINABLE: &[(&str, Pass)] = &[
     ("constant nodes folded", constants::fold),
     ("identities removed", identity::remove),
+    ("borders of zeros moved into convolutions", zero_pad::into_convolutions),
     ("shared weights copied", constants::unshare),
     ("batch normalizations moved in front of Concat and Flatten", lone_batch_norm::move_to_layers),
     ("shared normalizations copied", constants::unshare_normalizations),
