@@ -22,7 +22,16 @@ const FORMS: &[(&str, i64, Middle)] = &[
         let padded = b.node("Pad", Attrs::default(), &[x, &pads]);
         pool(b, &padded, &[], false)
     }),
+    ("named_mask", 13, |b, x| named(b, x, "Dropout", Attrs::default())),
+    ("named_indices", 13, |b, x| named(b, x, "MaxPool", Attrs::default().with("kernel_shape", Attr::Ints(vec![2, 2])))),
 ];
+
+/// An operator with a second output that nothing reads.
+fn named(b: &mut Builder, x: &str, op_type: &str, attrs: Attrs) -> String {
+    let output = b.node(op_type, attrs, &[x]);
+    b.case.graph.nodes.last_mut().unwrap().outputs.push("unread".into());
+    output
+}
 
 fn pool(b: &mut Builder, x: &str, lists: &[(&str, &[i64])], overhangs: bool) -> String {
     let attrs = Attrs::default().with("kernel_shape", Attr::Ints(vec![2, 2])).with("strides", Attr::Ints(vec![2, 2]));

@@ -14,6 +14,7 @@ mod reduce_mean;
 mod silu_slots;
 #[cfg(test)]
 mod testing;
+mod unread;
 mod zero_pad;
 
 use crate::{error::GraphError, graph::Graph, op::Op};
@@ -43,6 +44,7 @@ type Pass = fn(&mut Graph) -> Result<usize, GraphError>;
 /// What any runtime does before it runs a network, in this order: each pass makes work for the next.
 const FOLD: &[(&str, Pass)] = &[
     ("constant nodes folded", constants::fold),
+    ("unread outputs dropped", unread::drop_outputs),
     ("identities removed", identity::remove),
     ("borders of zeros moved into convolutions", zero_pad::into_convolutions),
     ("batch normalizations moved in front of Concat and Flatten", lone_batch_norm::move_to_layers),
@@ -84,6 +86,7 @@ pub fn prepare(graph: &Graph) -> Result<(Graph, Vec<Change>), GraphError> {
 /// What is done before training: nothing that joins parameters.
 const TRAINABLE: &[(&str, Pass)] = &[
     ("constant nodes folded", constants::fold),
+    ("unread outputs dropped", unread::drop_outputs),
     ("identities removed", identity::remove),
     ("borders of zeros moved into convolutions", zero_pad::into_convolutions),
     ("shared weights copied", constants::unshare),
