@@ -56,6 +56,31 @@ impl Fact {
     }
 }
 
+/// Elements of a tensor at most (32 GiB of floats): what a broken file asks for is an error, not a failed allocation.
+const MOST_ELEMENTS: usize = 1 << 33;
+
+/// Longest axis for which tables of indices are built (2 GiB).
+const LONGEST_AXIS: usize = 1 << 28;
+
+/// Refuses dimensions of more elements than any network has.
+pub(crate) fn check_size(dims: &[usize]) -> Result<(), OpError> {
+    // Zeros are left out, so that no partial product of other code can overflow either.
+    let product = dims.iter().filter(|&&d| d > 0).try_fold(1usize, |n, &d| n.checked_mul(d));
+    match product.filter(|&n| n <= MOST_ELEMENTS) {
+        Some(_) => Ok(()),
+        None => Err(OpError::Unsupported(format!("a tensor of shape {dims:?}"))),
+    }
+}
+
+/// The same for an operator that builds tables of indices for its axes, to be asked before it does.
+pub(crate) fn check_axes(dims: &[usize]) -> Result<(), OpError> {
+    check_size(dims)?;
+    match dims.iter().all(|&d| d <= LONGEST_AXIS) {
+        true => Ok(()),
+        false => Err(OpError::Unsupported(format!("a tensor of shape {dims:?}"))),
+    }
+}
+
 /// The inputs of a node; absent optional inputs are `None`.
 pub type Facts<'a> = &'a [Option<&'a Fact>];
 
@@ -138,7 +163,7 @@ pub enum OutRule {
     Own,
     /// The operator moves elements about: the output has the grid of the first input.
     SameAsInput,
-    /// Never quantized by this operator.
+    /// Never quantized by this operator: it writes floats, even if what it reads is quantized.
     Float,
 }
 

@@ -17,6 +17,8 @@ const UNDIFFERENTIABLE: &[(&str, &str)] = &[
     ("And", TRUTH),
     ("Or", TRUTH),
     ("Not", TRUTH),
+    ("ArgMax", "its output is an index"),
+    ("LRN", "found in networks that nobody trains any more"),
     ("Equal", TRUTH),
     ("Greater", TRUTH),
     ("GreaterOrEqual", TRUTH),
@@ -45,7 +47,7 @@ const CONFIGURATION: &[(&str, &[usize])] = &[
 ];
 
 /// Operators with kinks: they are tried on numbers that keep away from 0, from bounds and from each other.
-const KINKED: &str = "Relu LeakyRelu PRelu HardSigmoid HardSwish Elu Clip Abs MaxPool GlobalMaxPool ReduceMax Min Max";
+const KINKED: &str = "Relu LeakyRelu PRelu HardSigmoid HardSwish Elu Clip Abs MaxPool GlobalMaxPool ReduceL2 ReduceMax ReduceMin Min Max";
 
 /// Operators that are tried on positive numbers.
 const POSITIVE: &str = "Log Sqrt Reciprocal Div Pow";

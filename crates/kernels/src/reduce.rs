@@ -1,4 +1,4 @@
-//! Sums and maxima along axes.
+//! Sums, norms, maxima and minima along axes.
 
 use crate::{Threads, chunks};
 
@@ -9,8 +9,12 @@ pub enum Reduction {
     Sum,
     /// Their mean.
     Mean,
+    /// The root of the sum of their squares.
+    L2,
     /// The largest.
     Max,
+    /// The smallest.
+    Min,
 }
 
 /// A reduction over fixed dimensions, as a sequence of passes `[outer, len, inner]` → `[outer, inner]`.
@@ -51,7 +55,21 @@ impl Reduce {
     /// # Panics
     /// If a slice does not have the length of its shape.
     pub fn run(&self, threads: &Threads, x: &[f32], y: &mut [f32]) {
-        let Some((&last, before)) = self.passes.split_last() else { return y.copy_from_slice(x) };
+        if x.is_empty() {
+            return y.fill(match self.reduction {
+                Reduction::Sum | Reduction::L2 => 0.0,
+                Reduction::Mean => f32::NAN,
+                Reduction::Max => f32::NEG_INFINITY,
+                Reduction::Min => f32::INFINITY,
+            });
+        }
+        let Some((&last, before)) = self.passes.split_last() else {
+            y.copy_from_slice(x);
+            if self.reduction == Reduction::L2 {
+                y.iter_mut().for_each(|y| *y = y.abs());
+            }
+            return;
+        };
         let mut between = Vec::new();
         for &pass in before {
             let mut out = vec![0.0; pass[0] * pass[2]];
@@ -65,6 +83,7 @@ impl Reduce {
     }
 
     fn pass(&self, threads: &Threads, [_, len, inner]: [usize; 3], x: &[f32], y: &mut [f32]) {
+        let smaller = |a: f32, b: f32| if b < a || b.is_nan() { b } else { a };
         let larger = |a: f32, b: f32| if b > a || b.is_nan() { b } else { a };
         chunks::for_each_chunk(threads, y, inner, len, |first, y| {
             let rows = x[first * len..].chunks(len * inner);
@@ -80,16 +99,35 @@ impl Reduce {
                         }
                     }
                 }
-                Reduction::Max => {
-                    y.fill(f32::NEG_INFINITY);
+                // The norm of norms is the norm, so each pass ends with the root.
+                Reduction::L2 => {
                     for (y, x) in y.chunks_mut(inner).zip(rows) {
-                        for x in x.chunks(inner) {
-                            y.iter_mut().zip(x).for_each(|(y, &x)| *y = larger(*y, x));
+                        for (i, y) in y.iter_mut().enumerate() {
+                            let line = x[i..].iter().step_by(inner);
+                            *y = line.map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt() as f32;
                         }
                     }
                 }
+                Reduction::Max => fold(y, rows, inner, f32::NEG_INFINITY, larger),
+                Reduction::Min => fold(y, rows, inner, f32::INFINITY, smaller),
             }
         });
+    }
+}
+
+/// Folds the elements along each row into `y`.
+fn fold<'a>(
+    y: &mut [f32],
+    rows: impl Iterator<Item = &'a [f32]>,
+    inner: usize,
+    start: f32,
+    f: impl Fn(f32, f32) -> f32,
+) {
+    y.fill(start);
+    for (y, x) in y.chunks_mut(inner).zip(rows) {
+        for x in x.chunks(inner) {
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(*y, x));
+        }
     }
 }
 
@@ -105,19 +143,28 @@ mod tests {
             let reduced = [0, 1, 2, 3].map(|axis| mask >> axis & 1 == 1);
             let kept = [0, 1, 2, 3].map(|axis| if reduced[axis] { 1 } else { dims[axis] });
             let len: usize = kept.iter().product();
-            let (mut sum, mut max) = (vec![0.0f32; len], vec![f32::MIN; len]);
+            let (mut sum, mut max, mut min) = (vec![0.0f32; len], vec![f32::MIN; len], vec![f32::MAX; len]);
+            let mut squares = vec![0.0f32; len];
             for (i, &v) in x.iter().enumerate() {
                 let index = [i / 60, i / 20 % 3, i / 5 % 4, i % 5];
                 let place = (0..4).fold(0, |p, axis| p * kept[axis] + if reduced[axis] { 0 } else { index[axis] });
                 sum[place] += v;
                 max[place] = max[place].max(v);
+                min[place] = min[place].min(v);
+                squares[place] += v * v;
             }
             let mean: Vec<f32> = sum.iter().map(|s| s / (120 / len) as f32).collect();
-            for (reduction, expected) in [(Reduction::Sum, &sum), (Reduction::Max, &max), (Reduction::Mean, &mean)] {
+            for (reduction, expected) in
+                [(Reduction::Sum, &sum), (Reduction::Max, &max), (Reduction::Min, &min), (Reduction::Mean, &mean)]
+            {
                 let mut y = vec![0.0; len];
                 Reduce::new(reduction, &dims, &reduced).run(&Threads::new(2), &x, &mut y);
                 assert_eq!(&y, expected, "{reduction:?} {reduced:?}");
             }
+            let mut y = vec![0.0; len];
+            Reduce::new(Reduction::L2, &dims, &reduced).run(&Threads::new(2), &x, &mut y);
+            let near = |(y, square): (&f32, &f32)| (y - square.sqrt()).abs() <= 1e-6 * square.sqrt();
+            assert!(y.iter().zip(&squares).all(near), "{reduced:?}");
         }
     }
 }

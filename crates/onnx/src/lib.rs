@@ -6,6 +6,7 @@
 
 mod attribute;
 mod codes;
+mod compound;
 mod emit;
 mod error;
 mod export;

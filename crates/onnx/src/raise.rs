@@ -1,6 +1,7 @@
 //! Nodes of older operator sets → the forms of [`CANONICAL_OPSET`](fewbits_graph::op::CANONICAL_OPSET).
 //!
-//! Most changes between versions moved an attribute to an input; those are a table. The others are one function each.
+//! Most changes between versions moved an attribute to an input; those are a table. The others are one function each. Operators that are
+//! a few others are written as those (`compound.rs`).
 
 use crate::import::first_free;
 use fewbits_graph::{Attr, Attrs, OpError, Tensor};
@@ -129,6 +130,10 @@ impl Raiser {
                     node.with("num_outputs", Attr::Int(n))
                 };
             }
+            "Sum" | "Mean" => return self.of_pairs(node),
+            "Max" | "Min" if node.inputs.len() > 2 => return self.of_pairs(node),
+            "Gelu" => return self.gelu(node),
+            "Cast" if self.cast_of_constant(&node) => return Ok(Vec::new()),
             "BatchNormalization" if self.opset < 14 => batch_normalization(&mut node)?,
             _ => {}
         }

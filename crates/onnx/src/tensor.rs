@@ -155,6 +155,31 @@ fn from_bytes(data_type: i32, bytes: Vec<u8>) -> Data {
     }
 }
 
+/// A tensor of doubles or 16-bit floats as one of `float32`; doubles are rounded to the nearest.
+pub(crate) fn narrowed(tensor: &Tensor) -> Option<Tensor> {
+    let Data::Raw { data_type, bytes } = &tensor.data else { return None };
+    let halves = || bytes.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
+    let values: Vec<f32> = match *data_type {
+        ty::DOUBLE => bytes.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
+        ty::FLOAT16 => halves().map(half).collect(),
+        ty::BFLOAT16 => halves().map(|b| f32::from_bits(u32::from(b) << 16)).collect(),
+        _ => return None,
+    };
+    Some(Tensor::f32(&tensor.dims, values))
+}
+
+/// The number of an IEEE half: sign, 5 bits of exponent, 10 of fraction.
+fn half(bits: u16) -> f32 {
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
+    let size = match exponent {
+        31 if fraction == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        0 => fraction * 2f32.powi(-24),
+        _ => (1024.0 + fraction) * 2f32.powi(exponent - 25),
+    };
+    if bits >> 15 == 1 { -size } else { size }
+}
+
 /// Little-endian bytes as `raw_data` holds them.
 pub(crate) fn to_bytes(data: &Data) -> Vec<u8> {
     match data {

@@ -181,7 +181,7 @@ pub(crate) fn inputs(op_type: &str) -> (usize, usize) {
         "LayerNormalization" => (2, 3),
         "Add" | "Sub" | "Mul" | "Div" | "Pow" | "MatMul" | "PRelu" | "Gather" | "Expand" | "Tile" | "Reshape"
         | "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "And" | "Or" | "Unsqueeze" => (2, 2),
-        "Squeeze" | "Split" | "ReduceMean" | "ReduceSum" | "ReduceMax" => (1, 2),
+        "Squeeze" | "Split" | "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL2" => (1, 2),
         "Concat" | "Min" | "Max" => (1, usize::MAX),
         "Constant" => (0, 0),
         _ => (1, 1),

@@ -162,6 +162,11 @@ impl<'a> Placer<'a> {
         !self.keep_float.contains(&node.name) && list.iter().any(|op| op == node.op.name())
     }
 
+    /// Whether the target has an integer kernel for the operator that does what this instance says.
+    fn has_integer_kernel(&self, node: usize) -> bool {
+        self.listed(&self.target.integer, node) && !writes_floats(&self.graph.nodes[node])
+    }
+
     /// A layer that can be quantized: constant float weight, plain if it is a Gemm, no decoding of boxes.
     fn is_layer(&self, node: usize) -> bool {
         self.listed(&self.target.layers, node)
@@ -204,7 +209,7 @@ impl<'a> Placer<'a> {
     /// these: among float operators a node would only be rounded. Activations that they absorb are among them.
     fn joined(&self) -> Vec<bool> {
         let count = self.graph.nodes.len();
-        let between = |i: usize| self.before_layer[i] && self.behind_layer[i] && self.listed(&self.target.integer, i);
+        let between = |i: usize| self.before_layer[i] && self.behind_layer[i] && self.has_integer_kernel(i);
         let candidates: Vec<usize> = (0..count).filter(|&i| self.is_layer(i) || between(i)).collect();
         let mut joined = vec![false; count];
         let mut found = true;
@@ -244,7 +249,7 @@ impl<'a> Placer<'a> {
         for (i, joined) in self.joined().into_iter().enumerate() {
             if self.is_layer(i) {
                 self.place_layer(i);
-            } else if joined && self.listed(&self.target.integer, i) {
+            } else if joined && self.has_integer_kernel(i) {
                 let inputs: Vec<&str> = self.data_inputs(&self.graph.nodes[i]).collect();
                 inputs.into_iter().for_each(|name| self.need_grid(name));
                 self.place_output(i);
@@ -361,7 +366,7 @@ impl<'a> Placer<'a> {
                 self.integer.insert(i, "integer kernel (fused with what follows it)".into());
             } else if let (Op::Add(_), false) = (&node.op, self.keep_float.contains(&node.name)) {
                 self.place_residual(i);
-            } else if self.before_layer[i] && self.behind_layer[i] && self.listed(&self.target.integer, i) {
+            } else if self.before_layer[i] && self.behind_layer[i] && self.has_integer_kernel(i) {
                 self.sites.entry(node.inputs[0].clone()).or_insert(Site::activation(None));
                 self.integer.insert(i, "integer kernel".into());
             }
@@ -449,6 +454,8 @@ impl<'a> Placer<'a> {
             let has_grid = |name: &String| self.sites.contains_key(name);
             let node = &self.graph.nodes[i];
             let shares = matches!(self.sites.get(node.output()), Some(Site::SameAs(_)));
+            // A runtime may have no kernel that moves codes, and gives a reason then.
+            let shares = shares && !self.target.float_reasons.contains_key(node.op.name());
             if shares && !self.integer.contains_key(&i) && node.inputs.first().is_some_and(has_grid) {
                 self.integer.insert(i, "moves codes".into());
             }
@@ -489,6 +496,9 @@ impl<'a> Placer<'a> {
             return "its weight is not a float constant, or it is a Gemm that does more than multiply and add a bias"
                 .into();
         }
+        if writes_floats(node) && self.target.integer.iter().any(|o| o == op) {
+            return format!("no integer kernel computes this form of {op}");
+        }
         if let Some(reason) = self.target.float_reasons.get(op) {
             return reason.clone();
         }
@@ -503,6 +513,11 @@ impl<'a> Placer<'a> {
         }
         format!("{} has no integer kernel for {op}", self.target.runtime)
     }
+}
+
+/// Whether the output of this instance of an operator is never quantized.
+fn writes_floats(node: &Node) -> bool {
+    node.op.def().quant_rule().output == OutRule::Float
 }
 
 /// The interval that an absorbed Relu or Clip with constant bounds clamps to.

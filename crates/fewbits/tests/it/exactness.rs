@@ -23,7 +23,7 @@ const BITS: &[(&str, &str, &[&str])] = &[
 ];
 
 /// Prepares `count` samples, quantizes and runs `model` with the program; compares its integers with ONNX Runtime's.
-fn check(
+pub fn check(
     model: &Path,
     calibration: &Path,
     folder: &Path,

@@ -6,6 +6,7 @@ mod desk;
 mod detectors;
 mod determinism;
 mod exactness;
+mod forms;
 mod imports;
 mod methods;
 mod node_conformance;

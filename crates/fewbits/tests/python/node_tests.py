@@ -18,7 +18,7 @@ OPERATORS = """
 Conv ConvTranspose BatchNormalization Gemm MatMul Add Sub Mul Div Relu Clip LeakyRelu PRelu Sigmoid HardSigmoid HardSwish
 Tanh Exp Softmax MaxPool AveragePool GlobalAveragePool GlobalMaxPool ReduceMean Concat Split Slice Pad Reshape Flatten
 Transpose Squeeze Unsqueeze Resize Upsample Shape Gather Cast Constant ConstantOfShape Identity Dropout QuantizeLinear
-DequantizeLinear QLinearConv QLinearMatMul
+DequantizeLinear QLinearConv QLinearMatMul Sum Mean Max Min Gelu LRN LogSoftmax ArgMax ReduceL2 ReduceMin
 """.split()
 
 

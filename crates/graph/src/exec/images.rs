@@ -84,6 +84,8 @@ impl Facts {
             // Their known inputs are shapes, which the rows above account for.
             Op::Reshape(_) | Op::Resize(_) => true,
             Op::Softmax(softmax) => normal_axis(softmax.axis, rank(&node.inputs[0])).is_ok_and(|axis| axis > 0),
+            Op::LogSoftmax(softmax) => normal_axis(softmax.axis, rank(&node.inputs[0])).is_ok_and(|axis| axis > 0),
+            Op::ArgMax(largest) => normal_axis(largest.axis, rank(&node.inputs[0])).is_ok_and(|axis| axis > 0),
             Op::Slice(_) => same() && self.leaves_rows(node, slice::tables),
             Op::Pad(pad) => same() && self.leaves_rows(node, |ins| pad.tables(ins)),
             op => pointwise(op) && same(),
@@ -143,6 +145,7 @@ fn pointwise(op: &Op) -> bool {
             | HardSwish(_)
             | Identity(_)
             | LeakyRelu(_)
+            | Lrn(_)
             | MatMul(_)
             | Max(_)
             | MaxPool(_)
@@ -151,8 +154,10 @@ fn pointwise(op: &Op) -> bool {
             | Neg(_)
             | PRelu(_)
             | QuantizeLinear(_)
+            | ReduceL2(_)
             | ReduceMax(_)
             | ReduceMean(_)
+            | ReduceMin(_)
             | ReduceSum(_)
             | Relu(_)
             | Round(_)

@@ -11,7 +11,7 @@ use crate::{
     error::GraphError,
     graph::{Graph, Node},
     layout,
-    op::{Fact, Fused, Kernel, Layout, LayoutRule, Role},
+    op::{Fact, Fused, Kernel, Layout, LayoutRule, Role, check_size},
     tensor::{DType, Tensor},
 };
 use fewbits_kernels::{
@@ -74,6 +74,7 @@ pub(super) fn infer(graph: &Graph, shapes: &[Vec<usize>]) -> Result<BTreeMap<Str
         let ins = inputs_of(node, &facts)?;
         let wrap = |source| GraphError::at(node, |name| facts.get(name), source);
         let mut outs = node.op.def().infer(&ins).map_err(wrap)?;
+        outs.iter().try_for_each(|fact| check_size(&fact.dims)).map_err(wrap)?;
         if outs.iter().any(|f| f.value.is_none())
             && !node.inputs.is_empty()
             && let Some(values) = constant::fold(&node.op, &ins, &outs, &threads).map_err(wrap)?

@@ -137,3 +137,6 @@ fn check_inputs(graph: &Graph, inputs: &[Tensor]) -> Result<(), GraphError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, expect_dtype,
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, OutRule, Pass, QuantRule, Sample, Want, expect_dtype,
         required,
     },
     ops::{
@@ -30,6 +30,15 @@ pub struct AveragePool {
     pub ceil_mode: bool,
     /// Whether padding counts as zeros.
     pub count_include_pad: bool,
+}
+
+impl AveragePool {
+    /// Whether the integer kernel of ONNX Runtime computes what the float one does. It knows no dilations, and where counted padding
+    /// and a rounded-up size meet, it counts taps behind the padding, too.
+    pub(crate) fn fits_integers(&self) -> bool {
+        let overhangs = self.ceil_mode && self.count_include_pad && self.window.auto_pad == AutoPad::NotSet;
+        self.window.dilations.is_empty() && !overhangs
+    }
 }
 
 impl OpDef for AveragePool {
@@ -78,6 +87,9 @@ impl OpDef for AveragePool {
         let x = required(ins, 0)?;
         let frame = self.window.pool_frame(ins, self.ceil_mode)?;
         let (Some(from), Some(to)) = (integer::grid(x), integer::clamped(&outs[0], clamp)) else { return Ok(None) };
+        if !self.window.dilations.is_empty() {
+            return Ok(None);
+        }
         let (shape, window) = frame.integer_pool(x.dims[0], x.dims[1]);
         let include = self.count_include_pad;
         Ok(Some(Kernel::new(move |io| {
@@ -87,7 +99,7 @@ impl OpDef for AveragePool {
     }
 
     fn quant_rule(&self) -> QuantRule {
-        QuantRule::data()
+        if self.fits_integers() { QuantRule::data() } else { QuantRule { output: OutRule::Float, ..QuantRule::data() } }
     }
 }
 
@@ -131,8 +143,13 @@ impl OpFile for AveragePool {
     const NAME: &'static str = "AveragePool";
 
     fn from_attrs(attrs: &Attrs) -> Result<Self, OpError> {
+        let mut window = Window::from_attrs(attrs)?;
+        // ONNX Runtime copies the attribute to an integer operator that does not have it, so ones are not kept.
+        if window.dilations.iter().all(|&d| d == 1) {
+            window.dilations.clear();
+        }
         Ok(AveragePool {
-            window: Window::from_attrs(attrs)?,
+            window,
             ceil_mode: attrs.int("ceil_mode")?.unwrap_or(0) != 0,
             count_include_pad: attrs.int("count_include_pad")?.unwrap_or(0) != 0,
         })
@@ -142,11 +159,13 @@ impl OpFile for AveragePool {
         let pool = |window, ceil_mode, count_include_pad| AveragePool { window, ceil_mode, count_include_pad };
         let line = Window { kernel_shape: vec![4], strides: vec![3], pads: vec![1, 1], ..Window::default() };
         let same = Window { auto_pad: AutoPad::SameLower, pads: vec![], ..Window::square(3, 2, 0) };
+        let dilated = Window { dilations: vec![2, 1], ..Window::square(2, 1, 1) };
         vec![
             sample(pool(Window::square(3, 2, 1), false, false), &[&[2, 3, 7, 6]]),
             sample(pool(Window::square(3, 2, 1), true, true), &[&[1, 3, 8, 6]]),
             sample(pool(same, false, true), &[&[1, 2, 8, 7]]),
             sample(pool(line, true, true), &[&[2, 3, 8]]),
+            sample(pool(dilated, false, true), &[&[1, 2, 6, 5]]),
         ]
     }
 }

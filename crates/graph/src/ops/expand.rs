@@ -9,7 +9,7 @@ use super::{
 use crate::{
     attrs::Attrs,
     error::OpError,
-    op::{Activation, Fact, Facts, Kernel, OpDef, OpFile, Pass, QuantRule, Sample, Want, known_ints, required},
+    op::{Activation, Fact, Facts, Kernel, OpDef, OpFile, Pass, QuantRule, Sample, Want, check_axes, known_ints, required},
     tensor::Tensor,
 };
 
@@ -33,6 +33,7 @@ impl Expand {
     fn tables(ins: Facts) -> Result<(Fact, Tables), OpError> {
         let x = required(ins, 0)?;
         let out = broadcast_dims(&x.dims, &sizes(ins)?)?;
+        check_axes(&out)?;
         let dims = [&vec![1; out.len() - x.dims.len()], &x.dims[..]].concat();
         let table = |(&from, &to): (&usize, &usize)| (from != to).then(|| vec![0; to]);
         let tables = dims.iter().zip(&out).map(table).collect();
@@ -46,6 +47,7 @@ impl Tile {
         if repeats.len() != x.dims.len() {
             return Err(OpError::Shapes { what: "axes and repeats", left: x.dims.clone(), right: repeats });
         }
+        check_axes(&x.dims.iter().zip(&repeats).map(|(&len, &count)| len.saturating_mul(count)).collect::<Vec<_>>())?;
         let table = |(&len, &count): (&usize, &usize)| (count != 1).then(|| (0..count).flat_map(|_| 0..len).collect());
         Ok((x.clone(), x.dims.iter().zip(&repeats).map(table).collect()))
     }
@@ -118,6 +120,9 @@ mod tests {
         let y = first(Tile, &[iota(&[2, 2]), ints(&[2, 2])]).unwrap();
         assert_eq!(y, Tensor::f32(&[4, 4], vec![0., 1., 0., 1., 2., 3., 2., 3., 0., 1., 0., 1., 2., 3., 2., 3.]));
         assert!(first(Tile, &[iota(&[2, 2]), ints(&[2])]).is_err());
+        let huge = i64::from(u32::MAX);
+        assert!(first(Tile, &[iota(&[2, 2]), ints(&[huge, 1])]).is_err());
+        assert!(first(Expand, &[iota(&[1, 1]), ints(&[huge, huge])]).is_err());
         assert_eq!(first(Tile, &[iota(&[2]), ints(&[0])]).unwrap(), iota(&[0]));
     }
 }

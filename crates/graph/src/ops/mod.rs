@@ -73,6 +73,7 @@ macro_rules! ops {
 
 ops! {
     activation: Clip, Exp, HardSigmoid, HardSwish, LeakyRelu, Relu, Sigmoid, Tanh;
+    arg_max: ArgMax;
     average_pool: AveragePool;
     batch_normalization: BatchNormalization;
     binary: Add, Div, Mul, Sub;
@@ -89,12 +90,14 @@ ops! {
     gemm: Gemm;
     global_pool: GlobalAveragePool, GlobalMaxPool;
     identity: Identity, Dropout;
+    log_softmax: LogSoftmax;
+    lrn: Lrn;
     matmul: MatMul;
     max_pool: MaxPool;
     normalization: InstanceNormalization, LayerNormalization;
     pow: Pow;
     prelu: PRelu;
-    reduce: ReduceMax, ReduceMean, ReduceSum;
+    reduce: ReduceL2, ReduceMax, ReduceMean, ReduceMin, ReduceSum;
     resize: Resize;
     softmax: Softmax;
     pad: Pad;

@@ -8,8 +8,8 @@ use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
     op::{
-        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, known, known_ints,
-        normal_axis, optional, required,
+        Activation, Fact, Facts, Kernel, LayoutRule, OpDef, OpFile, Pass, QuantRule, Sample, Want, check_axes, known,
+        known_ints, normal_axis, optional, required,
     },
     tensor::Tensor,
 };
@@ -38,7 +38,7 @@ impl Pad {
         if pads.len() != 2 * axes.len() {
             return Err(OpError::Shapes { what: "pads and axes", left: vec![pads.len()], right: vec![axes.len()] });
         }
-        let mut tables = vec![None; rank];
+        let (mut borders, mut dims) = (vec![[0; 2]; rank], x.dims.clone());
         for (i, &axis) in axes.iter().enumerate() {
             let axis = normal_axis(axis, rank)?;
             let (len, before, after) = (x.dims[axis], pads[i], pads[axes.len() + i]);
@@ -48,11 +48,14 @@ impl Pad {
                 let reason = format!("pads {before} and {after} do not fit an axis of {len}");
                 return Err(OpError::Unsupported(reason));
             }
-            if (before, after) != (0, 0) {
-                tables[axis] = Some(movement::pad(len, before as isize, after as isize, self.mode));
-            }
+            dims[axis] = (len as i64 + before + after) as usize;
+            borders[axis] = [before as isize, after as isize];
         }
-        Ok(tables)
+        check_axes(&dims)?;
+        let table = |(&len, [before, after]): (&usize, [isize; 2])| {
+            ([before, after] != [0, 0]).then(|| movement::pad(len, before, after, self.mode))
+        };
+        Ok(x.dims.iter().zip(borders).map(table).collect())
     }
 
     /// The value of a constant border, where one is given.
@@ -210,6 +213,8 @@ mod tests {
         assert!(refused(PadMode::Constant, &[-2, -1]));
         assert!(refused(PadMode::Constant, &[i64::MAX, 0]));
         assert!(refused(PadMode::Edge, &[-2, 1]));
+        let huge = Tensor::i64(&[4], vec![1 << 30; 4]);
+        assert!(first(Pad { mode: PadMode::Constant }, &[iota(&[2, 2]), huge]).is_err());
         assert!(!refused(PadMode::Constant, &[-2, 1]));
         let fill = first(
             Pad { mode: PadMode::Constant },

@@ -1,4 +1,4 @@
-//! ReduceMean, ReduceSum and ReduceMax: one number for all elements along some axes.
+//! ReduceMean, ReduceSum, ReduceL2, ReduceMax and ReduceMin: one number for all elements along some axes.
 
 use crate::{
     attrs::{Attr, Attrs},
@@ -27,7 +27,8 @@ fn reduced(ins: Facts, nothing_without_axes: bool) -> Result<Vec<bool>, OpError>
 }
 
 /// The gradient of `x`, whose axes `mask` are gone in the output: every element of a sum gets that of the sum, of a mean the
-/// same divided by their number; the equal largest elements share that of a maximum.
+/// same divided by their number, of a root of squares times its share in it (0 of none); the equal largest elements share that of a
+/// maximum, and the smallest that of a minimum.
 fn backward(
     reduction: Reduction,
     mask: &[bool],
@@ -39,7 +40,12 @@ fn backward(
     let kept: Vec<usize> = x.dims.iter().zip(mask).map(|(&d, &gone)| if gone { 1 } else { d }).collect();
     let y = Fact { dims: kept, ..outs[0].clone() };
     let count = x.len() / y.len().max(1);
-    if reduction != Reduction::Max {
+    if reduction == Reduction::L2 {
+        let part = |x: f32, y: f32, dy: f32| if y > 0.0 { dy * x / y } else { 0.0 };
+        let pass = Elementwise::new(ins, outs, wants).over(x, y);
+        return pass.toward(0, [Source::Input(0), Source::Output], part)?.pass();
+    }
+    if !matches!(reduction, Reduction::Max | Reduction::Min) {
         let share = if reduction == Reduction::Mean { 1.0 / count as f32 } else { 1.0 };
         let pass = Elementwise::new(ins, outs, wants).over(x, y);
         return pass.toward(0, [Source::Gradient; 2], move |_, _, dy| dy * share)?.pass();
@@ -145,6 +151,10 @@ reductions! {
     ReduceMean: Mean;
     /// The sum.
     ReduceSum: Sum;
+    /// The root of the sum of squares.
+    ReduceL2: L2;
     /// The largest.
     ReduceMax: Max;
+    /// The smallest.
+    ReduceMin: Min;
 }

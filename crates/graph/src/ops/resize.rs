@@ -5,7 +5,7 @@ use crate::{
     error::OpError,
     op::{
         Activation, Fact, Facts, Kernel, Layout, LayoutRule, OpDef, OpFile, OutRule, Pass, QuantRule, Role, Sample,
-        Want, expect_dtype, known, known_ints, normal_axis, optional, required,
+        Want, check_axes, expect_dtype, known, known_ints, normal_axis, optional, required,
     },
     ops::{backward, dispatch, samples::sample},
     tensor::{DType, Tensor},
@@ -98,6 +98,8 @@ impl Resize {
         } else {
             return Err(OpError::MissingInput { index: 2 });
         }
+        let out = |(line, &len): (&Option<Line>, &usize)| line.map_or(len, |line| line.out);
+        check_axes(&lines.iter().zip(dims).map(out).collect::<Vec<_>>())?;
         Ok(lines.into_iter().map(|l| l.filter(|l| l.scale != 1.0 || l.len != l.out)).collect())
     }
 

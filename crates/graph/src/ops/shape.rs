@@ -4,7 +4,7 @@ use super::dispatch::{Element, untyped, with_element};
 use crate::{
     attrs::{Attr, Attrs},
     error::OpError,
-    op::{Fact, Facts, Kernel, OpDef, OpFile, Sample, known_ints, required},
+    op::{Fact, Facts, Kernel, OpDef, OpFile, Sample, check_size, known_ints, required},
     tensor::{DType, Tensor},
 };
 use std::sync::Arc;
@@ -79,9 +79,7 @@ impl OpDef for ConstantOfShape {
     fn infer(&self, ins: Facts) -> Result<Vec<Fact>, OpError> {
         let shape = known_ints(ins, 0)?;
         let dims: Option<Vec<_>> = shape.iter().map(|&d| usize::try_from(d).ok()).collect();
-        let fits =
-            |dims: &Vec<usize>| dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).is_some_and(|n| n < 1 << 40);
-        match dims.filter(fits) {
+        match dims.filter(|dims| check_size(dims).is_ok()) {
             Some(dims) => Ok(vec![Fact::new(self.value.dtype(), &dims)]),
             None => Err(OpError::Unsupported(format!("the shape {shape:?}"))),
         }

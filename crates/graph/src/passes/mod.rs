@@ -2,6 +2,7 @@
 //!
 //! Tensor names survive: a folded convolution writes the tensor that the folded node wrote. Nothing here knows of grids.
 
+mod average_pool;
 mod batch_norm;
 mod bias;
 mod constants;
@@ -11,6 +12,10 @@ mod lone_batch_norm;
 mod output_slots;
 mod reduce_mean;
 mod silu_slots;
+#[cfg(test)]
+mod testing;
+mod unread;
+mod zero_pad;
 
 use crate::{error::GraphError, graph::Graph, op::Op};
 pub use layer_input_slots::{drop_layer_input_slots, is_layer_input_slot, with_layer_input_slots};
@@ -39,21 +44,25 @@ type Pass = fn(&mut Graph) -> Result<usize, GraphError>;
 /// What any runtime does before it runs a network, in this order: each pass makes work for the next.
 const FOLD: &[(&str, Pass)] = &[
     ("constant nodes folded", constants::fold),
+    ("unread outputs dropped", unread::drop_outputs),
     ("identities removed", identity::remove),
+    ("borders of zeros moved into convolutions", zero_pad::into_convolutions),
     ("batch normalizations moved in front of Concat and Flatten", lone_batch_norm::move_to_layers),
     ("batch normalizations folded into the layer before", batch_norm::fold_backward),
     ("batch normalizations folded into the layer behind", batch_norm::fold_forward),
     ("batch normalizations turned into depthwise convolutions", lone_batch_norm::to_depthwise),
+    ("absent padding of average pools counted no more", average_pool::count_no_absent_padding),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
     ("additions folded into biases", bias::fold),
 ];
 
-/// Places for methods to put their numbers; neutral until they do.
+/// Places for methods to put their numbers, neutral until they do, and what keeps runtimes from mistaking a node.
 const SLOTS: &[(&str, Pass)] = &[
     ("shared weights copied", constants::unshare),
     ("layers given a bias for each channel", bias::complete),
     ("SiLUs between layers given a scale", silu_slots::insert),
     ("last layers given an output scale", output_slots::insert),
+    ("average pools kept apart from the grid behind them", average_pool::keep_apart),
     ("layers given a slot at their input", layer_input_slots::insert),
 ];
 
@@ -77,7 +86,9 @@ pub fn prepare(graph: &Graph) -> Result<(Graph, Vec<Change>), GraphError> {
 /// What is done before training: nothing that joins parameters.
 const TRAINABLE: &[(&str, Pass)] = &[
     ("constant nodes folded", constants::fold),
+    ("unread outputs dropped", unread::drop_outputs),
     ("identities removed", identity::remove),
+    ("borders of zeros moved into convolutions", zero_pad::into_convolutions),
     ("shared weights copied", constants::unshare),
     ("batch normalizations moved in front of Concat and Flatten", lone_batch_norm::move_to_layers),
     ("shared normalizations copied", constants::unshare_normalizations),

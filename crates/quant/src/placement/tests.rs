@@ -242,3 +242,34 @@ fn bounds_without_zero_are_not_left_to_a_grid() {
         assert!(!runs_in_integers(&placement, "c") && placement.sites.contains_key("a"), "{low} {high}");
     }
 }
+
+#[test]
+fn a_dilated_average_pool_has_no_integer_kernel() {
+    let kernel = ("kernel_shape", Attr::Ints(vec![2, 2]));
+    let with = |dilations: Vec<i64>| {
+        placed(&[
+            (op("Conv", &[]), &["x", "w", "b"], "a"),
+            (op("AveragePool", &[kernel.clone(), ("dilations", Attr::Ints(dilations))]), &["a"], "p"),
+            (op("Conv", &[]), &["p", "w", "b"], "y"),
+        ])
+    };
+    assert!(runs_in_integers(&with(vec![1, 1]), "p"));
+    let dilated = with(vec![2, 2]);
+    assert!(!runs_in_integers(&dilated, "p") && dilated.nodes[1].reason.contains("this form"));
+}
+
+#[test]
+fn a_border_has_the_grid_of_its_image_but_is_made_in_float() {
+    let nodes = [
+        (op("Conv", &[]), &["x", "w", "b"][..], "a"),
+        (op("Pad", &[]), &["a", "pads"], "p"),
+        (op("Conv", &[]), &["p", "w", "b"], "y"),
+    ];
+    let mut graph = graph(&nodes);
+    graph.constants.insert("pads".into(), Arc::new(Tensor::i64(&[8], vec![0, 0, 1, 1, 0, 0, 1, 1])));
+    for (target, integer) in [("ort", false), ("generic", true)] {
+        let placement = place(&graph, &target.parse().unwrap(), &BTreeSet::new());
+        assert_eq!(placement.sites["p"], Site::SameAs("a".into()));
+        assert_eq!(runs_in_integers(&placement, "p"), integer, "{target}");
+    }
+}
