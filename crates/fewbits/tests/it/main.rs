@@ -13,6 +13,7 @@ mod node_conformance;
 mod node_gaps;
 mod operators;
 mod random;
+mod sizes;
 mod train;
 
 use fewbits_data::{npy::Elements, npz};
