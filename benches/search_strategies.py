@@ -12,27 +12,18 @@ deploy, assignments tried, and seconds. At the end it says in how many seeds rl 
 
 import argparse
 import csv
-import json
 import os
 import shlex
-import subprocess
 import tempfile
+
+from low_bit import program
 
 FIXED = ["ofm", "kl", "hessian", "greedy"]
 DRAWN = ["random", "evolution --cold-start", "rl --cold-start", "rl"]
 
 
-def program(binary, arguments):
-    result = subprocess.run([binary, *arguments, "--format", "json", "-q"], capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(result.stderr)
-    return json.loads(result.stdout)
-
-
 def score(scores):
-    # The program's scores are one object by the kind of network.
-    values = next(iter(scores.values())) if len(scores) == 1 else scores
-    return values.get("top1", values.get("ap", values.get("coco", {}).get("ap")))
+    return scores.get("top1", scores.get("ap"))
 
 
 def main():

@@ -70,10 +70,7 @@ pub fn tune<E>(
     progress.begin("lapq", config.count + 1 + 3 * weights.len() * config.powell.sweeps);
     let with = |scales: &[Vec<f32>]| with_scales(ground, draft, &weights, scales);
     let by_power = |p: f32| -> Vec<Vec<f32>> {
-        let scales = |weights: &Weights<'_>| {
-            let clips = weights.clips(Clip::Lp(p), threads);
-            (0..).zip(clips).map(|(group, clip)| weights.scale(group, clip)).collect()
-        };
+        let scales = |own: &Weights<'_>| own.scales(Clip::Lp(p), threads).unwrap_or_else(|| own.params.scale.clone());
         weights.iter().map(scales).collect()
     };
     let measured = |scales: &[Vec<f32>]| {
