@@ -1,5 +1,6 @@
 //! What can go wrong with data: one enum, every variant names the file, and `hint` says what to do about it.
 
+use crate::Preprocess;
 use std::{io, path::PathBuf};
 
 /// An error about a data file; [`DataError::hint`] may add advice.
@@ -257,11 +258,10 @@ impl DataError {
             Self::MixedShapes { .. } => {
                 "bring all images to one size with `--crop`, `--resize-to` or `--letterbox`".into()
             }
-            Self::PreprocessText { .. } => {
-                "presets are imagenet, tf, cifar10, yolox and none; or use --resize, --resize-to, --crop, --scale, \
-                 --mean, --std, --channels, --letterbox"
-                    .into()
-            }
+            Self::PreprocessText { .. } => format!(
+                "presets are {}; or use --resize, --resize-to, --crop, --scale, --mean, --std, --channels, --letterbox",
+                Preprocess::PRESETS.join(", ")
+            ),
             Self::AugmentText { .. } => {
                 "write `none`, or a list such as `crop4,flip` or `rrc224,flip,jitter0.4`".into()
             }

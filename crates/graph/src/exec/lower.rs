@@ -8,7 +8,7 @@ use super::{
     group::{self, Group},
 };
 use crate::{
-    error::GraphError,
+    error::{GraphError, OpError},
     graph::{Graph, Node},
     layout,
     op::{Fact, Fused, Kernel, Layout, LayoutRule, Role, check_size},
@@ -75,6 +75,9 @@ pub(super) fn infer(graph: &Graph, shapes: &[Vec<usize>]) -> Result<BTreeMap<Str
         let wrap = |source| GraphError::at(node, |name| facts.get(name), source);
         let mut outs = node.op.def().infer(&ins).map_err(wrap)?;
         outs.iter().try_for_each(|fact| check_size(&fact.dims)).map_err(wrap)?;
+        if let Some(name) = node.outputs.iter().skip(outs.len()).find(|name| !name.is_empty()) {
+            return Err(wrap(OpError::Unsupported(format!("output `{name}`: it computes only {}", outs.len()))));
+        }
         if outs.iter().any(|f| f.value.is_none())
             && !node.inputs.is_empty()
             && let Some(values) = constant::fold(&node.op, &ins, &outs, &threads).map_err(wrap)?
@@ -146,7 +149,9 @@ struct Job<'a> {
 
 impl<'a> Lowering<'a> {
     fn lower_node(&mut self, node: &'a Node) -> Result<(), GraphError> {
-        let outputs: Vec<&str> = node.outputs.iter().map(String::as_str).collect();
+        // Names may be left empty, the last ones too.
+        let named = node.outputs.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
+        let outputs: Vec<&str> = node.outputs[..named].iter().map(String::as_str).collect();
         if outputs.iter().all(|name| self.facts.get(*name).is_some_and(|f| f.value.is_some())) {
             return Ok(());
         }

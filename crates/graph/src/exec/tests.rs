@@ -47,3 +47,23 @@ fn tensors_that_no_memory_holds_are_refused_by_the_name_of_the_node() {
         assert!(node == "the node" && source.to_string().contains("a tensor of shape"), "{op_type}: {source}");
     }
 }
+
+#[test]
+fn outputs_that_an_operator_does_not_have() {
+    let value = |name: &str| ValueInfo { name: name.into(), dtype: DType::F32, dims: None };
+    let run = |second: &str| {
+        let op = Op::from_attrs("Relu", &Attrs::default()).unwrap();
+        let outputs = vec!["y".into(), second.into()];
+        let graph = Graph {
+            nodes: vec![Node { name: "the node".into(), op, inputs: vec!["x".into()], outputs }],
+            inputs: vec![value("x")],
+            outputs: vec![value("y")],
+            ..Graph::default()
+        };
+        Executor::new(&graph, Mode::Float, &Threads::new(1)).run(&[Tensor::f32(&[2], vec![-1.0, 1.0])])
+    };
+    let error = run("z").unwrap_err();
+    let GraphError::Node { node, source, .. } = &error else { panic!("{error}") };
+    assert!(node == "the node" && source.to_string().contains("output `z`"), "{source}");
+    assert_eq!(run("").unwrap()[0].as_f32().unwrap(), [0.0, 1.0]);
+}

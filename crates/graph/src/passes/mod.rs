@@ -2,9 +2,11 @@
 //!
 //! Tensor names survive: a folded convolution writes the tensor that the folded node wrote. Nothing here knows of grids.
 
+mod affine;
 mod average_pool;
 mod batch_norm;
 mod bias;
+mod constant_operands;
 mod constants;
 mod identity;
 mod layer_input_slots;
@@ -47,13 +49,14 @@ const FOLD: &[(&str, Pass)] = &[
     ("unread outputs dropped", unread::drop_outputs),
     ("identities removed", identity::remove),
     ("borders of zeros moved into convolutions", zero_pad::into_convolutions),
+    ("products and sums with constants folded into the layer before", constant_operands::fold),
     ("batch normalizations moved in front of Concat and Flatten", lone_batch_norm::move_to_layers),
     ("batch normalizations folded into the layer before", batch_norm::fold_backward),
     ("batch normalizations folded into the layer behind", batch_norm::fold_forward),
     ("batch normalizations turned into depthwise convolutions", lone_batch_norm::to_depthwise),
     ("absent padding of average pools counted no more", average_pool::count_no_absent_padding),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
-    ("additions folded into biases", bias::fold),
+    ("MatMul and addition joined into Gemm", bias::fold),
 ];
 
 /// Places for methods to put their numbers, neutral until they do, and what keeps runtimes from mistaking a node.
@@ -89,6 +92,7 @@ const TRAINABLE: &[(&str, Pass)] = &[
     ("unread outputs dropped", unread::drop_outputs),
     ("identities removed", identity::remove),
     ("borders of zeros moved into convolutions", zero_pad::into_convolutions),
+    ("products and sums with constants folded into the layer before", constant_operands::fold),
     ("shared weights copied", constants::unshare),
     ("batch normalizations moved in front of Concat and Flatten", lone_batch_norm::move_to_layers),
     ("shared normalizations copied", constants::unshare_normalizations),
