@@ -4,6 +4,7 @@
 //! What enters: a float graph, a target, bits. What leaves: quantizers by tensor name for the tape, and, for any values of the
 //! leaves, the deployed graph with its grids. Placement decides where quantizers go, so what is trained is what ships.
 
+mod biases;
 mod signs;
 
 use crate::{
@@ -59,6 +60,10 @@ struct Layer {
     norm: Option<Node>,
     /// Whether the tape can quantize its weight as folded: convolutions only.
     folds: bool,
+    /// Its own bias in the trained graph.
+    bias: Option<String>,
+    /// The activation whose scale, times the weight's, is that of the deployed bias, if that is rounded.
+    bias_input: Option<String>,
 }
 
 /// The two forms.
@@ -159,10 +164,33 @@ impl Network {
             };
             let folds = matches!(node.op, Op::Conv(_));
             let channels = weight.dims[axis];
-            let (trained, deployed) = (node.inputs[1].clone(), name.clone());
-            layers.push(Layer { trained, deployed, axis, channels, edge, norm, folds });
+            let bias_input = match shipped.input(2).and_then(|bias| self.placement.sites.get(bias)) {
+                Some(Site::Bias { input, .. }) => Some(self.owner(input).to_string()),
+                _ => None,
+            };
+            layers.push(Layer {
+                trained: node.inputs[1].clone(),
+                deployed: name.clone(),
+                axis,
+                channels,
+                edge,
+                norm,
+                folds,
+                bias: node.input(2).map(String::from),
+                bias_input,
+            });
         }
         Ok(layers)
+    }
+
+    /// The tensor whose grid `name` has.
+    fn owner<'a>(&'a self, name: &'a str) -> &'a str {
+        let mut name = name;
+        // Placement makes no cycles.
+        while let Some(Site::SameAs(other)) = self.placement.sites.get(name) {
+            name = other;
+        }
+        name
     }
 
     /// The quantizers of `goal` for this network, for images of the dimensions `image` (without the batch axis).
@@ -303,31 +331,11 @@ impl Network {
             }
             let numbers = leaves.get(&quantizer_leaf(&layer.trained)).unwrap_or_default();
             let mut rounded = laid.apply(numbers, &leaf.dims, &weight);
-            let mut scales = Vec::new();
-            let mut grid = Grid::weights(8);
-            for g in 0..laid.groups {
-                let mut own = numbers[g * quantizer.learned()..][..quantizer.learned()].to_vec();
-                let mut derived = vec![0.0; quantizer.derived()];
-                quantizer.derive(&group_of(&weight, &leaf.dims, layer.axis, laid.groups, g), &mut derived);
-                own.extend(derived);
-                let refuse = |source| TrainError::NotDeployable { tensor: layer.trained.clone(), source };
-                let (own_grid, scale, _) = quantizer.grid(&own).map_err(refuse)?;
-                grid = own_grid;
-                scales.push(scale);
-            }
-            match (fold, &factors) {
-                (true, Some(factors)) => {
-                    let inverse: Vec<f32> = factors.iter().map(|f| if f.is_normal() { 1.0 / f } else { 0.0 }).collect();
-                    scale_rows(&mut rounded, &inverse);
-                }
-                (false, Some(factors)) => {
-                    let scale = |(c, f): (usize, &f32)| scales[if scales.len() == 1 { 0 } else { c }] * f.abs();
-                    scales = factors.iter().enumerate().map(scale).collect();
-                    // A channel that is switched off has any scale.
-                    let usual = scales.iter().fold(f32::MIN_POSITIVE, |m, s| m.max(*s));
-                    scales.iter_mut().filter(|s| **s <= usual * 1e-6).for_each(|s| *s = usual);
-                }
-                _ => {}
+            let (grid, scales) =
+                layer.deployed_grid(quantizer.as_ref(), laid.groups, numbers, (&weight, &leaf.dims), &factors, fold)?;
+            if let (true, Some(factors)) = (fold, &factors) {
+                let inverse: Vec<f32> = factors.iter().map(|f| if f.is_normal() { 1.0 / f } else { 0.0 }).collect();
+                scale_rows(&mut rounded, &inverse);
             }
             base.constants.insert(layer.trained.clone(), Arc::new(Tensor::f32(&leaf.dims, rounded)));
             let params = match &scales[..] {
@@ -375,6 +383,42 @@ impl Network {
             (signed, _) => (signed, 0),
         };
         QuantParams::per_tensor(Grid { signed, ..grid }, scale, zero_point + shift)
+    }
+}
+
+impl Layer {
+    /// Grid and scales of the weight that ships, from the quantizer's `numbers`. `weight`, and its dimensions, is what is rounded: with
+    /// `fold` it is folded with `factors` already. A quantizer that derives nothing from it does not look at it.
+    fn deployed_grid(
+        &self,
+        quantizer: &dyn Deployable,
+        groups: usize,
+        numbers: &[f32],
+        (weight, dims): (&[f32], &[usize]),
+        factors: &Option<Vec<f32>>,
+        fold: bool,
+    ) -> Result<(Grid, Vec<f32>), TrainError> {
+        let (mut grid, mut scales) = (Grid::weights(8), Vec::new());
+        for g in 0..groups {
+            let mut own = numbers[g * quantizer.learned()..][..quantizer.learned()].to_vec();
+            let mut derived = vec![0.0; quantizer.derived()];
+            if !derived.is_empty() {
+                quantizer.derive(&group_of(weight, dims, self.axis, groups, g), &mut derived);
+            }
+            own.extend(derived);
+            let refuse = |source| TrainError::NotDeployable { tensor: self.trained.clone(), source };
+            let (own_grid, scale, _) = quantizer.grid(&own).map_err(refuse)?;
+            grid = own_grid;
+            scales.push(scale);
+        }
+        if let (false, Some(factors)) = (fold, factors) {
+            let scale = |(c, f): (usize, &f32)| scales[if scales.len() == 1 { 0 } else { c }] * f.abs();
+            scales = factors.iter().enumerate().map(scale).collect();
+            // A channel that is switched off has any scale.
+            let usual = scales.iter().fold(f32::MIN_POSITIVE, |m, s| m.max(*s));
+            scales.iter_mut().filter(|s| **s <= usual * 1e-6).for_each(|s| *s = usual);
+        }
+        Ok((grid, scales))
     }
 }
 

@@ -10,12 +10,11 @@ pub enum Fold {
     /// `none`: weights are quantized as they are; the normalization becomes a scale per channel of the deployed weight.
     #[default]
     None,
-    /// `batch`: weights are quantized as folded with the statistics of the batch, which a first pass with float weights finds
-    /// (Jacob et al. 2018, section 3.2); running statistics behind the freeze.
+    /// `batch`: weights are quantized as folded with the statistics of the batch, of the layer with float weights (Jacob et al. 2018,
+    /// section 3.2); running statistics behind the freeze.
     Batch,
-    /// `corrected`: weights are quantized as folded with running statistics; batch statistics until the freeze, corrected for
-    /// (Krishnamoorthi 2018, section 3.2.2). Statistics are those of the quantized layer: where one coarse scale for a whole
-    /// tensor rounds channels to almost nothing, they amplify noise, and `running` is the safer choice.
+    /// `corrected`: weights are quantized as folded with running statistics; batch statistics, of the layer with float weights, until
+    /// the freeze, corrected for (Krishnamoorthi 2018, section 3.2.2).
     Corrected,
     /// `running`: the same with running statistics throughout.
     Running,

@@ -153,6 +153,8 @@ pub fn score(
     let mut tapes: Vec<(Vec<usize>, Tape)> = Vec::new();
     let (mut right, mut all) = (0, 0);
     let mut leaves = leaves.clone();
+    // The copy stays as it ships.
+    let _ = network.round_biases(quantizers, &mut leaves, fold);
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         if !tapes.iter().any(|(shape, _)| *shape == batch.shape) {

@@ -207,6 +207,11 @@ fn quantizers_on_folded_weights_equal_pytorch() {
 }
 
 #[test]
+fn folding_with_statistics_of_the_batch_changes_nothing_where_nothing_is_rounded() {
+    follow("float", false, Config { fold: true, fold_batch: true, ..Config::default() }, FLOAT);
+}
+
+#[test]
 fn frozen_statistics_equal_pytorch() {
     follow("frozen", true, Config { fold: true, statistics: Statistics::Running, ..Config::default() }, QUANTIZED);
 }

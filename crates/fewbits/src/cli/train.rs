@@ -143,7 +143,7 @@ pub struct RecipeArgs {
     #[arg(long, default_value_t = 1.0, value_parser = super::positive, value_name = "X")]
     pub temperature: f64,
     /// How BatchNormalization and quantized weights go together: none, batch, corrected, running or merged
-    /// [default: running for lsq-bn, else none]
+    /// [default: corrected for lsq-bn, else none]
     #[arg(long, value_name = "FOLD")]
     pub fold: Option<String>,
     /// Share of a phase's epochs after which normalizations keep their running statistics
@@ -226,7 +226,7 @@ impl RecipeArgs {
     pub fn recipe(&self, method: Option<Method>, policy: &Policy, seed: u64) -> Result<Recipe, Error> {
         let decay: Decay = parse("--schedule", &self.schedule)?;
         let fold = match &self.fold {
-            None if method == Some(Method::LsqBn) => Fold::Running,
+            None if method == Some(Method::LsqBn) => Fold::Corrected,
             None => Fold::None,
             Some(name) => {
                 Fold::ALL.iter().find(|(n, _)| n == name).map(|(_, fold)| *fold).ok_or_else(|| Error::Usage {

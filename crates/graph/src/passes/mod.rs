@@ -97,6 +97,7 @@ const TRAINABLE: &[(&str, Pass)] = &[
     ("batch normalizations moved in front of Concat and Flatten", lone_batch_norm::move_to_layers),
     ("shared normalizations copied", constants::unshare_normalizations),
     ("ReduceMean over H, W turned into GlobalAveragePool", reduce_mean::to_global_average_pool),
+    ("MatMul and addition joined into Gemm", bias::fold),
 ];
 
 /// The graph to train: BatchNormalizations stay (those behind a Concat or Flatten in front of it, as in [`fold`]) or, with `merge`,

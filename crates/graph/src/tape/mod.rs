@@ -55,11 +55,12 @@ pub struct Config {
     pub quantizers: BTreeMap<String, Laid>,
     /// Where normalizations take their statistics from.
     pub statistics: Statistics,
-    /// Quantize weights as they are once the BatchNormalization behind them is folded: `w · γ / σ` with the running `σ`; the
-    /// normalization behind the layer undoes that factor (LSQ-BN; Krishnamoorthi 2018, corrected folding).
+    /// Quantize weights as they are once the BatchNormalization behind them is folded, `w · γ / σ` with the running `σ`; the
+    /// normalization behind the layer undoes that factor. Statistics of a batch are those of the layer with float weights, found in a first
+    /// pass, as rounding by one coarse scale would amplify its own noise (LSQ-BN; Krishnamoorthi 2018, corrected folding). Gradients go
+    /// through them by way of the rounded layer.
     pub fold: bool,
-    /// With [`Config::fold`] and statistics of the batch: fold with those too, which the layer finds in a first pass with float
-    /// weights (Jacob et al. 2018, section 3.2). No gradient goes through them.
+    /// With [`Config::fold`] and statistics of the batch: fold with those too (Jacob et al. 2018, section 3.2).
     pub fold_batch: bool,
     /// Stop before each quantizer of an activation, for [`Tape::forward_initializing`].
     pub stops: bool,

@@ -22,6 +22,8 @@ pub(super) struct Normalization {
     pub clamp: [f32; 2],
     /// Statistics of the batch, not running ones.
     pub batch: bool,
+    /// Gradients go through the statistics: they are the input's, or those of what it stands for.
+    pub through: bool,
     /// The layer before computes with folded weights.
     pub fold: bool,
 }
@@ -139,7 +141,7 @@ impl Normalization {
                 let n = self.count as f32;
                 let mut b = 0.0;
                 let mut k = 0.0;
-                if self.batch {
+                if self.through {
                     b = -scale[c] * inverse[c] * second / n;
                     k = -scale[c] * first / n - b * mean[c];
                 }

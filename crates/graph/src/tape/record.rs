@@ -311,10 +311,10 @@ impl Recorder<'_> {
         }
         let mut at_once = true;
         if self.config.fold && self.is_folded(node) {
-            if self.config.fold_batch && self.config.statistics == Statistics::Batch {
+            if self.config.statistics == Statistics::Batch {
                 let (plain, _) = self.apply(node, layout, &ins, true)?;
-                self.fold_batch(node, plain[0], &mut ins)?;
-                at_once = false;
+                self.fold_by_float_layer(node, plain[0], &mut ins)?;
+                at_once = !self.config.fold_batch;
             } else {
                 self.fold(node, &mut ins)?;
             }

@@ -332,7 +332,7 @@ impl Reverse<'_> {
 
     fn normalize(&mut self, spec: Normalization, [x, y, all, scale, bias]: [ValueId; 5]) {
         let Some(dy) = self.gradient(y) else { return };
-        if !spec.batch && !self.needed(scale) && !self.needed(bias) {
+        if !spec.through && !self.needed(scale) && !self.needed(bias) {
             return self.normalize_input(spec, [x, all], dy);
         }
         let sums = self.record.vector(2 * spec.channels, Home::Joined(Join::Sum));

@@ -398,6 +398,7 @@ impl<'a> Run<'a> {
     fn gradient(&mut self, batch: &LabelledBatch) -> Result<Loss, TrainError> {
         let (recipe, threads, step) = (self.setup.recipe, self.setup.threads, self.step);
         let position = self.tape(&batch.shape)?;
+        let unrounded = self.network.round_biases(&self.quantizers, &mut self.leaves, recipe.fold.on_folded());
         let tape = &mut self.tapes[position].1;
         tape.forward(&mut self.leaves, &[&batch.data], threads);
         let taught = match &mut self.teacher {
@@ -419,6 +420,7 @@ impl<'a> Run<'a> {
             (1..self.setup.graph.outputs.len()).map(|i| vec![0.0; tape.output(i).len()]).collect();
         let gradients: Vec<&[f32]> = std::iter::once(&gradient[..]).chain(others.iter().map(|g| &g[..])).collect();
         tape.backward(&self.leaves, &[&batch.data], &gradients, &mut self.gradients, threads);
+        unrounded.restore(&mut self.leaves);
         let ranges: Vec<(String, [f32; 2])> = tape.ranges().map(|(name, range)| (name.into(), range)).collect();
         for (name, range) in ranges {
             let numbers = self.leaves.get_mut(&quantizer_leaf(&name));

@@ -5,7 +5,8 @@
 The network is that of tests/trajectories.rs. Quantizers, folding and the update are written out here from their formulas:
 
     LSQ and LSQ+   u = (x - b) / s;  y = s * round(clamp(u, n, p)) + b;  gradients of s and b times 1 / sqrt(N * p)
-    folding        v = conv(x, Q(w * r)) / r with r = gamma / sqrt(running variance + epsilon), no gradient through r
+    folding        v = conv(x, Q(w * r)) / r with r = gamma / sqrt(running variance + epsilon), no gradient through r;
+                   statistics of batches are those of conv(x, w)
 
 Of each case the file has the losses of all steps, the gradients of the first step, and everything learned after the last.
 """
@@ -126,6 +127,12 @@ class Network:
         if not self.frozen:
             n = v.numel() / v.shape[1]
             center, spread = v.mean((0, 2, 3)), v.var((0, 2, 3), correction=0)
+            if self.fold:
+                # Statistics of the layer with float weights; gradients go through them as if they were those of `v`.
+                plain = F.conv2d(x, self.parameters[f"conv{i}.weight"], bias, stride, 1, 1, groups).detach()
+                float_center, float_spread = plain.mean((0, 2, 3)), plain.var((0, 2, 3), correction=0)
+                square = ((v - float_center.reshape(-1, 1, 1)) ** 2).mean((0, 2, 3))
+                center, spread = center + (float_center - center).detach(), square + (float_spread - square).detach()
             if not self.starting:
                 self.running[f"{bn}.mean"] = 0.9 * mean + 0.1 * center.detach()
                 self.running[f"{bn}.variance"] = 0.9 * variance + 0.1 * spread.detach() * n / (n - 1)

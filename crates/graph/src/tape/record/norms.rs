@@ -33,8 +33,9 @@ impl Recorder<'_> {
         Ok(())
     }
 
-    /// The same from the statistics of `plain`, what the layer computes with float weights.
-    pub(super) fn fold_batch(
+    /// The statistics of `plain`, what the layer computes with float weights: the normalization behind uses them, and running averages
+    /// follow them. With [`Config::fold_batch`](crate::tape::Config::fold_batch) weights are folded with them, too.
+    pub(super) fn fold_by_float_layer(
         &mut self,
         node: &Node,
         plain: ValueId,
@@ -58,7 +59,11 @@ impl Recorder<'_> {
         let inputs = vec![Some(sums), Some(mean)];
         self.record.forward.push(item(at, true, move || spec.batch_statistics(), inputs, outs));
         self.forms.insert(statistics_name(node.output()), of_batch.to_vec());
-        self.fold_with(node, spec, [scale, of_batch[0], of_batch[1]], ins, false);
+        if self.config.fold_batch {
+            self.fold_with(node, spec, [scale, of_batch[0], of_batch[1]], ins, false);
+        } else {
+            self.fold_with(node, spec, [scale, mean, variance], ins, true);
+        }
         Ok(())
     }
 
@@ -117,6 +122,7 @@ impl Recorder<'_> {
             count,
             clamp: [f32::NEG_INFINITY, f32::INFINITY],
             batch: self.config.statistics == Statistics::Batch,
+            through: self.config.statistics == Statistics::Batch,
             fold: false,
         };
         let [mean, variance] = [mean, variance].map(|leaf| self.statistic(&leaf));
@@ -133,7 +139,8 @@ impl Recorder<'_> {
         let (mut spec, [scale, bias, mean, variance]) = self.normalization_parts(node, fact.len() / channels.max(1))?;
         let factors = self.forms.get(&factors_name(name)).map(|forms| forms[0]);
         spec.fold = factors.is_some();
-        // Folded with statistics of the batch already: they serve as running ones do.
+        // Statistics of the layer with float weights serve as running ones do, but for gradients, which go through them as if they were
+        // of the rounded layer.
         let (mut mean, mut variance) = (mean, variance);
         if let Some(of_batch) = self.forms.get(&statistics_name(name)) {
             (mean, variance, spec.batch) = (of_batch[0], of_batch[1], false);
