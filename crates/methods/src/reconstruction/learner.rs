@@ -18,6 +18,8 @@ use std::{ops::Range, sync::Arc};
 const PART: usize = 1 << 13;
 /// Shares of the steps between which roundings are settled.
 const DECIDING: [f64; 2] = [0.3, 0.9];
+/// To what share of itself the rate falls, along a cosine.
+const LEAST_RATE: f64 = 0.05;
 /// In how many goes, if they took all steps.
 const SETTLED_TIMES: usize = 50;
 
@@ -205,7 +207,8 @@ impl<'a> Learner<'a> {
             let range = layer.range.clone();
             layer.soft.chain(regularizer, &mut self.gradients[range], threads);
         }
-        self.optimizer.step(1.0, &mut self.values, &self.gradients, threads);
+        let rate = LEAST_RATE + (1.0 - LEAST_RATE) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+        self.optimizer.step(rate as f32, &mut self.values, &self.gradients, threads);
         for name in &self.scales {
             if let Some(leaf) = self.leaves.parameter(&quantizer_leaf(name)) {
                 let scale = &mut self.values[leaf.range.start];

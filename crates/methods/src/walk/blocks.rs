@@ -1,7 +1,7 @@
 //! Where a network is cut so that it can be worked on piece by piece.
 
 use crate::{Ground, Layer, draft::layers};
-use fewbits_graph::{DType, Graph, GraphError, ValueInfo};
+use fewbits_graph::{DType, Graph, GraphError, Op, ValueInfo};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Layers from which a block may end where one tensor is all that leads on.
@@ -37,7 +37,8 @@ impl Block {
     }
 }
 
-/// Cuts the network where a single tensor with a grid leads on, or, in a long stretch without such a place, several. Every node is
+/// Cuts the network where a single tensor with a grid leads on, not behind a depthwise convolution, or, in a long stretch without such a
+/// place, where several do. Every node is
 /// in one block; what follows the last layer belongs to the last.
 pub fn blocks(ground: &Ground<'_>) -> Vec<Block> {
     let graph = ground.float;
@@ -64,6 +65,8 @@ pub fn blocks(ground: &Ground<'_>) -> Vec<Block> {
         };
         let ready = match live.len() {
             0 => false,
+            // A depthwise convolution and the layer behind it are halves of one.
+            1 if open.ends_depthwise(graph) => false,
             1 => open.layers.len() >= LEAST_LAYERS,
             _ => open.layers.len() >= MANY_LAYERS,
         };
@@ -84,6 +87,16 @@ struct Open {
 }
 
 impl Open {
+    /// Whether the last layer mixes no channels.
+    fn ends_depthwise(&self, graph: &Graph) -> bool {
+        let last = self.layers.last().map(|layer| &graph.nodes[layer.node]);
+        last.is_some_and(|node| {
+            let channels =
+                node.input(1).and_then(|weight| graph.constant(weight)).and_then(|w| w.dims.first().copied());
+            matches!(&node.op, Op::Conv(conv) if conv.group > 1 && Some(conv.group) == channels)
+        })
+    }
+
     fn close(self, graph: &Graph, live: &BTreeSet<&str>) -> Block {
         let made: BTreeSet<&str> =
             self.nodes.iter().flat_map(|&i| graph.nodes[i].outputs.iter().map(String::as_str)).collect();
