@@ -125,6 +125,8 @@ impl Loader {
     /// What decides the batches, beside the samples, in words.
     pub fn settings(&self) -> String {
         let Source { preprocess, augment, options, .. } = &*self.source;
+        // Workers decide nothing.
+        let options = LoaderOptions { workers: 1, ..options.clone() };
         format!("{preprocess:?} {augment:?} {options:?}")
     }
 

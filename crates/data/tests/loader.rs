@@ -61,6 +61,7 @@ fn options_of_order_and_last_batch() {
 fn any_number_of_workers_gives_the_same_batches() {
     let one = loader("crop1,flip,jitter0.5", OPTIONS);
     let three = loader("crop1,flip,jitter0.5", LoaderOptions { workers: 3, ..OPTIONS });
+    assert_eq!(one.settings(), three.settings(), "what decides the batches");
     let expected: Vec<_> = (0..3).map(|e| epoch(&one, e, 0)).collect();
     assert_eq!(expected, (0..3).map(|e| epoch(&three, e, 0)).collect::<Vec<_>>());
     // Order and pixels change from epoch to epoch, and with the seed.

@@ -74,6 +74,12 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
+    /// A training would wipe out the state of one that was interrupted.
+    #[error("`{}` holds a training that is not finished", folder.display())]
+    Unfinished {
+        /// The run folder.
+        folder: PathBuf,
+    },
     /// The flags do not fit together.
     #[error("{what}")]
     Usage {
@@ -112,6 +118,7 @@ impl Error {
             ),
             Error::Sample { source, .. } => source.hint(),
             Error::Model { hint, .. } => Some((*hint).into()),
+            Error::Unfinished { .. } => Some("add --resume to go on, or --overwrite to begin anew".into()),
             Error::Usage { hint, .. } => Some(hint.clone()).filter(|h| !h.is_empty()),
             Error::Io { .. } => None,
         }

@@ -1,7 +1,7 @@
 //! Training a model file: data sets in, a folder with the run and the trained networks out.
 //!
-//! The run folder holds `epochs.csv` and `steps.jsonl` (the log), `state.safetensors` (the latest checkpoint), and at the end
-//! `float.onnx` (the trained float network) and `plan.json` (what makes the quantized file of it).
+//! The run folder holds `epochs.csv`, `steps.jsonl` and `scales.jsonl` (the log), `state.safetensors` (the latest checkpoint), and at
+//! the end `float.onnx` (the trained float network) and `plan.json` (what makes the quantized file of it).
 
 mod folder;
 
@@ -17,12 +17,16 @@ use fewbits_train::{
     recipe::Recipe,
     trainer::{self, Outcome, Setup},
 };
-use folder::{Folder, STATE};
+pub use folder::is_result;
+use folder::{FLOAT, Folder, PLAN, STATE};
 use serde::Serialize;
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
 
 /// Images of a batch when epochs are scored.
 const SCORING_BATCH: usize = 100;
+/// One thread prepares images for as many that compute; so many at most.
+const THREADS_PER_WORKER: usize = 4;
+const WORKERS: usize = 8;
 
 /// Everything that a run is made of.
 #[derive(Debug)]
@@ -53,6 +57,8 @@ pub struct Request<'a> {
     pub checkpoint_every: usize,
     /// Whether to go on from the folder's checkpoint.
     pub resume: bool,
+    /// Whether to begin anew where the folder's run is not finished.
+    pub overwrite: bool,
     /// The run folder.
     pub out: &'a Path,
     /// Worker threads, 0 for one per core.
@@ -78,7 +84,7 @@ pub struct Summary {
     /// Why there is no integer network.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_deployable: Option<String>,
-    /// Wall time of this call.
+    /// Wall time, that of earlier calls included if it is a run that went on.
     pub seconds: f64,
 }
 
@@ -133,7 +139,7 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
             shuffle: training,
             drop_last: training,
             limit,
-            workers: 1,
+            workers: (threads.count() / THREADS_PER_WORKER).clamp(1, WORKERS),
         };
         Loader::new(data.clone(), request.preprocess.clone(), augment, options)
     };
@@ -151,6 +157,9 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
     let state = request.out.join(STATE);
     let resumed = if request.resume && state.exists() { Some(Checkpoint::read(&state)?) } else { None };
     let mut folder = Folder::new(request, progress);
+    if resumed.is_none() && !request.overwrite && folder.is_unfinished() {
+        return Err(Error::Unfinished { folder: request.out.into() });
+    }
     progress.begin("scoring the float network", 1);
     let indices = request.validation.subset(request.validation_limit.unwrap_or(usize::MAX));
     let source = Source { indices, dataset: request.validation, preprocess: request.preprocess };
@@ -186,12 +195,12 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
             Err(error) => return Err(error.into()),
         }
     }
-    summary.seconds = begun.elapsed().as_secs_f64();
-    let path = request.out.join("float.onnx");
-    fewbits_onnx::write(&path, &float, float.opset)?;
+    summary.seconds = folder.seconds_before + begun.elapsed().as_secs_f64();
     if let Some(plan) = &plan {
-        plan.save(&request.out.join("plan.json"))?;
+        plan.save(&request.out.join(PLAN))?;
     }
+    // It comes last: a folder with it is that of a finished run.
+    fewbits_onnx::write(&request.out.join(FLOAT), &float, float.opset)?;
     Ok(Trained { summary, float, deployed, plan, log: folder.rows })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A safetensors file: vectors as tensors, counters and the recipe's description in the metadata.
 
-use crate::{TrainError, optimizer};
+use crate::{TrainError, loss::Loss, optimizer};
 use fewbits_files::write_atomically;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{collections::BTreeMap, io::Write, path::Path};
@@ -18,6 +18,16 @@ pub struct Tally {
     pub images: usize,
     /// Batches.
     pub batches: usize,
+}
+
+impl Tally {
+    /// Counts a batch of `images`.
+    pub fn add(&mut self, loss: &Loss, images: usize) {
+        self.loss += loss.total;
+        self.hits += loss.hits;
+        self.images += images;
+        self.batches += 1;
+    }
 }
 
 /// What a training remembers between steps.

@@ -118,7 +118,7 @@ impl TrainError {
                 Some("evaluate it with fake quantization (`fewbits repro` does), or take lsq, lsq+ or lsq-bn".into())
             }
             TrainError::State(_) | TrainError::Checkpoint { .. } => {
-                Some("start again without --resume, or in another --out folder".into())
+                Some("begin anew with --overwrite in place of --resume, or in another --out folder".into())
             }
             TrainError::Quantizer(QuantizerError::ZeroPoints { .. }) => {
                 Some("take lsq, lsq+ or lsq-bn, or another --target".into())

@@ -36,6 +36,19 @@ pub struct Loss {
     pub hits: usize,
 }
 
+impl Loss {
+    /// That of a step with several batches of one size: the mean of their losses, the sum of their hits.
+    pub fn of_step(batches: &[Loss]) -> Loss {
+        let mean = |part: fn(&Loss) -> f64| batches.iter().map(part).sum::<f64>() / batches.len().max(1) as f64;
+        Loss {
+            total: mean(|loss| loss.total),
+            labels: mean(|loss| loss.labels),
+            teacher: mean(|loss| loss.teacher),
+            hits: batches.iter().map(|loss| loss.hits).sum(),
+        }
+    }
+}
+
 /// Why there is no loss.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -433,13 +433,14 @@ impl Quantizers {
         self.deployable.get(tensor)
     }
 
-    /// Whether some still watch ranges and round nothing.
-    pub fn observe(&self, leaves: &Leaves) -> bool {
-        let observes = |(name, quantizer): (&String, &Arc<dyn Deployable>)| {
+    /// Whether some still watch ranges and round nothing, or have offsets that are not whole steps yet.
+    pub fn unsettled(&self, leaves: &Leaves) -> bool {
+        let unsettled = |(name, quantizer): (&String, &Arc<dyn Deployable>)| {
             let numbers = leaves.get(&quantizer_leaf(name)).unwrap_or_default();
-            quantizer.learned() > 0 && matches!(quantizer.grid(numbers), Err(NotDeployable::Observing { .. }))
+            let refused = |why| matches!(why, NotDeployable::Observing { .. } | NotDeployable::FreeOffset);
+            quantizer.learned() > 0 && quantizer.grid(numbers).is_err_and(refused)
         };
-        self.deployable.iter().any(observes)
+        self.deployable.iter().any(unsettled)
     }
 
     /// Brings every quantizer's numbers back to where it is defined.

@@ -4,7 +4,9 @@
 //! every step and epoch. Nothing here depends on time or on the number of threads, so that a run that goes on from a checkpoint
 //! ends in the same bits.
 
+mod finite;
 mod run;
+mod scoring;
 
 use crate::{
     TrainError,
@@ -50,9 +52,9 @@ pub struct StepReport {
     pub steps: usize,
     /// The epoch it belongs to.
     pub epoch: usize,
-    /// Loss of its batch (of its last one, if several make a step).
+    /// Loss of its batch, or of its batches.
     pub loss: Loss,
-    /// Images of that batch.
+    /// Their images.
     pub images: usize,
     /// Learning rate of weights.
     pub learning_rate: f64,
@@ -69,7 +71,7 @@ pub struct EpochReport {
     pub training_top1: f64,
     /// Share of validation images classified right, percent, as trained (fake quantization).
     pub top1: f64,
-    /// Numbers of each quantizer: the first of each group, averaged over groups.
+    /// Scale of each quantizer that learns one and rounds, averaged over its groups.
     pub scales: Vec<(String, f32)>,
     /// Whether it is the best so far.
     pub best: bool,

@@ -8,7 +8,7 @@ use super::{
 };
 use fewbits::{
     Error, Model, export, plan, report,
-    train::{Request, Trained, describe, train},
+    train::{Request, Trained, describe, is_result, train},
 };
 use fewbits_data::Augment;
 use fewbits_graph::DType;
@@ -81,6 +81,9 @@ pub struct Args {
     /// Go on from the checkpoint in RUN_DIR, if there is one
     #[arg(long)]
     resume: bool,
+    /// Begin anew in RUN_DIR although the run there is not finished
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
     /// Steps between checkpoints within an epoch; there is one after each epoch in any case
     #[arg(long, default_value_t = 200, value_name = "N")]
     checkpoint_every: usize,
@@ -128,8 +131,9 @@ pub struct RecipeArgs {
     #[arg(long, default_value_t = 0.0, value_parser = super::amount, value_name = "EPOCHS")]
     pub warmup: f64,
     /// Random changes to training images: none, or a list of crop4, rrc224, flip, jitter0.4
-    #[arg(long, default_value = "crop4,flip", value_name = "LIST")]
-    pub augment: String,
+    /// [default: crop4,flip; none for arrays of float numbers]
+    #[arg(long, value_name = "LIST")]
+    pub augment: Option<String>,
     /// Label smoothing
     #[arg(long, default_value_t = 0.0, value_parser = super::part, value_name = "X")]
     pub label_smoothing: f64,
@@ -152,7 +156,8 @@ pub struct RecipeArgs {
     /// Share of a phase's epochs after which offsets are whole steps, as integer zero points are
     #[arg(long, default_value_t = 0.5, value_parser = super::share, value_name = "SHARE")]
     pub snap_at: f64,
-    /// Train with these bits one after the other, widest first, before the bits asked for: e.g. 8,4
+    /// Train with these bits one after the other, widest first, before the bits asked for: e.g. 8,4. Weights go on, scales start
+    /// anew in each phase
     #[arg(long, value_delimiter = ',', value_name = "BITS,…")]
     pub progressive: Vec<u8>,
     /// Largest norm of the gradient; 0 for any
@@ -170,7 +175,8 @@ pub struct RecipeArgs {
     /// Strength of the kurtosis regulariser KURE
     #[arg(long, default_value_t = 0.0, value_parser = super::amount, value_name = "X")]
     pub kure: f64,
-    /// LSQ+ configuration: 1 unsigned, 2 signed, 3 signed with offset, 4 unsigned with offset
+    /// LSQ+ configuration: 1 unsigned, 2 signed, 3 signed with offset, 4 unsigned with offset [default: 4, but 1 behind a Relu,
+    /// where zero is the least element]
     #[arg(long, value_name = "1|2|3|4")]
     pub configuration: Option<String>,
     /// Offsets of LSQ+: none, minimum or learned
@@ -222,8 +228,24 @@ impl RecipeArgs {
         })
     }
 
+    /// Refuses widths that do not fall, phase by phase, to those of `policy`.
+    fn check_progressive(&self, policy: &Policy) -> Result<(), Error> {
+        let single = policy.weight_bits_of.values().chain(policy.activation_bits_of.values());
+        let asked = single.copied().fold(policy.weight_bits.min(policy.activation_bits), u8::min);
+        let what = if let Some(wide) = self.progressive.iter().find(|bits| !(2..=8).contains(*bits)) {
+            format!("--progressive {wide}: widths are 2 to 8 bits")
+        } else if !self.progressive.iter().chain([&asked]).is_sorted_by(|wide, next| wide > next) {
+            let list = self.progressive.iter().map(u8::to_string).collect::<Vec<_>>().join(",");
+            format!("--progressive {list}: widths do not fall to the {asked} bits asked for")
+        } else {
+            return Ok(());
+        };
+        Err(Error::Usage { what, hint: "e.g. --progressive 8,6 before --weights 4 --activations 4".into() })
+    }
+
     /// The recipe for `method` (`None` trains in float).
     pub fn recipe(&self, method: Option<Method>, policy: &Policy, seed: u64) -> Result<Recipe, Error> {
+        self.check_progressive(policy)?;
         let decay: Decay = parse("--schedule", &self.schedule)?;
         let fold = match &self.fold {
             None if method == Some(Method::LsqBn) => Fold::Corrected,
@@ -243,10 +265,6 @@ impl RecipeArgs {
         };
         let mut phases = Vec::new();
         for &wide in &self.progressive {
-            if !(2..=8).contains(&wide) {
-                let what = format!("--progressive {wide}: widths are 2 to 8 bits");
-                return Err(Error::Usage { what, hint: "e.g. --progressive 8,4".into() });
-            }
             phases.push(Phase { epochs: self.epochs, goal: goal(wide)? });
         }
         phases.push(Phase { epochs: self.epochs, goal: goal(0)? });
@@ -269,7 +287,7 @@ impl RecipeArgs {
                 (Some(_), _) if !policy.is_low() => 0.001,
                 (Some(_), _) => 0.01,
             }),
-            quantizer_rate: self.scale_rate.unwrap_or(if method == Some(Method::Qil) { 0.01 } else { 1.0 }),
+            quantizer_rate: self.scale_rate.unwrap_or(method.map_or(1.0, Method::quantizer_rate)),
             weight_decay: self.weight_decay,
             quantizer_decay: self.scale_decay,
             decay,
@@ -298,6 +316,13 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     };
     let path = args.output.clone().unwrap_or_else(|| args.out.join("model.onnx"));
     check_folders([args.output.as_deref(), args.report.as_deref()])?;
+    let read = [Some(&*args.model), args.plan.as_deref(), args.recipe.distill.as_deref().map(Path::new)];
+    if let Some(path) = read.into_iter().flatten().find(|path| is_result(&args.out, path)) {
+        return Err(Error::Usage {
+            what: format!("`{}` would be replaced by what is trained", path.display()),
+            hint: "give another folder as --out".into(),
+        });
+    }
     let model = Model::load(&args.model)?;
     if model.grids.is_some() {
         return Err(Error::Model {
@@ -333,7 +358,8 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
             hint: "--distill needs a network that puts out scores of classes".into(),
         });
     }
-    let augment = if training.is_prepared() { "none" } else { &args.recipe.augment };
+    let usual = if training.is_prepared() { "none" } else { "crop4,flip" };
+    let augment = args.recipe.augment.as_deref().unwrap_or(usual);
     let request = Request {
         model: &model,
         training: &training,
@@ -348,6 +374,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         teacher: teacher.as_ref(),
         checkpoint_every: args.checkpoint_every,
         resume: args.resume,
+        overwrite: args.overwrite,
         out: &args.out,
         threads: out.global.threads,
     };

@@ -193,6 +193,7 @@ impl Request<'_> {
             training_limit: Some(images),
             validation_limit: Some(self.validation_images().min(self.effort.batch)),
             resume: false,
+            overwrite: true,
             ..self.training(self.model, &recipe, &folder)
         };
         let clock = Clock::default();
@@ -216,6 +217,7 @@ impl Request<'_> {
             teacher: None,
             checkpoint_every: 200,
             resume: true,
+            overwrite: false,
             out,
             threads: self.threads,
         }
@@ -250,12 +252,10 @@ impl Request<'_> {
             recipe: serde_json::Value::Null,
             command: self.command.into(),
         };
-        let begun = Instant::now();
         match plan::row_recipe(row, &self.effort, self.images(), seed) {
             Some(recipe) => self.train_row(model, &recipe, &mut run, progress)?,
             None => self.quantize_row(model, row, &mut run, progress)?,
         }
-        run.seconds = begun.elapsed().as_secs_f64();
         Ok(run)
     }
 
@@ -263,6 +263,7 @@ impl Request<'_> {
         let folder = self.out.join("runs").join(folder_name(run));
         let request = self.training(model, recipe, &folder);
         let trained = train::train(&request, progress)?;
+        run.seconds = trained.summary.seconds;
         run.fake_top1 = trained.summary.fake_top1;
         run.integer_top1 = trained.summary.integer_top1;
         run.not_deployable = trained.summary.not_deployable;
@@ -274,6 +275,7 @@ impl Request<'_> {
     }
 
     fn quantize_row(&self, model: &Model, row: &Row, run: &mut Run, progress: &dyn Progress) -> Result<(), Error> {
+        let begun = Instant::now();
         let settings = quantize::Settings::new(
             self.target.clone(),
             Policy { per_channel: false, ..Policy::new(row.weights, row.activations, plan::EDGE_BITS) },
@@ -286,6 +288,7 @@ impl Request<'_> {
         run.integer_top1 = Some(self.score(&quantized.graph, Mode::Integer(&quantized.grids), progress)?);
         run.bytes = Some(self.bytes(&quantized.graph, &quantized.grids));
         run.recipe = crate::plan::describe(&quantized, &settings, samples);
+        run.seconds = begun.elapsed().as_secs_f64();
         Ok(())
     }
 

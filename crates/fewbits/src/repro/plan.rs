@@ -139,6 +139,7 @@ pub fn augment(subject: &Subject, data: &Dataset) -> Augment {
 
 /// Nesterov's momentum, cosine; learning rate for batches of 128 images and in proportion for others.
 fn recipe(phase: Phase, learning_rate: f64, batch: usize, weight_decay: f64, seed: u64) -> Recipe {
+    let method = phase.goal.as_ref().map(|goal| goal.method);
     Recipe {
         phases: vec![phase],
         fold: Fold::None,
@@ -146,7 +147,7 @@ fn recipe(phase: Phase, learning_rate: f64, batch: usize, weight_decay: f64, see
         snap_at: 0.9,
         rule: Rule::Sgd { momentum: 0.9, nesterov: true },
         learning_rate: learning_rate * batch as f64 / 128.0,
-        quantizer_rate: 1.0,
+        quantizer_rate: method.map_or(1.0, Method::quantizer_rate),
         weight_decay,
         quantizer_decay: 0.0,
         decay: Decay::Cosine { floor: 0.0 },

@@ -1,6 +1,7 @@
 use super::*;
 use crate::demo;
 use crate::progress::Silent;
+use fewbits_train::quantizers::Method;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -18,6 +19,18 @@ fn published_numbers_bear_out_what_the_papers_claim() {
         folders.sort();
         folders.dedup();
         assert_eq!(folders.len(), table.rows.len(), "every row has a folder of its own");
+    }
+}
+
+#[test]
+fn intervals_are_trained_at_the_rate_of_their_paper() {
+    let effort = Effort { epochs: 1, float_epochs: 1, seeds: 1, limit: None, validation_limit: None, batch: 128 };
+    for table in tables() {
+        for row in &table.rows {
+            let Some(recipe) = plan::row_recipe(row, &effort, 1280, 0) else { continue };
+            let qil = matches!(&row.way, Way::Train { method: Method::Qil, .. });
+            assert_eq!(recipe.quantizer_rate, if qil { 0.01 } else { 1.0 }, "{}", row.name);
+        }
     }
 }
 
@@ -141,6 +154,9 @@ fn a_reproduction_trains_what_is_missing_and_nothing_twice() {
     let table =
         Table { rows: table("lsqplus-table4").rows.into_iter().skip(8).take(2).collect(), ..table("lsqplus-table4") };
     assert_eq!((table.rows[0].name, table.rows[1].name), ("QIL", "configuration 1"));
+    // Of an interrupted probe.
+    fs::create_dir(folder.path().join("probe")).unwrap();
+    fs::write(folder.path().join("probe/state.safetensors"), "").unwrap();
     with_request(&table, folder.path(), 1, |request| {
         let mut told = Vec::new();
         let results = run(request, &Silent, |event| told.push(format!("{event:?}"))).unwrap();

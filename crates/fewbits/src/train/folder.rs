@@ -3,13 +3,15 @@
 use super::{EpochRow, Request};
 use crate::progress::Progress;
 use fewbits_files::write_atomically;
+use fewbits_quant::Plan;
 use fewbits_train::{
     TrainError,
     checkpoint::Checkpoint,
     trainer::{EpochReport, StepReport, Watcher},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
@@ -17,8 +19,13 @@ use std::{
 };
 
 pub const STATE: &str = "state.safetensors";
+pub const FLOAT: &str = "float.onnx";
+pub const PLAN: &str = "plan.json";
+/// The quantized file, unless it goes elsewhere.
+const MODEL: &str = "model.onnx";
 const EPOCHS: &str = "epochs.csv";
 const STEPS: &str = "steps.jsonl";
+const SCALES: &str = "scales.jsonl";
 const EPOCHS_HEADER: &str = "epoch,loss,training_top1,top1,seconds";
 /// Steps between lines of the log.
 const LOGGED_EVERY: usize = 10;
@@ -32,10 +39,12 @@ pub struct Folder<'a> {
     steps: Option<BufWriter<File>>,
     progress: &'a dyn Progress,
     begun: Instant,
+    /// What the epochs took that were there before.
+    pub seconds_before: f64,
     first_step: usize,
     images: usize,
     top1: Option<f64>,
-    /// What each epoch found; of a run that goes on, the scales of earlier ones are not known.
+    /// What each epoch found.
     pub rows: Vec<EpochRow>,
 }
 
@@ -46,6 +55,19 @@ struct StepLine {
     loss: f64,
     top1: f64,
     learning_rate: f64,
+}
+
+/// Scales behind an epoch, a line of `scales.jsonl`.
+#[derive(Deserialize, Serialize)]
+struct ScaleLine {
+    epoch: usize,
+    scales: BTreeMap<String, f32>,
+}
+
+/// Whether `path` is a file that a training into the folder `out` removes or replaces.
+pub fn is_result(out: &Path, path: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    real(path).is_some_and(|path| [FLOAT, PLAN, MODEL].iter().any(|name| real(&out.join(name)).as_ref() == Some(&path)))
 }
 
 impl<'a> Folder<'a> {
@@ -59,6 +81,7 @@ impl<'a> Folder<'a> {
             steps: None,
             progress,
             begun: Instant::now(),
+            seconds_before: 0.0,
             first_step: 0,
             images: 0,
             top1: None,
@@ -66,26 +89,54 @@ impl<'a> Folder<'a> {
         }
     }
 
+    /// Whether the folder is of a run that was interrupted.
+    pub fn is_unfinished(&self) -> bool {
+        self.out.join(STATE).exists() && !self.out.join(FLOAT).exists()
+    }
+
     /// Begins the log; of a run that goes on, what is behind `step` is cut off.
     fn open(&mut self, step: usize) -> io::Result<()> {
-        let [steps, epochs, state] = [STEPS, EPOCHS, STATE].map(|name| self.out.join(name));
+        let [steps, epochs, scales] = [STEPS, EPOCHS, SCALES].map(|name| self.out.join(name));
+        fs::create_dir_all(&self.out)?;
         if step == 0 {
-            fs::create_dir_all(&self.out)?;
-            // A state of an earlier run would not go with the new log.
-            fs::remove_file(state).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+            // An earlier run's state would not go with the new log.
+            [STATE, SCALES].iter().try_for_each(|name| remove(&self.out.join(name)))?;
+        }
+        // Nor would its results, which tell besides that a run is finished.
+        Plan::remove(&self.out.join(PLAN));
+        [FLOAT, MODEL].iter().try_for_each(|name| remove(&self.out.join(name)))?;
+        if step == 0 {
             fs::write(&steps, "")?;
             fs::write(&epochs, format!("{EPOCHS_HEADER}\n"))?;
         } else {
+            let over = |epoch: usize| (epoch + 1) * self.steps_per_epoch <= step;
             keep_lines(&steps, |line| number(line, "\"step\":").is_some_and(|s| s < step))?;
             let before = |line: &str| line.split(',').next().and_then(|e| e.parse().ok());
-            keep_lines(&epochs, |line| before(line).is_none_or(|e: usize| (e + 1) * self.steps_per_epoch <= step))?;
-            self.rows = fs::read_to_string(&epochs)?.lines().filter_map(row).collect();
+            keep_lines(&epochs, |line| before(line).is_none_or(over))?;
+            let mut known = BTreeMap::new();
+            if scales.exists() {
+                keep_lines(&scales, |line| number(line, "\"epoch\":").is_some_and(over))?;
+                let lines = fs::read_to_string(&scales)?;
+                let read = lines.lines().filter_map(|line| serde_json::from_str::<ScaleLine>(line).ok());
+                known.extend(read.map(|line| (line.epoch, line.scales)));
+            }
+            for (mut row, seconds) in fs::read_to_string(&epochs)?.lines().filter_map(row) {
+                row.scales = known.remove(&row.epoch).unwrap_or_default().into_iter().collect();
+                self.rows.push(row);
+                self.seconds_before = seconds;
+            }
             self.top1 = self.rows.last().map(|row| row.top1);
         }
         self.steps = Some(BufWriter::new(OpenOptions::new().append(true).open(steps)?));
         self.begun = Instant::now();
         self.first_step = step;
         Ok(())
+    }
+
+    /// Adds a line to `file`.
+    fn append(&self, file: &str, line: &str) -> Result<(), TrainError> {
+        let opened = OpenOptions::new().create(true).append(true).open(self.out.join(file));
+        opened.and_then(|mut f| writeln!(f, "{line}")).map_err(self.failed(file))
     }
 
     /// An error of `file` in the folder.
@@ -100,12 +151,16 @@ impl<'a> Folder<'a> {
     }
 }
 
-/// A line of `epochs.csv` but for the header.
-fn row(line: &str) -> Option<EpochRow> {
+/// A line of `epochs.csv` but for the header, and its seconds.
+fn row(line: &str) -> Option<(EpochRow, f64)> {
     let (epoch, rest) = line.split_once(',')?;
     let mut numbers = rest.split(',').map_while(|number| number.parse().ok());
-    let [loss, training_top1, top1] = [numbers.next()?, numbers.next()?, numbers.next()?];
-    Some(EpochRow { epoch: epoch.parse().ok()?, loss, training_top1, top1, scales: vec![] })
+    let [loss, training_top1, top1, seconds] = [numbers.next()?, numbers.next()?, numbers.next()?, numbers.next()?];
+    Some((EpochRow { epoch: epoch.parse().ok()?, loss, training_top1, top1, scales: vec![] }, seconds))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
 fn number(line: &str, key: &str) -> Option<usize> {
@@ -127,8 +182,8 @@ impl Watcher for Folder<'_> {
     fn step(&mut self, report: &StepReport) -> Result<(), TrainError> {
         self.images += report.images;
         if report.step == self.first_step {
-            self.progress.begin("training", report.steps);
-            (0..self.first_step).for_each(|_| self.progress.step());
+            // Steps made before say nothing of the time left.
+            self.progress.begin("training", report.steps - self.first_step);
         }
         let rate = self.images as f64 / self.begun.elapsed().as_secs_f64().max(1e-9);
         let batch_top1 = 100.0 * report.loss.hits as f64 / report.images.max(1) as f64;
@@ -157,10 +212,12 @@ impl Watcher for Folder<'_> {
     fn epoch(&mut self, report: &EpochReport) -> Result<(), TrainError> {
         let EpochReport { epoch, loss, training_top1, top1, scales, .. } = report.clone();
         self.top1 = Some(top1);
-        let seconds = self.begun.elapsed().as_secs_f64();
-        let line = format!("{epoch},{loss:.6},{training_top1:.3},{top1:.3},{seconds:.1}\n");
-        let file = OpenOptions::new().append(true).open(self.out.join(EPOCHS));
-        file.and_then(|mut f| f.write_all(line.as_bytes())).map_err(self.failed(EPOCHS))?;
+        let seconds = self.seconds_before + self.begun.elapsed().as_secs_f64();
+        self.append(EPOCHS, &format!("{epoch},{loss:.6},{training_top1:.3},{top1:.3},{seconds:.1}"))?;
+        if !scales.is_empty() {
+            let line = ScaleLine { epoch, scales: scales.iter().cloned().collect() };
+            self.append(SCALES, &serde_json::to_string(&line).expect("names and numbers are valid JSON"))?;
+        }
         self.progress.line(&format!(
             "epoch {:>3}  loss {loss:.4}  training top-1 {training_top1:.2} %  top-1 {top1:.2} %{}",
             epoch + 1,
@@ -179,3 +236,6 @@ impl Watcher for Folder<'_> {
         checkpoint.write(&self.out.join(STATE))
     }
 }
+
+#[cfg(test)]
+mod tests;

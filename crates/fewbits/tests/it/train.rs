@@ -6,6 +6,7 @@ use crate::{
     fewbits, program, runtime_is_exact, same_outputs,
 };
 use fewbits::{Model, demo};
+use fewbits_data::npy::Elements;
 use fewbits_demo::images::{TEST_SEED, TRAIN_SEED};
 use fewbits_graph::{Dim, Op, TensorQuant};
 use serde_json::Value;
@@ -51,8 +52,9 @@ impl Studio {
     /// What a finished run leaves, without the times.
     fn results(&self, out: &str) -> Vec<(&'static str, Vec<u8>)> {
         let read = |file| (file, std::fs::read(self.desk.path(&format!("{out}/{file}"))).unwrap());
-        let mut files =
-            ["model.onnx", "float.onnx", "plan.json", "state.safetensors", "steps.jsonl"].map(read).to_vec();
+        let mut files = ["model.onnx", "float.onnx", "plan.json", "state.safetensors", "steps.jsonl", "scales.jsonl"]
+            .map(read)
+            .to_vec();
         let epochs = std::fs::read_to_string(self.desk.path(&format!("{out}/epochs.csv"))).unwrap();
         let timeless = epochs.lines().map(|line| line.rsplit_once(',').unwrap().0.to_owned() + "\n");
         files.push(("epochs.csv", timeless.collect::<String>().into_bytes()));
@@ -217,11 +219,12 @@ fn every_method_and_choice_runs_through() {
 #[test]
 fn any_number_of_threads_trains_the_same_bytes() {
     let studio = Studio::new(160, 48);
-    for threads in ["1", "2", "3"] {
+    // From 8 on, several threads prepare images.
+    for threads in ["1", "2", "8"] {
         studio.train(threads, &[&SHORT[..], &["--activations", "4", "--threads", threads]].concat());
     }
     studio.assert_same("1", "2");
-    studio.assert_same("1", "3");
+    studio.assert_same("1", "8");
 }
 
 /// Kills the program once it has written a checkpoint after `since`, and a little later. Returns whether it was still running.
@@ -280,6 +283,35 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
 }
 
 #[test]
+fn an_interrupted_run_is_not_wiped_out() {
+    let studio = Studio::new(64, 16);
+    let recipe = [&SHORT[..], &["--method", "lsq"]].concat();
+    let (model, out) = (studio.desk.path("demo.onnx"), studio.desk.path("run"));
+    let train = |model: &str, more: &[&str]| program(&studio.args(model, &out, &[&recipe[..], more].concat()));
+    studio.train("run", &recipe);
+    let before = studio.results("run");
+    let error = |output: std::process::Output| {
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let own = error(train(&studio.desk.path("run/float.onnx"), &[]));
+    assert!(own.contains("would be replaced") && own.contains("\nhint: "), "{own}");
+    assert_eq!(train(&model, &[]).status.code(), Some(0), "a finished run may be begun anew");
+    assert!(studio.results("run") == before);
+    // What a run leaves that is interrupted behind its last checkpoint.
+    for file in ["float.onnx", "plan.json", "model.onnx"] {
+        std::fs::remove_file(studio.desk.path(&format!("run/{file}"))).unwrap();
+    }
+    let refused = error(train(&model, &[]));
+    assert!(refused.contains("not finished") && refused.contains("--resume to go on, or --overwrite"), "{refused}");
+    assert_eq!(train(&model, &["--resume"]).status.code(), Some(0));
+    assert!(studio.results("run") == before);
+    std::fs::remove_file(studio.desk.path("run/float.onnx")).unwrap();
+    assert_eq!(train(&model, &["--overwrite"]).status.code(), Some(0));
+    assert!(studio.results("run") == before);
+}
+
+#[test]
 fn divergence_ends_with_the_tensor_and_leaves_no_model() {
     let studio = Studio::new(96, 16);
     for rate in ["1e4", "1e30"] {
@@ -325,6 +357,10 @@ fn wrong_inputs_are_errors_before_anything_is_written() {
     refuse(&model, &["--batch", "33"], &["fewer training images"]);
     refuse(&model, &["--batch", "16", "--accumulate", "3"], &["fewer training images"]);
     refuse(&model, &["--progressive", "9"], &["--progressive 9"]);
+    for list in ["2,8", "8,8", "8,4", "4"] {
+        let bits = ["--progressive", list, "--weights", "4"];
+        refuse(&model, &bits, &[&format!("--progressive {list}"), "4 bits asked for"]);
+    }
     for (flag, number) in [("--warmup", "nan"), ("--temperature", "0"), ("--momentum", "1"), ("--ema", "-0.1")] {
         let output = program(&studio.args(&model, &out, &[&format!("{flag}={number}")]));
         let error = String::from_utf8_lossy(&output.stderr);
@@ -332,6 +368,12 @@ fn wrong_inputs_are_errors_before_anything_is_written() {
     }
     refuse(&model, &["--distill", "nowhere.onnx"], &["nowhere.onnx"]);
     refuse(&model, &["-o", &path("no/such/model.onnx")], &["no/such"]);
+    let floats = studio.desk.save("floats.npy", &[16, 3, 32, 32], Elements::F32(&[0.5; 16 * 3 * 32 * 32]));
+    let few_labels = studio.desk.save("few.npy", &[16], Elements::I64(&[0; 16]));
+    let arrays = ["train", &model, "--out", &out, "--data", &floats, "--labels", &few_labels, "--val", &floats];
+    let augmented = [&arrays[..], &["--val-labels", &few_labels, "--batch", "8", "--augment", "flip"]].concat();
+    let error = String::from_utf8(program(&augmented).stderr).unwrap();
+    assert!(error.contains("augment") && error.contains("\nhint: ") && !Path::new(&out).exists(), "{error}");
     let unlabelled = path("train.npy");
     for args in [
         vec!["train", &model, "--out", &out, "--data", &unlabelled, "--val", &unlabelled],

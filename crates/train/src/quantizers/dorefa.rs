@@ -10,8 +10,8 @@
 //!
 //! *Source*: Zhou, Wu, Ni, Zhou, Wen, Zou, "DoReFa-Net", arXiv 1606.06160, equations 5, 9 and 11.
 //!
-//! *Departures*: weights keep their magnitude if asked (a factor `max|w|`, constant in the backward pass); 255 levels at 8
-//! bits; activations of both signs are cut to 1 and to one step below −1.
+//! *Departures*: weights keep their magnitude unless asked otherwise ([`super::Settings::keep_magnitude`]; a factor `max|w|`, constant in
+//! the backward pass); 255 levels at 8 bits; activations of both signs are cut to 1 and to one step below −1.
 
 use super::{Deployable, NotDeployable, even_levels::EvenLevels, fake_quant::FakeQuant, full, init};
 use fewbits_graph::{Grid, tape::Quantizer};

@@ -159,6 +159,10 @@ impl Deployable for DsqActivations {
         }
         Ok((self.grid, self.step(parameters), self.zero_point(parameters)))
     }
+
+    fn scale(&self, parameters: &[f32]) -> Option<f32> {
+        Some(self.step(parameters))
+    }
 }
 
 /// DSQ's weights, between −u and u. Parameters `[u, α]`.

@@ -133,6 +133,14 @@ impl Deployable for Lsq {
         }
     }
 
+    fn scale(&self, parameters: &[f32]) -> Option<f32> {
+        Some(parameters[0])
+    }
+
+    fn fixed(&self) -> usize {
+        usize::from(self.offset == Offset::FixedAtMinimum)
+    }
+
     fn decays(&self) -> Decays {
         Decays::AsScales
     }

@@ -59,6 +59,12 @@ impl Method {
         }
     }
 
+    /// What the learning rate is multiplied with for the numbers of quantizers, unless it is said otherwise: QIL's paper trains
+    /// intervals at 0.01 of it.
+    pub fn quantizer_rate(self) -> f64 {
+        if self == Method::Qil { 0.01 } else { 1.0 }
+    }
+
     /// Whether activations have a zero point whatever their signs are.
     pub fn has_zero_points(self) -> bool {
         matches!(self, Method::Dsq | Method::MovingAverage)

@@ -50,6 +50,16 @@ pub trait Deployable: Quantizer {
     /// If no integer kernel computes this quantizer, and why.
     fn grid(&self, parameters: &[f32]) -> Result<(Grid, f32, i32), NotDeployable>;
 
+    /// The distance between the levels that are written, also where there is no integer form; `None` if nothing is rounded.
+    fn scale(&self, parameters: &[f32]) -> Option<f32> {
+        self.grid(parameters).ok().map(|(_, scale, _)| scale)
+    }
+
+    /// How many of the learned numbers of a group, the last ones, stay as they started.
+    fn fixed(&self) -> usize {
+        0
+    }
+
     /// Which weight decay its learned numbers have.
     fn decays(&self) -> Decays {
         Decays::Never

@@ -12,8 +12,9 @@
 //! *Source*: Jung, Son, Lee, Son, Han, Kwak, Hwang, Choi, "Learning to quantize deep networks by optimizing quantization intervals
 //! with task loss", CVPR 2019, equations 1–4.
 //!
-//! *Departures*: results are multiplied with `c + d` if they are to keep their magnitude, and the gradients include that; `c ≥ 0`;
-//! activations of both signs are mapped as weights are.
+//! *Departures*: results are multiplied with `c + d` and so keep their magnitude unless asked otherwise
+//! ([`super::Settings::keep_magnitude`]), and the gradients include that; the γ of weights is 1 and learned only if asked
+//! ([`super::Settings::learn_gamma`]); `c ≥ 0`; activations of both signs are mapped as weights are.
 
 use super::{Decays, Deployable, NotDeployable, SCALES, finite, full, init, init::Start, narrow, scale_after_step};
 use fewbits_graph::{Grid, tape::Quantizer};
@@ -148,6 +149,10 @@ impl Deployable for Qil {
             return Err(NotDeployable::Transformed);
         }
         Ok((self.grid, self.amplitude(parameters) / self.grid.qmax() as f32, 0))
+    }
+
+    fn scale(&self, parameters: &[f32]) -> Option<f32> {
+        Some(self.amplitude(parameters) / self.grid.qmax() as f32)
     }
 
     fn decays(&self) -> Decays {

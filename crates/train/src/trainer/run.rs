@@ -1,6 +1,6 @@
-//! A training under way: stages entered, steps made, epochs scored, checkpoints taken and gone on from.
+//! A training under way: stages entered, steps made, checkpoints taken and gone on from.
 
-use super::{EpochReport, Setup, StepReport, Watcher, score};
+use super::{Setup, StepReport, Watcher};
 use crate::{
     TrainError,
     checkpoint::{Checkpoint, Tally},
@@ -17,7 +17,7 @@ use fewbits_data::{LabelledBatch, Loader};
 use fewbits_graph::{
     Tensor,
     exec::{Executor, Mode, infer},
-    tape::{Kind, Leaves, Statistics, Tape, quantizer_leaf},
+    tape::{Config, Kind, Leaf, Leaves, Statistics, Tape, quantizer_leaf},
 };
 use fewbits_quant::{plan::model_sha256, stats::sampling_stride};
 
@@ -26,22 +26,22 @@ const STARTING_ELEMENTS: usize = 1 << 16;
 
 /// What changes the computation of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Stage {
-    phase: usize,
+pub(super) struct Stage {
+    pub(super) phase: usize,
     snapped: bool,
-    frozen: bool,
+    pub(super) frozen: bool,
 }
 
 /// What a training is made of between two steps.
 pub(super) struct Run<'a> {
-    setup: &'a Setup<'a>,
+    pub(super) setup: &'a Setup<'a>,
     pub(super) network: Network,
-    stage: Stage,
+    pub(super) stage: Stage,
     pub(super) quantizers: Quantizers,
     pub(super) leaves: Leaves,
     optimizer: Optimizer,
     /// Of values and of statistics.
-    average: Option<[MovingAverage; 2]>,
+    pub(super) average: Option<[MovingAverage; 2]>,
     gradients: Vec<f32>,
     tapes: Vec<(Vec<usize>, Tape)>,
     teacher: Option<Executor<'a>>,
@@ -152,7 +152,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn recipe(&self) -> &'a Recipe {
+    pub(super) fn recipe(&self) -> &'a Recipe {
         self.setup.recipe
     }
 
@@ -165,7 +165,7 @@ impl<'a> Run<'a> {
     }
 
     /// What an epoch computes.
-    fn stage_of(&self, epoch: usize) -> Stage {
+    pub(super) fn stage_of(&self, epoch: usize) -> Stage {
         let recipe = self.recipe();
         let (phase, epochs) = recipe.phase(epoch);
         let share = (epoch - epochs.start.min(epoch)) as f64 / epochs.len().max(1) as f64;
@@ -237,23 +237,34 @@ impl<'a> Run<'a> {
 
     fn groups(&self) -> Vec<Group> {
         let recipe = self.recipe();
-        let group = |leaf: &fewbits_graph::tape::Leaf| {
-            let (learning_rate, weight_decay) = match leaf.kind {
+        let groups = |leaf: &Leaf| -> Vec<Group> {
+            let whole = vec![leaf.range.clone()];
+            let (learning_rate, weight_decay, ranges) = match leaf.kind {
                 Kind::Quantizer => {
                     let tensor = leaf.name.strip_suffix(&quantizer_leaf("")).unwrap_or(&leaf.name);
-                    let decay = match self.quantizers.get(tensor).map(|quantizer| quantizer.decays()) {
+                    let quantizer = self.quantizers.get(tensor);
+                    let decay = match quantizer.map(|quantizer| quantizer.decays()) {
                         Some(Decays::AsWeights) => recipe.weight_decay,
                         Some(Decays::AsScales) => recipe.quantizer_decay,
                         Some(Decays::Never) | None => 0.0,
                     };
-                    (recipe.quantizer_rate, decay)
+                    // What is in no group stays.
+                    let ranges = match quantizer.map_or(0, |quantizer| quantizer.fixed()) {
+                        0 => whole,
+                        fixed => {
+                            let learned = leaf.dims[1];
+                            leaf.range.clone().step_by(learned).map(|start| start..start + learned - fixed).collect()
+                        }
+                    };
+                    (recipe.quantizer_rate, decay, ranges)
                 }
-                Kind::Weight => (1.0, recipe.weight_decay),
-                Kind::Bias | Kind::Affine | Kind::Running => (1.0, 0.0),
+                Kind::Weight => (1.0, recipe.weight_decay, whole),
+                Kind::Bias | Kind::Affine | Kind::Running => (1.0, 0.0, whole),
             };
-            Group { range: leaf.range.clone(), learning_rate: learning_rate as f32, weight_decay: weight_decay as f32 }
+            let (learning_rate, weight_decay) = (learning_rate as f32, weight_decay as f32);
+            ranges.into_iter().map(|range| Group { range, learning_rate, weight_decay }).collect()
         };
-        self.leaves.parameters.iter().filter(|leaf| !leaf.range.is_empty()).map(group).collect()
+        self.leaves.parameters.iter().filter(|leaf| !leaf.range.is_empty()).flat_map(groups).collect()
     }
 
     /// Dimensions of one image.
@@ -298,77 +309,36 @@ impl<'a> Run<'a> {
             let factor = schedule.factor(self.step - begun);
             let learning_rate = self.recipe().learning_rate * factor;
             let mut total = vec![0.0; if accumulate > 1 { self.gradients.len() } else { 0 }];
-            let mut last = None;
+            let (mut losses, mut images) = (Vec::with_capacity(accumulate), 0);
             for _ in 0..accumulate {
                 let Some(batch) = batches.next() else { break };
                 let batch = batch?;
                 let found = self.gradient(&batch)?;
-                let Tally { loss, hits, images, batches } = self.tally;
-                self.tally = Tally {
-                    loss: loss + found.total,
-                    hits: hits + found.hits,
-                    images: images + batch.labels.len(),
-                    batches: batches + 1,
-                };
-                last = Some((found, batch.labels.len()));
+                self.tally.add(&found, batch.labels.len());
+                losses.push(found);
+                images += batch.labels.len();
                 total.iter_mut().zip(&self.gradients).for_each(|(t, g)| *t += g / accumulate as f32);
             }
-            let Some((found, size)) = last else { break };
+            if losses.is_empty() {
+                break;
+            }
             if accumulate > 1 {
                 self.gradients = total;
             }
             self.update(learning_rate)?;
             let (step, steps) = (self.step, self.steps());
             self.step += 1;
-            watcher.step(&StepReport { step, steps, epoch, loss: found, images: size, learning_rate })?;
+            let loss = Loss::of_step(&losses);
+            watcher.step(&StepReport { step, steps, epoch, loss, images, learning_rate })?;
             if !self.step.is_multiple_of(per_epoch) && watcher.wants_checkpoint(self.step) {
                 watcher.checkpoint(&self.checkpoint())?;
             }
         }
         let Tally { loss, hits, images, batches } = std::mem::take(&mut self.tally);
         let training_top1 = 100.0 * hits as f64 / images.max(1) as f64;
-        self.score_epoch(epoch, loss / batches.max(1) as f64, training_top1, watcher)?;
+        let report = self.score_epoch(epoch, loss / batches.max(1) as f64, training_top1)?;
+        watcher.epoch(&report)?;
         watcher.checkpoint(&self.checkpoint())
-    }
-
-    fn score_epoch(
-        &mut self,
-        epoch: usize,
-        loss: f64,
-        training_top1: f64,
-        watcher: &mut dyn Watcher,
-    ) -> Result<(), TrainError> {
-        let leaves = self.scored_leaves();
-        let fold = self.recipe().fold.on_folded();
-        let top1 = score(&self.network, &self.quantizers, &leaves, fold, self.setup.validation, self.setup.threads)?;
-        // Only what is computed as at the end can be the result, and only what rounds.
-        let last = self.stage_of(self.recipe().epochs().saturating_sub(1));
-        let best = self.stage == last
-            && !self.quantizers.observe(&leaves)
-            && self.best_score.is_none_or(|(score, _)| top1 > score);
-        if best {
-            self.best_score = Some((top1, epoch));
-            self.best = [leaves.values.clone(), leaves.statistics.clone()];
-        }
-        let scale = |(name, laid): (&String, &fewbits_graph::tape::Laid)| {
-            let numbers = leaves.get(&quantizer_leaf(name))?;
-            let learned = laid.quantizer.learned();
-            let first = numbers.iter().step_by(learned.max(1));
-            Some((name.clone(), first.sum::<f32>() / laid.groups as f32)).filter(|_| learned > 0)
-        };
-        let scales = self.quantizers.all.iter().filter_map(scale).collect();
-        watcher.epoch(&EpochReport { epoch, loss, training_top1, top1, scales, best })
-    }
-
-    /// The leaves to score and ship: averaged, if they are averaged.
-    fn scored_leaves(&self) -> Leaves {
-        let mut leaves = self.leaves.clone();
-        if let Some([values, statistics]) = &self.average {
-            leaves.values.clone_from(&values.values);
-            leaves.statistics.clone_from(&statistics.values);
-            self.quantizers.project(&mut leaves);
-        }
-        leaves
     }
 
     /// The schedule of the phase that is on, and its first step.
@@ -379,16 +349,22 @@ impl<'a> Run<'a> {
         (Schedule { decay, epochs: epochs.len() as f64, warmup: recipe.warmup, steps_per_epoch }, begun)
     }
 
-    /// Where the tape for batches of `shape` is; it is made if there is none.
-    fn tape(&mut self, shape: &[usize]) -> Result<usize, TrainError> {
-        if let Some(position) = self.tapes.iter().position(|(own, _)| own == shape) {
-            return Ok(position);
-        }
+    /// What a step computes in this stage.
+    pub(super) fn config(&self) -> Config {
         let statistics = if self.stage.frozen { Statistics::Running } else { Statistics::Batch };
         let fold = self.recipe().fold;
         let mut config = self.network.config(&self.quantizers, statistics, fold.on_folded(), false);
         config.recompute = self.recipe().recompute;
         config.fold_batch = fold == Fold::Batch;
+        config
+    }
+
+    /// Where the tape for batches of `shape` is; it is made if there is none.
+    fn tape(&mut self, shape: &[usize]) -> Result<usize, TrainError> {
+        if let Some(position) = self.tapes.iter().position(|(own, _)| own == shape) {
+            return Ok(position);
+        }
+        let config = self.config();
         let tape = Tape::compile(self.network.graph(), &self.leaves, &[shape.to_vec()], &config)?;
         self.tapes.push((shape.to_vec(), tape));
         Ok(self.tapes.len() - 1)
@@ -408,13 +384,14 @@ impl<'a> Run<'a> {
         let mut gradient = vec![0.0; tape.output(0).len()];
         let taught = taught.as_ref().and_then(|t| t.as_f32());
         let loss = recipe.objective.evaluate(tape.output(0), &batch.labels, taught, &mut gradient);
-        let output = || self.setup.graph.outputs[0].name.clone();
-        let loss = loss.map_err(|source| match source {
-            LossError::NotFinite { of: "network's", .. } => {
-                TrainError::NotFinite { step, what: "an element", tensor: output() }
+        let loss = match loss {
+            Ok(loss) => loss,
+            Err(LossError::NotFinite { of: "network's", .. }) => {
+                let tensor = self.first_not_finite(batch);
+                return Err(TrainError::NotFinite { step, what: "an element", tensor });
             }
-            source => TrainError::Loss { step, source },
-        })?;
+            Err(source) => return Err(TrainError::Loss { step, source }),
+        };
         // Further outputs take no part in the loss.
         let others: Vec<Vec<f32>> =
             (1..self.setup.graph.outputs.len()).map(|i| vec![0.0; tape.output(i).len()]).collect();
@@ -464,19 +441,6 @@ impl<'a> Run<'a> {
             statistics.update(&self.leaves.statistics);
         }
         Ok(())
-    }
-
-    /// Names the first leaf with a number that is not finite.
-    fn check(&self, numbers: &[f32], what: &'static str) -> Result<(), TrainError> {
-        // One sum tells for all: it is finite if every number is (or overflows, which the search below settles).
-        if numbers.iter().map(|x| x.abs()).sum::<f32>().is_finite() {
-            return Ok(());
-        }
-        let bad = self.leaves.parameters.iter().find(|leaf| numbers[leaf.range.clone()].iter().any(|x| !x.is_finite()));
-        match bad {
-            Some(leaf) => Err(TrainError::NotFinite { step: self.step, what, tensor: leaf.name.clone() }),
-            None => Ok(()),
-        }
     }
 }
 

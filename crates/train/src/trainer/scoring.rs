@@ -1,0 +1,55 @@
+//! What an epoch is worth: its score, whether it can be the result, and how wide the steps of its quantizers are.
+
+use super::{EpochReport, run::Run, score};
+use crate::TrainError;
+use fewbits_graph::tape::{Leaves, quantizer_leaf};
+
+impl Run<'_> {
+    pub(super) fn score_epoch(
+        &mut self,
+        epoch: usize,
+        loss: f64,
+        training_top1: f64,
+    ) -> Result<EpochReport, TrainError> {
+        let leaves = self.scored_leaves();
+        let fold = self.recipe().fold.on_folded();
+        let top1 = score(&self.network, &self.quantizers, &leaves, fold, self.setup.validation, self.setup.threads)?;
+        let best = self.eligible(&leaves) && self.best_score.is_none_or(|(score, _)| top1 > score);
+        if best {
+            self.best_score = Some((top1, epoch));
+            self.best = [leaves.values.clone(), leaves.statistics.clone()];
+        }
+        Ok(EpochReport { epoch, loss, training_top1, top1, scales: self.scales(&leaves), best })
+    }
+
+    /// Whether the epoch can be the result: it computes what the last one will, and rounds.
+    fn eligible(&self, leaves: &Leaves) -> bool {
+        let last = self.stage_of(self.recipe().epochs().saturating_sub(1));
+        self.stage.phase == last.phase
+            && (self.stage.frozen == last.frozen || leaves.statistics.is_empty())
+            && !self.quantizers.unsettled(leaves)
+    }
+
+    /// The leaves to score and ship: averaged, if they are averaged.
+    fn scored_leaves(&self) -> Leaves {
+        let mut leaves = self.leaves.clone();
+        if let Some([values, statistics]) = &self.average {
+            leaves.values.clone_from(&values.values);
+            leaves.statistics.clone_from(&statistics.values);
+            self.quantizers.project(&mut leaves);
+        }
+        leaves
+    }
+
+    /// The scale of each quantizer that learns one, averaged over its groups.
+    fn scales(&self, leaves: &Leaves) -> Vec<(String, f32)> {
+        let scale = |name: &String| {
+            let quantizer = self.quantizers.get(name)?;
+            let learned = quantizer.learned();
+            let numbers = leaves.get(&quantizer_leaf(name)).filter(|_| learned > 0)?;
+            let scales: Vec<f32> = numbers.chunks_exact(learned).filter_map(|group| quantizer.scale(group)).collect();
+            (!scales.is_empty()).then(|| (name.clone(), scales.iter().sum::<f32>() / scales.len() as f32))
+        };
+        self.quantizers.all.keys().filter_map(scale).collect()
+    }
+}

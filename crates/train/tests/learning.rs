@@ -1,0 +1,279 @@
+//! The loop on a problem small enough for a test: every method learns it, and steps and epochs are reported as they are made.
+
+use fewbits_data::{Augment, Dataset, Image, Loader, LoaderOptions, Preprocess};
+use fewbits_graph::{
+    DType, Graph, Node, Op, Tensor, ValueInfo,
+    op::CANONICAL_OPSET,
+    ops::{self, window::Window},
+    tape::quantizer_leaf,
+};
+use fewbits_kernels::Threads;
+use fewbits_quant::calibrate::Policy;
+use fewbits_train::{
+    TrainError,
+    checkpoint::Checkpoint,
+    loss::Objective,
+    network::Goal,
+    optimizer::Rule,
+    quantizers::{Method, Offset, Settings},
+    random::Random,
+    recipe::{Fold, Phase, Recipe},
+    schedule::Decay,
+    trainer::{EpochReport, Outcome, Setup, StepReport, Watcher, train},
+};
+use std::sync::Arc;
+
+const SIDE: usize = 8;
+const CLASSES: usize = 3;
+const IMAGES: usize = 96;
+const BATCH: usize = 16;
+const CHANNELS: usize = 8;
+
+/// Noise with horizontal stripes, with vertical ones, or without any.
+fn pictures() -> Dataset {
+    let mut random = Random::keyed(&[7]);
+    let mut image = |class: usize| {
+        let mut rgb = Vec::new();
+        for place in 0..SIDE * SIDE {
+            let stripe = [place / SIDE % 2, place % SIDE % 2, 0][class];
+            rgb.extend((0..3).map(|_| (60.0 + 90.0 * stripe as f64 + 60.0 * random.uniform()) as u8));
+        }
+        Image { width: SIDE, height: SIDE, rgb }
+    };
+    let labels: Vec<usize> = (0..IMAGES).map(|i| i % CLASSES).collect();
+    let images = labels.iter().map(|class| image(*class)).collect();
+    Dataset::from_images(images, labels, vec![])
+}
+
+/// Three convolutions, with normalizations if `norms`, and a matrix product; nodes and what they write have the same name.
+fn network(norms: bool) -> Graph {
+    let mut random = Random::keyed(&[3]);
+    let mut graph = Graph { opset: CANONICAL_OPSET, ..Graph::default() };
+    let value = |name: &str| ValueInfo { name: name.into(), dtype: DType::F32, dims: None };
+    (graph.inputs, graph.outputs) = (vec![value("image")], vec![value("linear")]);
+    let node = |graph: &mut Graph, name: &str, op: Op, inputs: &[&str]| {
+        let inputs = inputs.iter().map(|input| input.to_string()).collect();
+        graph.nodes.push(Node { name: name.into(), op, inputs, outputs: vec![name.into()] });
+    };
+    let mut weight = |graph: &mut Graph, name: &str, dims: &[usize]| {
+        let bound = (6.0 / dims[1..].iter().product::<usize>() as f64).sqrt();
+        let numbers = (0..dims.iter().product()).map(|_| (bound * (2.0 * random.uniform() - 1.0)) as f32).collect();
+        graph.constants.insert(name.into(), Arc::new(Tensor::f32(dims, numbers)));
+    };
+    let mut x = "image".to_string();
+    for (i, input) in [3, CHANNELS, CHANNELS].into_iter().enumerate() {
+        let [conv, norm, relu] = ["conv", "norm", "relu"].map(|what| format!("{what}{}", i + 1));
+        let own = format!("{conv}.weight");
+        weight(&mut graph, &own, &[CHANNELS, input, 3, 3]);
+        node(&mut graph, &conv, ops::Conv { window: Window::square(3, 1, 1), group: 1 }.into(), &[&x, &own]);
+        x = conv;
+        if norms {
+            let parts = ["scale", "bias", "mean", "variance"].map(|part| format!("{norm}.{part}"));
+            for (name, start) in parts.iter().zip([1.0, 0.0, 0.0, 1.0]) {
+                graph.constants.insert(name.clone(), Arc::new(Tensor::f32(&[CHANNELS], vec![start; CHANNELS])));
+            }
+            let inputs: Vec<&str> = std::iter::once(&x).chain(&parts).map(String::as_str).collect();
+            node(&mut graph, &norm, ops::BatchNormalization { epsilon: 1e-5, momentum: 0.9 }.into(), &inputs);
+            x = norm;
+        }
+        node(&mut graph, &relu, ops::Relu {}.into(), &[&x]);
+        x = relu;
+    }
+    weight(&mut graph, "linear.weight", &[CLASSES, CHANNELS]);
+    node(&mut graph, "pool", ops::GlobalAveragePool.into(), &[&x]);
+    node(&mut graph, "flatten", ops::Flatten { axis: 1 }.into(), &["pool"]);
+    let gemm = ops::Gemm { trans_b: true, ..ops::Gemm::default() };
+    node(&mut graph, "linear", gemm.into(), &["flatten", "linear.weight"]);
+    graph
+}
+
+fn goal(method: Method) -> Goal {
+    let settings = Settings { delay: 10, ..Settings::default() };
+    Goal { method, settings, policy: Policy::new(4, 4, 8), offsets_everywhere: false }
+}
+
+/// As the command line has it below 8 bits.
+fn recipe(goal: Option<Goal>, epochs: usize) -> Recipe {
+    let method = goal.as_ref().map(|goal| goal.method);
+    let fold = if method == Some(Method::LsqBn) { Fold::Running } else { Fold::None };
+    Recipe {
+        phases: vec![Phase { epochs, goal }],
+        fold,
+        freeze_at: if fold.on_folded() { 0.5 } else { 1.0 },
+        snap_at: 0.5,
+        rule: Rule::Sgd { momentum: 0.9, nesterov: true },
+        learning_rate: 0.01,
+        quantizer_rate: method.map_or(1.0, Method::quantizer_rate),
+        weight_decay: 1e-4,
+        quantizer_decay: 0.0,
+        decay: Decay::Cosine { floor: 0.0 },
+        warmup: 0.0,
+        objective: Objective::default(),
+        kure: 0.0,
+        clip_norm: 0.0,
+        accumulate: 1,
+        recompute: false,
+        average: 0.0,
+        seed: 0,
+    }
+}
+
+/// Keeps what it is told.
+#[derive(Default)]
+struct Log {
+    steps: Vec<StepReport>,
+    epochs: Vec<EpochReport>,
+    /// Of leaves, behind each step but the last one of an epoch, and behind each epoch.
+    values: Vec<Vec<f32>>,
+}
+
+impl Watcher for Log {
+    fn begin(&mut self, _step: usize) -> Result<(), TrainError> {
+        Ok(())
+    }
+
+    fn step(&mut self, report: &StepReport) -> Result<(), TrainError> {
+        self.steps.push(*report);
+        Ok(())
+    }
+
+    fn epoch(&mut self, report: &EpochReport) -> Result<(), TrainError> {
+        self.epochs.push(report.clone());
+        Ok(())
+    }
+
+    fn wants_checkpoint(&mut self, _step: usize) -> bool {
+        true
+    }
+
+    fn checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+        self.values.push(checkpoint.values.clone());
+        Ok(())
+    }
+}
+
+fn run(graph: &Graph, recipe: &Recipe, batch: usize) -> Result<(Outcome, Log), TrainError> {
+    let data = Arc::new(pictures());
+    let preprocess = Preprocess { scale: 255.0, mean: vec![0.5], std: vec![0.25], ..Preprocess::default() };
+    let loader = |training: bool| {
+        let options = LoaderOptions { batch, seed: 0, shuffle: training, drop_last: training, limit: None, workers: 1 };
+        Loader::new(data.clone(), preprocess.clone(), Augment::default(), options).unwrap()
+    };
+    let (training, validation, threads) = (loader(true), loader(false), Threads::new(2));
+    let target = "ort".parse().unwrap();
+    let setup = Setup {
+        graph,
+        target: &target,
+        recipe,
+        training: &training,
+        validation: &validation,
+        teacher: None,
+        threads: &threads,
+    };
+    let mut log = Log::default();
+    let outcome = train(&setup, None, &mut log)?;
+    Ok((outcome, log))
+}
+
+#[test]
+fn every_method_learns() {
+    let graph = network(true);
+    for method in std::iter::once(None).chain(Method::ALL.map(Some)) {
+        let (_, log) = run(&graph, &recipe(method.map(goal), 5), BATCH).unwrap();
+        let losses: Vec<f64> = log.epochs.iter().map(|epoch| epoch.loss).collect();
+        assert_eq!(log.steps.len(), 30);
+        let start = log.steps[0].loss.total;
+        assert!(losses[4] < 0.8 * start && losses[4] < losses[0], "{method:?}: {start}, then {losses:?}");
+    }
+}
+
+/// The first epoch that may be the result: it is the best so far.
+fn first_best(graph: &Graph, recipe: &Recipe) -> Option<usize> {
+    let (_, log) = run(graph, recipe, BATCH).unwrap();
+    log.epochs.iter().position(|epoch| epoch.best)
+}
+
+#[test]
+fn every_epoch_can_be_the_result_unless_something_is_still_to_change() {
+    let graph = network(true);
+    for method in [None, Some(Method::Lsq), Some(Method::LsqBn)] {
+        let recipe = Recipe { freeze_at: 1.0, ..recipe(method.map(goal), 4) };
+        assert_eq!(first_best(&graph, &recipe), Some(0), "{method:?} has no offsets");
+    }
+    // Images have both signs, and LSQ+ quantizers for these methods.
+    for method in [Method::LsqPlus, Method::Pact] {
+        assert_eq!(first_best(&graph, &recipe(Some(goal(method)), 4)), Some(2), "snapped at half the epochs");
+    }
+    assert_eq!(first_best(&graph, &recipe(Some(goal(Method::MovingAverage)), 4)), Some(1), "ten steps are watched");
+    let frozen = Recipe { freeze_at: 0.5, ..recipe(Some(goal(Method::Lsq)), 4) };
+    assert_eq!(first_best(&graph, &frozen), Some(2));
+    assert_eq!(first_best(&network(false), &frozen), Some(0), "without statistics nothing is frozen");
+}
+
+#[test]
+fn scales_are_those_of_the_grids() {
+    for method in Method::ALL {
+        let mut goal = goal(method);
+        goal.settings.delay = 1;
+        let (outcome, log) = run(&network(true), &recipe(Some(goal), 1), BATCH).unwrap();
+        for (name, scale) in &log.epochs[0].scales {
+            let quantizer = outcome.quantizers.get(name).unwrap();
+            let groups = outcome.leaves.get(&quantizer_leaf(name)).unwrap().chunks_exact(quantizer.learned());
+            let grids: Vec<f32> = groups.filter_map(|group| Some(quantizer.grid(group).ok()?.1)).collect();
+            let mean = grids.iter().sum::<f32>() / grids.len() as f32;
+            assert!(*scale > 0.0 && (grids.is_empty() || mean == *scale), "{method:?} {name}: {scale}, {grids:?}");
+        }
+        let inner = log.epochs[0].scales.iter().filter(|(name, _)| name == "relu1" || name == "relu2");
+        assert_eq!(inner.count(), if method == Method::DoReFa { 0 } else { 2 }, "{method:?}");
+    }
+}
+
+#[test]
+fn an_offset_fixed_at_the_minimum_stays() {
+    let mut goal = Goal { offsets_everywhere: true, ..goal(Method::LsqPlus) };
+    goal.settings.offset = Offset::FixedAtMinimum;
+    // Behind a normalization alone elements have both signs, and the minimum is far from zero.
+    let mut graph = network(true);
+    graph.nodes.retain(|node| node.name != "relu1");
+    graph.nodes.iter_mut().filter(|node| node.name == "conv2").for_each(|node| node.inputs[0] = "norm1".into());
+    let (outcome, log) = run(&graph, &Recipe { quantizer_decay: 1.0, ..recipe(Some(goal), 2) }, BATCH).unwrap();
+    let leaf = outcome.leaves.parameter(&quantizer_leaf("norm1")).unwrap();
+    assert_eq!(leaf.dims, [1, 2]);
+    let numbers = |values: &[f32]| values[leaf.range.clone()].to_vec();
+    let (first, last) = (numbers(&log.values[0]), numbers(log.values.last().unwrap()));
+    assert!(first[1] < -0.1 && first[1] == last[1], "{first:?} became {last:?}");
+    assert!(last[0] < first[0], "the scale decays: {first:?} became {last:?}");
+}
+
+#[test]
+fn batches_of_a_step_count_as_one_batch() {
+    let graph = network(false);
+    let [whole, parts] = [(1, BATCH), (4, BATCH / 4)]
+        .map(|(accumulate, batch)| run(&graph, &Recipe { accumulate, ..recipe(None, 1) }, batch).unwrap().1);
+    assert_eq!(whole.steps.len(), parts.steps.len());
+    for (whole, parts) in whole.steps.iter().zip(&parts.steps) {
+        assert_eq!((whole.images, parts.images), (BATCH, BATCH));
+        assert!((whole.loss.total - parts.loss.total).abs() < 1e-4, "{whole:?} {parts:?}");
+        assert_eq!(whole.loss.hits, parts.loss.hits);
+    }
+    let (whole, parts) = (&whole.values[0], &parts.values[0]);
+    let start: Vec<f32> = fewbits_graph::tape::Leaves::new(&graph, &Default::default()).values;
+    let distance = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+    assert!(distance(whole, parts) < 1e-4 * distance(whole, &start), "the same step");
+}
+
+#[test]
+fn divergence_names_the_first_tensor() {
+    for (method, norms) in [(None, false), (None, true), (Some(Method::Lsq), true)] {
+        for layer in ["conv1", "conv2", "conv3"] {
+            let mut graph = network(norms);
+            let weight = graph.constants.get_mut(&format!("{layer}.weight")).unwrap();
+            let huge = weight.as_f32().unwrap().iter().map(|w| 3e38 * w.abs().min(1.0)).collect();
+            *weight = Arc::new(Tensor::f32(&weight.dims, huge));
+            match run(&graph, &recipe(method.map(goal), 1), BATCH) {
+                Err(TrainError::NotFinite { step: 0, tensor, .. }) => assert_eq!(tensor, layer, "{method:?} {norms}"),
+                other => panic!("{method:?} {layer}: {:?}", other.map(|(outcome, _)| outcome.best)),
+            }
+        }
+    }
+}
