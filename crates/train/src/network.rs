@@ -213,7 +213,9 @@ impl Network {
             };
             // Edges, and what no layer multiplies, are rounded so finely that LSQ+ serves for all methods.
             let own = *feeds_layer && !*edge;
-            let method = if own || keeps_ranges(goal.method) { goal.method } else { Method::LsqPlus };
+            // So does it where codes without sign would cut off the lobe of a SiLU.
+            let serves = keeps_ranges(goal.method) && (signs != Signs::Lobe || goal.method.has_zero_points());
+            let method = if own || serves { goal.method } else { Method::LsqPlus };
             let bits = goal.policy.activation_bits(name, site);
             let mut settings = goal.settings.clone();
             if !own {

@@ -31,7 +31,7 @@ impl Affine {
     }
 
     /// Makes `layer` compute `a·layer(x) + b`. Returns whether it can.
-    pub fn into_layer(&self, graph: &mut Graph, layer: usize) -> bool {
+    pub fn fold_into_layer(&self, graph: &mut Graph, layer: usize) -> bool {
         let Affine { a, b } = self;
         let Some((weight, axis, channels)) = weight_of(graph, layer).filter(|_| takes(&graph.nodes[layer].op)) else {
             return false;

@@ -18,7 +18,7 @@ pub(super) fn fold_backward(graph: &mut Graph) -> Result<usize, GraphError> {
             continue;
         }
         let Some(affine) = Affine::of_norm(graph, norm) else { continue };
-        if affine.into_layer(graph, layer) {
+        if affine.fold_into_layer(graph, layer) {
             let output = std::mem::take(&mut graph.nodes[norm].outputs);
             graph.nodes[layer].outputs = vec![output[0].clone()];
             folded += 1;

@@ -20,7 +20,7 @@ pub(super) fn fold(graph: &mut Graph) -> Result<usize, GraphError> {
         let Some(before) = graph.nodes.iter().position(|n| n.outputs[..] == [tensor.clone()]) else { continue };
         let Some((channels, rank)) = channels_and_rank(graph, before) else { continue };
         let Some(affine) = of_constant(graph, node, channels, rank) else { continue };
-        if affine.into_layer(graph, before) || into_norm(&affine, graph, before) {
+        if affine.fold_into_layer(graph, before) || into_norm(&affine, graph, before) {
             graph.nodes[before].outputs = std::mem::take(&mut graph.nodes[node].outputs);
             folded += 1;
         }

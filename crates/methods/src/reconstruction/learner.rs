@@ -201,10 +201,11 @@ impl<'a> Learner<'a> {
         let progress = step as f64 / self.config.iterations as f64;
         let regularizer = (progress >= self.config.warm_up).then(|| {
             let share = (progress - self.config.warm_up) / (1.0 - self.config.warm_up);
-            (self.config.regularizer, (20.0 - 18.0 * share) as f32)
+            (20.0 - 18.0 * share) as f32
         });
         for layer in &self.layers {
             let range = layer.range.clone();
+            let regularizer = regularizer.map(|beta| (self.config.regularizer * weakened(layer.params.grid.bits), beta));
             layer.soft.chain(regularizer, &mut self.gradients[range], threads);
         }
         let rate = LEAST_RATE + (1.0 - LEAST_RATE) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
@@ -276,6 +277,12 @@ impl<'a> Learner<'a> {
         }
         learned
     }
+}
+
+/// What is left of the regulariser, which is made for four bits, where steps are finer: with each bit more, what roundings do to the
+/// output falls to a quarter, and beside a regulariser of the same strength it would not count.
+fn weakened(bits: u8) -> f32 {
+    0.25f32.powi(i32::from(bits.max(4)) - 4)
 }
 
 /// `buffer` in as many rows, of their lengths.

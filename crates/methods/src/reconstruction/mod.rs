@@ -29,7 +29,7 @@ pub struct Config {
     pub iterations: usize,
     /// Samples of a step.
     pub batch: usize,
-    /// `λ`, per position of the output.
+    /// `λ`, per position of the output, at four bits and fewer; a quarter of it with each bit more.
     pub regularizer: f32,
     /// Share of the steps without it.
     pub warm_up: f64,
