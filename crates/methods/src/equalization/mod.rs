@@ -94,7 +94,7 @@ pub struct Group {
     pub readers: Vec<usize>,
     /// What they read.
     pub tensors: BTreeSet<String>,
-    /// Those of them that a Clip makes, each with its upper bound.
+    /// What a Clip makes, read by layers or by pooling in front of them, each with its upper bound.
     pub ceilings: BTreeMap<String, f32>,
 }
 
@@ -163,9 +163,7 @@ pub fn groups(graph: &Graph) -> Vec<Group> {
         }
     }
     let open = |(name, group): (&str, Group)| {
-        // Only of what layers read is it known how near it comes to a ceiling.
-        let known = group.ceilings.keys().all(|clipped| group.tensors.contains(clipped));
-        let usable = known && !closed.contains(name) && !group.writers.is_empty() && !group.readers.is_empty();
+        let usable = !closed.contains(name) && !group.writers.is_empty() && !group.readers.is_empty();
         usable.then_some(group)
     };
     let mut groups: Vec<Group> = found.into_iter().filter_map(open).collect();
@@ -231,7 +229,7 @@ pub struct Equalized {
     pub factors: BTreeMap<String, Vec<f64>>,
 }
 
-/// Equalizes every group whose tensors have statistics by channel.
+/// Equalizes every group of whose tensors, read or clipped, there are statistics by channel.
 pub fn equalize(graph: &Graph, stats: &Stats, config: Config) -> Equalized {
     let mut patched = graph.clone();
     let mut done = Equalized::default();

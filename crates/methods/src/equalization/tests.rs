@@ -259,3 +259,30 @@ fn scales_go_through_pooling_and_flatten_to_matrices() {
         }
     }
 }
+
+/// A ceiling in front of pooling limits as one in front of a layer does.
+#[test]
+fn scales_below_a_ceiling_go_through_pooling() {
+    let mut graph = classifier("GlobalAveragePool", Attrs::default(), 1);
+    for (name, value) in [("least", 0.0), ("most", 6.0)] {
+        graph.constants.insert(name.into(), Arc::new(Tensor::f32(&[], vec![value])));
+    }
+    graph.nodes[1].op = Op::from_attrs("Clip", &Attrs::default()).unwrap();
+    graph.nodes[1].inputs = ["c1", "least", "most"].map(String::from).to_vec();
+    let (before, stats) = run_observing(&graph, &["r1", "f", "h"]);
+    let mut equalized = graph.clone();
+    equalized.constants.extend(equalize(&graph, &stats, Config::default()).patches);
+    assert_ne!(graph.constants["w1"], equalized.constants["w1"]);
+    let (after, equal_stats) = run_observing(&equalized, &["r1", "f", "h"]);
+    for (a, b) in before.iter().zip(&after) {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
+    }
+    let [old, new] = [&stats, &equal_stats].map(|stats| stats.0["r1"].channels.as_ref().unwrap().largest());
+    // The channel that meets the ceiling stays, none falls, and some rise.
+    assert!(old[2] == 6.0 && new[2] == 6.0 && new.iter().zip(&old).all(|(new, old)| new >= old), "{old:?} {new:?}");
+    assert!(new[0] > 2.0 * old[0], "{old:?} {new:?}");
+    // Of what is clipped unseen nothing is known.
+    let mut unseen = stats;
+    unseen.0.remove("r1");
+    assert!(!equalize(&graph, &unseen, Config::default()).patches.contains_key("w1"));
+}
