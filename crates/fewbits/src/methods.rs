@@ -142,6 +142,14 @@ impl Methods {
         ![ZeroPointWindow, ZeroPointDequant, ZeroPointPhase].iter().any(|method| self.demands(*method))
     }
 
+    /// Those in the list that round weights, or give them scales, of their own.
+    pub fn rounding(&self) -> Vec<Method> {
+        use Method::{AdaRound, Brecq, Comq, E2eQp, QDrop, ZeroPointDequant, ZeroPointPhase, ZeroPointWindow};
+        let others = [Comq, ZeroPointWindow, ZeroPointDequant, ZeroPointPhase, AdaRound, Brecq, QDrop, E2eQp];
+        let Methods::List(list) = self else { return vec![] };
+        list.iter().copied().filter(|method| method.chooses_scales() || others.contains(method)).collect()
+    }
+
     /// Whether what is done depends on a measurement.
     pub fn are_measured(&self) -> bool {
         matches!(self, Methods::Basic | Methods::Auto) || self.ask_for_data_only()
@@ -215,6 +223,7 @@ mod tests {
         assert_eq!("none".parse::<Methods>().unwrap().to_string(), "none");
         assert!(Methods::Auto.deployable() && methods.deployable());
         assert!(!"comq,zero-point-phase".parse::<Methods>().unwrap().deployable());
+        assert_eq!("equalize,comq,omse,bn-tune".parse::<Methods>().unwrap().rounding(), [Method::Omse, Method::Comq]);
         assert!("mixed-clipping,omse".parse::<Methods>().unwrap_err().contains("mixed-clipping and omse"));
         assert!("basic,comq".parse::<Methods>().unwrap_err().contains("stands alone"));
         assert!("adarond".parse::<Methods>().unwrap_err().contains("adarond"));

@@ -20,7 +20,10 @@ use fewbits_graph::{
     op::Fact,
     passes::{self, Change},
 };
+use fewbits_kernels::Threads;
 use fewbits_methods::{
+    Draft, Ground,
+    aciq::bits::share_out,
     bias_correction,
     expectation::{self, Normals},
 };
@@ -29,7 +32,7 @@ use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 pub(crate) use check::data_shapes;
-use check::{check_names, check_same};
+use check::{check_channel_bits, check_names, check_same};
 pub use layout::laid_out;
 use layout::{observed_tensors, patched, placed};
 pub use reshape::Reshaped;
@@ -76,6 +79,8 @@ pub struct Quantized {
     pub trials: Vec<Trial>,
     /// What calibration saw.
     pub stats: Stats,
+    /// What became of bits by channel, where they were asked for.
+    pub channel_bits: Option<String>,
     /// Weights with channels whose scale was raised for their bias.
     pub guarded: Vec<String>,
     /// What was done after the ranges were chosen, and what it brought.
@@ -102,6 +107,7 @@ pub fn quantize(
         });
     }
     check_names(model, &settings.keep_float)?;
+    check_channel_bits(settings)?;
     let shapes = data_shapes(model, source)?;
     let (prepared, changes) = passes::prepare(&model.graph).map_err(Error::graph(&model.path))?;
     check_same(model, &prepared, &shapes, threads)?;
@@ -171,7 +177,17 @@ pub fn quantize(
         let (methods, seconds) = (Method::BiasCorrection.to_string(), begun.elapsed().as_secs_f64());
         steps.push(Step { methods, before_db, after_db, kept: corrects, findings: vec![], seconds });
     }
-    let Choice { grids, biases, guarded } = choose(&Basis { weights: &weight_grids, ..basis }, settings, rules[best])?;
+    let choice = choose(&Basis { weights: &weight_grids, ..basis }, settings, rules[best])?;
+    let Choice { mut grids, mut biases, guarded } = choice;
+    let mut channel_bits = None;
+    if settings.policy.channel_bits {
+        let ground = Ground { float: &graph, placement: &placement, facts: &facts, stats: &stats };
+        let mut draft = Draft { graph: graph.clone(), grids };
+        channel_bits = share_out(ground, &mut draft, &Threads::new(threads));
+        biases = bias_correction::corrections_of(&graph, &draft.graph, &draft.grids, &facts, &means);
+        patches.extend(draft.patches(&graph));
+        grids = draft.grids;
+    }
     if corrects {
         patches.extend(biases);
     }
@@ -188,6 +204,7 @@ pub fn quantize(
         rule: rules[best],
         trials,
         stats,
+        channel_bits,
         guarded,
         steps,
     };

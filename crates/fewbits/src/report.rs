@@ -317,7 +317,8 @@ fn warnings(seen: &Inspection, quantized: &Quantized) -> Vec<String> {
     let names = quantized.guarded.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     let guarded =
         (!names.is_empty()).then(|| format!("scales raised for channels whose bias dwarfs their weights: {names}"));
-    kinds.into_iter().flat_map(sentences).chain(guarded).collect()
+    let shared = quantized.channel_bits.iter().map(|found| format!("bits by channel: {found}"));
+    kinds.into_iter().flat_map(sentences).chain(guarded).chain(shared).collect()
 }
 
 fn port(port: &inspect::Port) -> String {

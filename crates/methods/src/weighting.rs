@@ -18,8 +18,8 @@ pub fn classes(dims: &[usize]) -> Option<usize> {
 }
 
 /// Whether `row` are probabilities of classes.
-fn is_distribution(row: &[f32]) -> bool {
-    row.iter().all(|p| (0.0..=1.0).contains(p)) && (row.iter().map(|p| f64::from(*p)).sum::<f64>() - 1.0).abs() < 1e-3
+pub fn is_distribution(row: impl Iterator<Item = f64> + Clone) -> bool {
+    row.clone().all(|p| (0.0..=1.0).contains(&p)) && (row.sum::<f64>() - 1.0).abs() < 1e-3
 }
 
 /// How differences of an output count: the loss is the Kullback-Leibler divergence of classes, else a mean of squares.
@@ -63,6 +63,7 @@ impl Gathered {
     }
 
     fn add(&mut self, values: &[f32]) {
+        let is_distribution = |row: &[f32]| is_distribution(row.iter().map(|p| f64::from(*p)));
         let rows = |classes: usize| values.chunks_exact(classes).all(is_distribution);
         self.probabilities &= self.classes.is_some_and(rows);
         let channels = self.sums.len();

@@ -26,6 +26,9 @@ pub struct Policy {
     pub weight_rule: WeightRule,
     /// One scale per output channel rather than one per weight tensor.
     pub per_channel: bool,
+    /// Of weights with few bits and scales by channel, bits by channel too: as many on average.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub channel_bits: bool,
     /// Bits of single weights, by name, in place of the above.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weight_bits_of: BTreeMap<String, u8>,
@@ -43,6 +46,7 @@ impl Policy {
             edge_bits,
             weight_rule: WeightRule::Mse,
             per_channel: true,
+            channel_bits: false,
             weight_bits_of: BTreeMap::new(),
             activation_bits_of: BTreeMap::new(),
         }

@@ -183,6 +183,7 @@ pub fn guard_bias(scales: &mut [f32], input_scale: f32, bias: &[f32]) -> Vec<usi
 mod tests {
     use super::*;
     use crate::testing::Random;
+    use fewbits_testing::anchors::{Anchor, Density, laplace};
 
     fn params(weight: &Tensor, grid: Grid, granularity: Granularity, rule: WeightRule) -> QuantParams {
         weight_params("w", weight, grid, granularity, rule).unwrap()
@@ -227,12 +228,22 @@ mod tests {
     }
 
     #[test]
-    fn mse_clips_normal_weights_where_theory_says() {
-        let mut random = Random::new(8);
-        let weight = Tensor::f32(&[100_000], (0..100_000).map(|_| random.normal()).collect());
-        for (bits, clip) in [(2, 1.20), (3, 1.95), (4, 2.45), (5, 2.90), (6, 3.25)] {
-            let params = params(&weight, Grid::weights(bits), Granularity::Tensor, WeightRule::Mse);
-            assert!((params.range(0).1 / clip - 1.0).abs() < 0.04, "{bits} bits: {:?}", params.range(0));
+    fn mse_clips_normal_and_laplace_weights_where_theory_says() {
+        let count = 200_000;
+        // On symmetric grids Laplace's distribution has the clips of the exponential one with a bit less.
+        for (density, values, sign) in
+            [(Density::Normal, Density::Normal.quantiles(count), 0), (Density::Exponential, laplace(count), 1)]
+        {
+            let weight = Tensor::f32(&[count], values);
+            for Anchor { bits, clip, step, .. } in density.anchors().iter().filter(|anchor| anchor.bits + sign <= 8) {
+                let params = params(&weight, Grid::weights(bits + sign), Granularity::Tensor, WeightRule::Mse);
+                let (found, best) = (f64::from(params.range(0).1), density.best_clip(*bits));
+                let what = format!("{density:?} at {bits} bits: {found}");
+                assert!((found / best - 1.0).abs() < 5e-3, "{what} and not {best}");
+                assert!((found - clip).abs() <= 0.5 * step + 5e-3 * clip, "{what}, in the table {clip}");
+                let ratio = density.error(found, *bits) / density.error(best, *bits);
+                assert!(ratio < 1.0 + 1e-4, "{what}, error times {ratio}");
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 
 use crate::SearchError;
 use fewbits_graph::Tensor;
+use fewbits_methods::weighting::is_distribution;
 use serde::Serialize;
 use std::{fmt, str::FromStr};
 
@@ -159,8 +160,11 @@ fn largest(values: &[f64]) -> usize {
 /// Kullback–Leibler divergence `Σ p·log(p / q)` with `p` and `q` the softmax of `a` and `b`. Where `a` is a distribution already, both are
 /// taken as they are.
 pub fn divergence(a: &[f64], b: &[f64]) -> f64 {
-    let is_distribution = a.iter().all(|p| (0.0..=1.0).contains(p)) && (a.iter().sum::<f64>() - 1.0).abs() < 1e-3;
-    let (p, q) = if is_distribution && a.len() > 1 { (logs(a), logs(b)) } else { (log_softmax(a), log_softmax(b)) };
+    let (p, q) = if a.len() > 1 && is_distribution(a.iter().copied()) {
+        (logs(a), logs(b))
+    } else {
+        (log_softmax(a), log_softmax(b))
+    };
     let sum: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
     // Rounding may leave equal distributions a little below 0; `max` would make 0 of NaN, too.
     if sum < 0.0 { 0.0 } else { sum }

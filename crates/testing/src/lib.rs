@@ -1,6 +1,8 @@
 //! What tests look for outside the repository: real models and images, and Python with ONNX Runtime. Both are optional, and a
-//! test that goes without says so.
+//! test that goes without says so. And what several rooms are held to: [`anchors`].
 #![expect(clippy::print_stderr, reason = "a skipped test must be seen")]
+
+pub mod anchors;
 
 use std::{
     fs::File,

@@ -23,6 +23,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Samples of calibration data by default.
+const SAMPLES: usize = 256;
+
 /// Turn a float model into a low-bit one, from a few hundred images.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -31,9 +34,12 @@ pub struct Args {
     /// Calibration images: a folder, a csv list, or arrays; no labels needed. None with `--method zeroq-data`
     #[arg(long, value_name = "DATA")]
     calib: Option<PathBuf>,
-    /// How many samples to calibrate on, spread evenly over the data
-    #[arg(long, default_value_t = 256, value_parser = super::count(), value_name = "N")]
-    samples: usize,
+    /// How many samples to calibrate on, spread evenly over the data, or how many images `--method zeroq-data` makes [default: 256; 64 made]
+    #[arg(long, value_parser = super::count(), value_name = "N")]
+    samples: Option<usize>,
+    /// Steps for each group of images that `--method zeroq-data` makes [default: 80]
+    #[arg(long, value_parser = super::count(), value_name = "N")]
+    image_iterations: Option<usize>,
     #[command(flatten)]
     policy: PolicyArgs,
     /// Nodes that stay float
@@ -76,8 +82,9 @@ pub struct PolicyArgs {
     /// Weight ranges: minmax or mse
     #[arg(long, default_value = "mse", value_name = "RULE")]
     weight_ranges: WeightRule,
-    /// One weight scale per output channel, or one per tensor
-    #[arg(long, default_value = "channel", value_parser = ["channel", "tensor"], value_name = "channel|tensor")]
+    /// One weight scale per output channel, or one per tensor; or, at 4 bits and fewer, also bits per channel, --weights on average (ACIQ),
+    /// which integer kernels compute but files hold in 8 bits each
+    #[arg(long, default_value = "channel", value_parser = ["channel", "tensor", "channel-bits"], value_name = "channel|tensor|channel-bits")]
     granularity: String,
     #[arg(long, value_name = "NAME[,NAME…]", help = method_help())]
     method: Option<Methods>,
@@ -92,20 +99,26 @@ pub struct PolicyArgs {
 fn method_help() -> String {
     let choice = "basic (little, fast), auto (all that measures better), none, or a list of";
     format!(
-        "What is done against the damage of rounding: {choice} {} [default: basic at 8 bits, auto below]",
+        "What is done against the damage of rounding: {choice} {} [default: basic at 8 bits and with bits by channel, auto below]",
         methods::names()
     )
 }
 
 impl PolicyArgs {
     fn methods(&self) -> Methods {
-        self.method.clone().unwrap_or_else(|| Methods::by_default(&self.policy()))
+        let by_default = || if self.shares_bits() { Methods::Basic } else { Methods::by_default(&self.policy()) };
+        self.method.clone().unwrap_or_else(by_default)
+    }
+
+    fn shares_bits(&self) -> bool {
+        self.granularity == "channel-bits"
     }
 
     fn policy(&self) -> Policy {
         Policy {
             weight_rule: self.weight_ranges,
-            per_channel: self.granularity == "channel",
+            per_channel: self.granularity != "tensor",
+            channel_bits: self.shares_bits(),
             ..Policy::new(self.weights, self.activations, self.edge_bits)
         }
     }
@@ -118,6 +131,11 @@ fn check(args: &Args) -> Result<(), Error> {
     let steps = methods.explore(&args.policy.policy()) || matches!(&methods, Methods::List(list) if !list.is_empty());
     let unused = [
         (args.policy.iterations.is_some() && !learns, "--iterations", "--method adaround, brecq or qdrop"),
+        (
+            args.image_iterations.is_some() && !methods.demands(Method::ZeroqData),
+            "--image-iterations",
+            "--method zeroq-data",
+        ),
         (args.resume && !steps, "--resume", "--method auto or a list"),
     ];
     match unused.iter().find(|(given, ..)| *given) {
@@ -136,7 +154,11 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let model = Model::load(&args.model)?;
     let dataset = dataset(&model, args, out)?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;
-    let source = Source { indices: dataset.spread(args.samples), dataset: &dataset, preprocess: &preprocess };
+    let samples = match args.calib {
+        Some(_) => args.samples.unwrap_or(SAMPLES),
+        None => dataset.len(),
+    };
+    let source = Source { indices: dataset.spread(samples), dataset: &dataset, preprocess: &preprocess };
     let path = args.output.clone().unwrap_or_else(|| args.model.with_extension("int8.onnx"));
     let settings = Settings {
         ranges: args.policy.ranges,
@@ -182,10 +204,12 @@ fn dataset(model: &Model, args: &Args, out: &Output) -> Result<Dataset, Error> {
     match (&args.calib, args.policy.methods().demands(Method::ZeroqData)) {
         (Some(path), false) => args.preprocess.open(path),
         (None, true) => {
+            let usual = zeroq_data::Config::default();
             let config = zeroq_data::Config {
-                images: args.samples.min(zeroq_data::Config::default().images),
+                images: args.samples.unwrap_or(usual.images),
+                iterations: args.image_iterations.unwrap_or(usual.iterations),
                 seed: out.global.seed,
-                ..zeroq_data::Config::default()
+                ..usual
             };
             let preprocess = args.preprocess.stated(model)?;
             distill::dataset(model, preprocess.as_ref(), &config, out.global.threads, &*out.progress())
@@ -221,6 +245,7 @@ fn text(summary: &Summary, quantized: &Quantized, path: &std::path::Path, args: 
     for change in &quantized.changes {
         lines.push(format!("prepared: {change}"));
     }
+    lines.extend(quantized.channel_bits.iter().map(|found| format!("bits by channel: {found}")));
     for trial in &quantized.trials {
         let chosen = if trial.rule == quantized.rule { "  <- chosen" } else { "" };
         lines.push(format!("ranges {:<18} {:6.2} dB{chosen}", trial.rule.to_string(), trial.sqnr_db));

@@ -1,5 +1,6 @@
 //! What has to hold before anything is quantized.
 
+use super::Settings;
 use crate::{Error, Model, stream::Source};
 use fewbits_data::Batch;
 use fewbits_graph::{
@@ -21,6 +22,23 @@ pub(crate) fn data_shapes(model: &Model, source: &Source<'_>) -> Result<Vec<Vec<
         *n = Model::fixed_batch(&model.graph).unwrap_or(1);
     }
     Ok(vec![shape])
+}
+
+/// Checks that nothing rounds weights anew whose channels have bits of their own: on their grids of 8 bits it would have them all.
+pub(super) fn check_channel_bits(settings: &Settings) -> Result<(), Error> {
+    let rounding = settings.methods.rounding();
+    if !settings.policy.channel_bits || rounding.is_empty() && !settings.methods.explore(&settings.policy) {
+        return Ok(());
+    }
+    let names: Vec<String> = rounding.iter().map(ToString::to_string).collect();
+    Err(Error::Usage {
+        what: match names.is_empty() {
+            true => "--method auto rounds weights anew, which takes bits by channel back".into(),
+            false => format!("{} would take bits by channel back", names.join(" and ")),
+        },
+        hint: "--granularity channel-bits goes with --method basic, none, equalize, absorb-bias, zero-point, bn-tune and bias corrections"
+            .into(),
+    })
 }
 
 /// Checks that the prepared graph computes what the model computes, on one made-up input.

@@ -62,7 +62,8 @@ pub(super) fn reshape(
     let outputs = spatial_outputs(prepared, facts);
     let (groups, silus) = (equalization::groups(prepared), passes::silu_slots(prepared));
     let seams = bias_absorption::seams(prepared, facts);
-    let between = groups.iter().flat_map(|g| &g.tensors).chain(silus.iter().map(|s| &s.tensor));
+    let between =
+        groups.iter().flat_map(|g| g.tensors.iter().chain(g.ceilings.keys())).chain(silus.iter().map(|s| &s.tensor));
     let written = seams.iter().map(|seam| &seam.tensor).filter(|_| absorbs);
     let tensors: Vec<String> = match equalizes {
         true => outputs.iter().map(|s| &s.tensor).chain(between).chain(written).cloned().collect(),

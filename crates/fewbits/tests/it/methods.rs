@@ -99,15 +99,38 @@ fn without_data_the_network_makes_its_own() {
     };
     refused(&[], "there is nothing to calibrate on");
     refused(&["--calib", &desk.path("pictures"), "--method", "zeroq-data"], "makes its own calibration data");
+    refused(&["--calib", &desk.path("pictures"), "--image-iterations", "9"], "goes with --method zeroq-data");
     let initial = desk.path("initial.onnx");
     fewbits(&["zoo", "resnet20", "-o", &initial]);
     let out = desk.path("blind.onnx");
     let plan = desk.path("blind.plan.json");
-    let flags = ["--method", "zeroq-data", "--samples", "2", "--preprocess", "none", "--plan", &plan, "-o", &out];
-    fewbits(&[&["quantize", &initial], &flags[..]].concat());
+    // As many as are asked for, also if more than are made by default.
+    let made = ["--method", "zeroq-data", "--samples", "66", "--image-iterations", "1"];
+    let flags = ["--preprocess", "none", "--ranges", "minmax", "--plan", &plan, "-o", &out];
+    fewbits(&[&["quantize", &initial], &made[..], &flags[..]].concat());
     assert!(std::fs::metadata(&out).unwrap().len() > 100_000);
     let plan: Value = serde_json::from_slice(&std::fs::read(plan).unwrap()).unwrap();
     assert_eq!(plan["history"][0]["config"]["method"], "zeroq-data");
+    assert_eq!(plan["history"][0]["config"]["samples"], 66);
+}
+
+#[test]
+fn bits_by_channel_are_integers_in_8_bit_containers() {
+    let desk = Desk::new();
+    let (model, out) = (desk.path("demo.onnx"), desk.path("low.onnx"));
+    let [calibration, _] = desk.draw("calibration", 2, 16, &[0, 3, 7]);
+    let flags = ["--weights", "3", "--granularity", "channel-bits", "--ranges", "minmax", "-o", &out];
+    let quantize =
+        |more: &[&str]| program(&[&["quantize", &model, "--calib", &calibration], &flags[..], more].concat());
+    let text = String::from_utf8(quantize(&[]).stdout).unwrap();
+    assert!(text.contains("bits by channel: ") && text.contains("8-bit containers"), "{text}");
+    let summary: Value = serde_json::from_slice(&quantize(&["--format", "json"]).stdout).unwrap();
+    let layers = summary["layers"].as_array().unwrap();
+    let integer = layers.iter().filter(|layer| layer["runtime"] == "integer" && layer["weight_bits"] == 8).count();
+    assert!(integer > 10, "{layers:?}");
+    let refused = quantize(&["--method", "comq"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && error.contains("comq would take bits by channel back"), "{error}");
 }
 
 #[test]

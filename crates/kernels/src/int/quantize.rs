@@ -97,23 +97,6 @@ multiversion! {
     }
 }
 
-multiversion! {
-    /// Weights of one output channel on a symmetric grid: `clamp(round_ties_even(w / scale), qmin, qmax)` within `-128..=127`.
-    fn quantize_channel(w: &[f32], scale: f32, qmin: i32, qmax: i32, out: &mut [i8]) {
-        for (o, &w) in out.iter_mut().zip(w) {
-            *o = round_clamped(w / scale, [qmin as f32, qmax as f32]) as i8;
-        }
-    }
-}
-
-/// Weights `[channels, rest]` on one symmetric grid per channel of axis 0 (`scales` has one entry per channel, or one for all).
-pub fn quantize_weights(w: &[f32], scales: &[f32], qmin: i32, qmax: i32, out: &mut [i8]) {
-    let len = (w.len() / scales.len()).max(1);
-    for ((w, out), &scale) in w.chunks(len).zip(out.chunks_mut(len)).zip(scales) {
-        quantize_channel(w, scale, qmin, qmax, out);
-    }
-}
-
 /// Bias as the accumulator holds it: `round_ties_even(b[c] / (x_scale * w_scales[c]))`, saturated to i32; NaN gives 0.
 /// `w_scales` has one entry per channel, or one for all.
 pub fn quantize_bias(bias: &[f32], x_scale: f32, w_scales: &[f32]) -> Vec<i32> {
@@ -159,10 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_and_bias_use_their_channels_scale() {
-        let mut q = [0i8; 6];
-        quantize_weights(&[0.5, -1.5, 2.5, 300.0, -300.0, 7.0], &[1.0, 2.0], -127, 127, &mut q);
-        assert_eq!(q, [0, -2, 2, 127, -127, 4]);
+    fn a_bias_uses_its_channels_scale() {
         assert_eq!(quantize_bias(&[0.25, 1e20, -3.0], 0.5, &[1.0, 2.0, 4.0]), [0, i32::MAX, -2]);
         assert_eq!(quantize_bias(&[0.75, 1.25], 0.5, &[1.0]), [2, 2]);
     }

@@ -24,8 +24,16 @@
 //!
 //! # Departures
 //! The paper adds `E w − E ŵ` to the weights, which are no codes then; its mean effect on the outputs is in the bias instead, with that
-//! of all other rounding errors. No bits by channel: runtimes have no such kernels. The authors saw no gain from clipping weights and used
-//! the clip for activations alone.
+//! of all other rounding errors. The authors saw no gain from clipping weights and used the clip for activations alone.
+//!
+//! Bits by channel are a choice of granularity, not part of this method: [`bits`] (`--granularity channel-bits`). For *weights* they
+//! fit kernels as they are: a channel's codes of 8 bits or fewer are codes of an 8-bit grid with the channel's own scale, so integer kernels
+//! compute exactly these numbers. What is not there is the size: the container has 8 bits, and no runtime stores mixed widths in a
+//! tensor. A channel of one bit has the codes −1 and 1, of none the code 0; from two on grids are narrow, where the paper's have `2^M`
+//! codes. The sum of bits is exactly that of equal bits. Channels of *activations* have none: their scales would be inside of the sum of a
+//! layer, which no integer kernel has.
+
+pub mod bits;
 
 use crate::{
     BlockMethod, Draft, MethodError, Walk,

@@ -57,6 +57,17 @@ pub fn corrections(
     facts: &BTreeMap<String, Fact>,
     inputs: &BTreeMap<String, Vec<f64>>,
 ) -> BTreeMap<String, Arc<Tensor>> {
+    corrections_of(graph, graph, grids, facts, inputs)
+}
+
+/// The same where weights were rounded before: those of `quantized` under `grids` stand against those of `graph`.
+pub fn corrections_of(
+    graph: &Graph,
+    quantized: &Graph,
+    grids: &Grids,
+    facts: &BTreeMap<String, Fact>,
+    inputs: &BTreeMap<String, Vec<f64>>,
+) -> BTreeMap<String, Arc<Tensor>> {
     let mut patches = BTreeMap::new();
     let consumers = graph.consumers();
     for (node, weight_name, bias_name) in layers(graph, grids) {
@@ -65,7 +76,7 @@ pub fn corrections(
         let (Some(input), Some(input_fact)) = (inputs.get(&node.inputs[0]), facts.get(&node.inputs[0])) else {
             continue;
         };
-        let rounded = rounded_constant(weight_name, weight, grids);
+        let rounded = rounded_constant(weight_name, quantized.constant(weight_name).unwrap_or(weight), grids);
         let (Some(weights), Some(rounded), Some(old)) = (weight.as_f32(), rounded.as_f32(), bias.as_f32()) else {
             continue;
         };

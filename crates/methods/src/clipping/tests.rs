@@ -1,4 +1,5 @@
 use super::*;
+use fewbits_testing::anchors::{self, Anchor, Density};
 use fewbits_train::random::Random;
 
 fn normal(count: usize) -> Vec<f32> {
@@ -11,24 +12,38 @@ fn laplace(count: usize) -> Vec<f32> {
     (0..count).map(|_| (1.0 - random.uniform()).ln() as f32 * if random.uniform() < 0.5 { -1.0 } else { 1.0 }).collect()
 }
 
-/// Clips of known distributions, against closed forms and the exact optima of narrow grids.
+/// Clips of known distributions, given as quantiles: formulas to the digits of their tables, as far as quantiles go.
 #[test]
 fn clips_of_known_distributions_are_where_theory_says() {
-    let (normal, laplace) = (normal(200_000), laplace(200_000));
-    for (clip, values, bits, expected) in [
-        (Clip::Aciq(Prior::Gauss), &normal, 4, 2.559),
-        (Clip::Aciq(Prior::Laplace), &laplace, 4, 5.029),
-        (Clip::Lp(2.0), &normal, 2, 1.20),
-        (Clip::Lp(2.0), &normal, 3, 1.95),
-        (Clip::Lp(2.0), &normal, 4, 2.45),
+    let (normal, laplace) = (Density::Normal.quantiles(200_000), anchors::laplace(200_000));
+    let table = [
+        (2, 1.711, 2.831),
+        (3, 2.152, 3.897),
+        (4, 2.559, 5.029),
+        (5, 2.936, 6.205),
+        (6, 3.287, 7.413),
+        (8, 3.924, 9.897),
+    ];
+    let analytic = table.into_iter().flat_map(|(bits, gauss, wide)| {
+        [(Clip::Aciq(Prior::Gauss), &normal, bits, gauss), (Clip::Aciq(Prior::Laplace), &laplace, bits, wide)]
+    });
+    let others = [
         (Clip::Sigmas(3.0), &normal, 4, 3.0),
         (Clip::Percentile(99.9), &normal, 8, 3.2905),
-        (Clip::Percentile(99.99), &laplace, 8, 1e4f32.ln()),
+        // The tenth largest of 100,000 magnitudes stands for the middle of its share.
+        (Clip::Percentile(99.99), &laplace, 8, (1e5f32 / 10.5).ln()),
         (Clip::Sawb, &normal, 4, 12.68 - 12.80 * 0.79788),
         (Clip::Sawb, &laplace, 3, 7.509 * 2f32.sqrt() - 6.892),
-    ] {
+    ];
+    for (clip, values, bits, expected) in analytic.chain(others) {
         let found = clip.magnitude(values, bits).unwrap();
-        assert!((found / expected - 1.0).abs() < 0.04, "{clip} at {bits} bits: {found} instead of {expected}");
+        assert!((found / expected - 1.0).abs() < 2e-3, "{clip} at {bits} bits: {found} instead of {expected}");
+    }
+    for Anchor { bits, clip, step, .. } in Density::Normal.anchors() {
+        let found = f64::from(Clip::Lp(2.0).magnitude(&normal, *bits).unwrap());
+        let best = Density::Normal.best_clip(*bits);
+        assert!((found / best - 1.0).abs() < 5e-3, "{bits} bits: {found} instead of {best}");
+        assert!((found - clip).abs() <= 0.5 * step + 5e-3 * clip, "{bits} bits: {found}, in the table {clip}");
     }
 }
 

@@ -5,7 +5,7 @@
 //! [`fewbits_graph::passes::SiluSlot`]). Factors are powers of two up to 128, so that they are codes of an 8-bit grid of step one
 //! and lose nothing. The Sigmoid's input may be coarse: beyond ±8 nothing happens.
 
-use super::{input_groups, largest_per_channel, scaled};
+use super::{Axes, largest_per_channel, scaled};
 use fewbits_graph::{Graph, Tensor, passes::SiluSlot};
 use fewbits_quant::{Range, Stats, stats::ChannelStats};
 use std::{collections::BTreeMap, sync::Arc};
@@ -28,13 +28,13 @@ pub fn silu_patches(
     for slot in slots {
         let Some(channels) = stats.0.get(&slot.tensor).and_then(|s| s.channels.as_ref()) else { continue };
         let (first, second) = (&graph.nodes[slot.first], &graph.nodes[slot.second]);
-        let Some(depthwise) = input_groups(graph, slot.second) else { continue };
-        let Some(factors) = factors(&patched, second.input(1), channels, depthwise) else { continue };
+        let (Some(written), Some(read)) = (Axes::of(graph, slot.first), Axes::of(graph, slot.second)) else { continue };
+        let Some(factors) = factors(&patched, second.input(1), channels, read) else { continue };
         let (divide, multiply) = (|c: usize| 1.0 / factors[c], |c: usize| factors[c]);
         let edits = [
-            (first.input(1), 0, &divide as &dyn Fn(usize) -> f64),
+            (first.input(1), written.written, &divide as &dyn Fn(usize) -> f64),
             (first.input(2), 0, &divide),
-            (second.input(1), usize::from(!depthwise), &multiply),
+            (second.input(1), read.read, &multiply),
             (Some(&slot.scale), 0, &multiply),
         ];
         for (name, axis, factor) in edits {
@@ -52,15 +52,18 @@ pub fn silu_patches(
 }
 
 /// Powers of two from 1 to 128 by channel; `None` if they are too alike to bother, or shapes do not fit.
-fn factors(graph: &Graph, reads: Option<&str>, channels: &ChannelStats, depthwise: bool) -> Option<Vec<f64>> {
-    let weights = largest_per_channel(graph.constant(reads?)?, usize::from(!depthwise))?;
+fn factors(graph: &Graph, reads: Option<&str>, channels: &ChannelStats, axes: Axes) -> Option<Vec<f64>> {
+    let weights = largest_per_channel(graph.constant(reads?)?, axes.read)?;
     if weights.len() != channels.min.len() {
         return None;
     }
     let reach = channels.min.iter().zip(&channels.max).map(|(lo, hi)| f64::from(hi.max((-lo).min(FLAT_BELOW))));
     let logs: Vec<Option<f64>> = reach
         .zip(&weights)
-        .map(|(a, &r)| (a > 0.0 && r > 0.0).then(|| if depthwise { a.log2() } else { 0.5 * (a / f64::from(r)).log2() }))
+        .map(|(a, &r)| {
+            let log = || if axes.depthwise { a.log2() } else { 0.5 * (a / f64::from(r)).log2() };
+            (a > 0.0 && r > 0.0).then(log)
+        })
         .collect();
     let highest = logs.iter().flatten().copied().reduce(f64::max)?;
     let power = |log: Option<f64>| log.map_or(0.0, |log| (MOST + log - highest).round().clamp(0.0, MOST));

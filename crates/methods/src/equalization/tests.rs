@@ -36,6 +36,10 @@ fn network() -> Graph {
 }
 
 fn run(graph: &Graph) -> (Vec<f32>, Stats) {
+    run_observing(graph, &["r1", "c2"])
+}
+
+fn run_observing(graph: &Graph, observed: &[&str]) -> (Vec<f32>, Stats) {
     let threads = Threads::new(1);
     let x = Tensor::f32(&[1, 2, 5, 5], (0..50).map(|i| (i as f32 * 0.9).sin()).collect());
     let mut stats = Stats::default();
@@ -43,7 +47,8 @@ fn run(graph: &Graph) -> (Vec<f32>, Stats) {
         let channels = ChannelStats::of(&t.to_f32(), t.fact.dims[1]);
         stats.0.entry(t.name.into()).or_default().channels = Some(channels);
     };
-    let mut executor = Executor::new(graph, Mode::Float, &threads).observing(["r1".to_string(), "c2".to_string()]);
+    let mut executor =
+        Executor::new(graph, Mode::Float, &threads).observing(observed.iter().map(|name| name.to_string()));
     let y = executor.run_tapped(&[x], &mut tap).unwrap();
     (y[0].as_f32().unwrap().to_vec(), stats)
 }
@@ -154,10 +159,10 @@ fn with_few_bits_channels_reach_as_far_as_is_worth_resolving() {
     stats.0.entry("x".into()).or_default().channels = Some(channels);
     let group = Group { tensors: BTreeSet::from(["x".into()]), ..Group::default() };
     // Banner et al. (2019): 5.03 widths at 4 bits.
-    for (reach, wanted) in reach(&group, &stats, 4).unwrap().into_iter().zip([2.515, 10.06, 4.0, 0.0]) {
+    for (reach, wanted) in reach(&group, &stats, 4, 4).unwrap().into_iter().zip([2.515, 10.06, 4.0, 0.0]) {
         assert!((reach - wanted).abs() <= 5e-3 * wanted, "{reach} instead of {wanted}");
     }
-    assert_eq!(reach(&group, &stats, 8).unwrap(), most);
+    assert_eq!(reach(&group, &stats, 8, 4).unwrap(), most);
     // All but one in twenty come to one level below the ceiling of 6, each from where its largest value allows.
     let reach: Vec<f32> = (1..=20).map(|i| i as f32 * 0.1).collect();
     let used: Vec<f64> = (1..=20).map(|i| if i == 1 { 0.9 } else { 0.02 * f64::from(i) }).collect();
@@ -189,4 +194,95 @@ fn tensors_with_other_readers_and_other_functions_are_left_alone() {
     tied.nodes[4].inputs[0] = "a".into();
     let found = groups(&tied);
     assert_eq!((found.len(), &found[0].writers[..], &found[0].readers[..]), (1, &[0, 2][..], &[2, 4][..]));
+}
+
+/// x [1, 2, 5, 5] → 1×1 to 4 channels of unlike ranges → Relu → pooled → Flatten → Gemm → Relu → Gemm → y, where Gemms have their weights
+/// either way and what is flattened has `places` to a channel.
+fn classifier(pool: &str, attrs: Attrs, places: usize) -> Graph {
+    let mut graph = network();
+    let node = |op: &str, attrs: Attrs, inputs: &[&str], output: &str| Node {
+        name: output.into(),
+        op: Op::from_attrs(op, &attrs).unwrap(),
+        inputs: inputs.iter().map(|s| s.to_string()).collect(),
+        outputs: vec![output.into()],
+    };
+    let ramp = |n: usize| (0..n).map(|i| ((i * 5 + 2) % 13) as f32 * 0.2 - 1.1).collect::<Vec<f32>>();
+    let constants = [
+        ("w2", Tensor::f32(&[6, 4 * places], ramp(24 * places))),
+        ("b2", Tensor::f32(&[1, 6], ramp(6))),
+        ("w3", Tensor::f32(&[6, 3], ramp(18))),
+    ];
+    graph.constants.extend(constants.map(|(name, t)| (name.into(), Arc::new(t))));
+    let transposed = Attrs::default().with("transB", Attr::Int(1));
+    graph.nodes.truncate(1);
+    graph.nodes.extend([
+        node("Relu", Attrs::default(), &["c1"], "r1"),
+        node(pool, attrs, &["r1"], "p"),
+        node("Flatten", Attrs::default(), &["p"], "f"),
+        node("Gemm", transposed, &["f", "w2", "b2"], "g"),
+        node("Relu", Attrs::default(), &["g"], "h"),
+        node("Gemm", Attrs::default(), &["h", "w3"], "y"),
+    ]);
+    graph
+}
+
+#[test]
+fn scales_go_through_pooling_and_flatten_to_matrices() {
+    let window =
+        || Attrs::default().with("kernel_shape", Attr::Ints(vec![2, 2])).with("strides", Attr::Ints(vec![2, 2]));
+    for (pool, attrs, places) in [
+        ("GlobalAveragePool", Attrs::default(), 1),
+        ("GlobalMaxPool", Attrs::default(), 1),
+        ("AveragePool", window(), 4),
+        ("MaxPool", window(), 4),
+    ] {
+        let graph = classifier(pool, attrs, places);
+        let read: Vec<_> = groups(&graph).into_iter().flat_map(|group| group.tensors).collect();
+        assert_eq!(read, ["f", "h"], "{pool}");
+        let (before, stats) = run_observing(&graph, &["f", "h"]);
+        for per_channel in [true, false] {
+            let Equalized { patches, factors } = equalize(&graph, &stats, Config { per_channel, ..Config::default() });
+            assert!(["w1", "b1", "w2", "b2", "w3"].iter().all(|name| patches.contains_key(*name)), "{pool}");
+            assert_eq!((factors["c1"].len(), factors["g"].len()), (4, 6), "{pool}");
+            let mut equalized = graph.clone();
+            equalized.constants.extend(patches);
+            let (after, equal_stats) = run_observing(&equalized, &["f", "h"]);
+            for (a, b) in before.iter().zip(&after) {
+                assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{pool}: {a} became {b}");
+            }
+            let spread = |stats: &Stats| {
+                let largest = by_channel(&stats.0["f"].channels.as_ref().unwrap().largest(), 4, f32::max).unwrap();
+                let living = || largest.iter().copied().filter(|v| *v > 0.0);
+                living().fold(0f32, f32::max) / living().fold(f32::MAX, f32::min)
+            };
+            assert!(!per_channel || spread(&equal_stats) < 0.5 * spread(&stats), "{pool}: {}", spread(&equal_stats));
+        }
+    }
+}
+
+/// A ceiling in front of pooling limits as one in front of a layer does.
+#[test]
+fn scales_below_a_ceiling_go_through_pooling() {
+    let mut graph = classifier("GlobalAveragePool", Attrs::default(), 1);
+    for (name, value) in [("least", 0.0), ("most", 6.0)] {
+        graph.constants.insert(name.into(), Arc::new(Tensor::f32(&[], vec![value])));
+    }
+    graph.nodes[1].op = Op::from_attrs("Clip", &Attrs::default()).unwrap();
+    graph.nodes[1].inputs = ["c1", "least", "most"].map(String::from).to_vec();
+    let (before, stats) = run_observing(&graph, &["r1", "f", "h"]);
+    let mut equalized = graph.clone();
+    equalized.constants.extend(equalize(&graph, &stats, Config::default()).patches);
+    assert_ne!(graph.constants["w1"], equalized.constants["w1"]);
+    let (after, equal_stats) = run_observing(&equalized, &["r1", "f", "h"]);
+    for (a, b) in before.iter().zip(&after) {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
+    }
+    let [old, new] = [&stats, &equal_stats].map(|stats| stats.0["r1"].channels.as_ref().unwrap().largest());
+    // The channel that meets the ceiling stays, none falls, and some rise.
+    assert!(old[2] == 6.0 && new[2] == 6.0 && new.iter().zip(&old).all(|(new, old)| new >= old), "{old:?} {new:?}");
+    assert!(new[0] > 2.0 * old[0], "{old:?} {new:?}");
+    // Of what is clipped unseen nothing is known.
+    let mut unseen = stats;
+    unseen.0.remove("r1");
+    assert!(!equalize(&graph, &unseen, Config::default()).patches.contains_key("w1"));
 }

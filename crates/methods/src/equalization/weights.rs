@@ -5,7 +5,7 @@
 //! layer 2: `s_c = √(p_c / r_c)` makes both alike (Nagel et al., §4.1). All groups in turn until nothing moves, which brings the layers around
 //! a depthwise one to their common geometric mean.
 
-use super::{Group, MOST, applied, input_groups, largest_of, largest_per_channel, largest_read, used};
+use super::{Axes, Group, MOST, applied, channels_of, largest_of, largest_per_channel, largest_read, used};
 use fewbits_graph::Graph;
 use fewbits_quant::Stats;
 
@@ -17,7 +17,10 @@ const NEAR: f64 = 1e-3;
 /// `s_c` for each group.
 pub(super) fn scales(graph: &Graph, groups: &[Group], stats: &Stats) -> Vec<Option<Vec<f64>>> {
     let mut patched = graph.clone();
-    let mut all: Vec<Option<Vec<f64>>> = groups.iter().map(|group| Some(vec![1.0; channels(group, stats)?])).collect();
+    let known =
+        |group: &Group| group.tensors.iter().all(|t| stats.0.get(t).is_some_and(|seen| seen.channels.is_some()));
+    let start = |group: &Group| Some(vec![1.0; channels_of(graph, group).filter(|_| known(group))?]);
+    let mut all: Vec<Option<Vec<f64>>> = groups.iter().map(start).collect();
     for _ in 0..ROUNDS {
         let mut moved = false;
         for (group, total) in groups.iter().zip(&mut all) {
@@ -45,8 +48,8 @@ pub(super) fn scales(graph: &Graph, groups: &[Group], stats: &Stats) -> Vec<Opti
 /// The scales of `group` in all that balance the weights of `graph`, which has those of `before`; `None` if the shapes do not fit.
 fn balanced(graph: &Graph, group: &Group, stats: &Stats, before: &[f64]) -> Option<Vec<f64>> {
     let written = |&writer: &usize| {
-        input_groups(graph, writer)?;
-        largest_per_channel(graph.constant(graph.nodes[writer].input(1)?)?, 0).map(relative)
+        let axis = Axes::of(graph, writer)?.written;
+        largest_per_channel(graph.constant(graph.nodes[writer].input(1)?)?, axis).map(relative)
     };
     let written = largest_of(group.writers.iter().map(written))?;
     let read = largest_read(graph, group, relative)?;
@@ -71,12 +74,6 @@ fn balanced(graph: &Graph, group: &Group, stats: &Stats, before: &[f64]) -> Opti
         None => 1.0,
     };
     Some(raw.into_iter().zip(used).map(limited).collect())
-}
-
-/// How many channels the tensors that are read have, if it is known of all.
-fn channels(group: &Group, stats: &Stats) -> Option<usize> {
-    let of = |tensor: &String| Some(stats.0.get(tensor)?.channels.as_ref()?.max.len());
-    group.tensors.iter().map(of).reduce(|a, b| if a == b { a } else { None })?
 }
 
 /// Parts of the largest.

@@ -1,17 +1,21 @@
 //! Zero points and scales of activations, adjusted one after the other by what the network's outputs say.
 //!
 //! # What it does
-//! For each activation with a grid of its own, zero points one code away and scales a little smaller and larger are tried, twice, and the best
-//! is kept if the outputs come closer to the float network's on the samples that are learned from, and do not move away on others. Codes
-//! and scale move the grid's window together: a shift clips more on one side and frees codes on the other. Zero stays a code, so that
-//! zero padding is exact.
+//! For each activation with a grid of its own, zero points a few codes away and scales a little smaller and larger are combined, twice, and
+//! the best is kept if the outputs come closer to the float network's on the samples that are learned from, and do not move away on others.
+//! Codes and scale move the grid's window together: a shift alone clips more on one side and frees codes on the other, which are worth
+//! something once the scale is smaller. Zero stays a code, so that zero padding is exact.
+//!
+//! The network judges only [`Config::judged`] of the combinations: those of least squared error of the tensor by its histogram, in which each
+//! channel counts as the weights that read it make it count, if calibration gathered that ([`fewbits_quant::importance`]).
 //!
 //! # When it helps
 //! Few-bit activations with two tails: linear bottlenecks, sums, LeakyRelu, SiLU. With one tail (behind Relu and Clip) only scales are
 //! tried, since a runtime absorbs these only at the lowest zero point.
 //!
 //! # When it fails
-//! At eight bits there is little to win. It sees one tensor at a time.
+//! At eight bits there is little to win. It sees one tensor at a time, and of that, where errors of elements make up for each other in the
+//! outputs, not what the histogram does not show.
 //!
 //! # Cost
 //! A pass over the chosen samples for each candidate of each activation and sweep. Under a deadline the last activations are left alone.
@@ -24,24 +28,30 @@
 //! network's output.
 //!
 //! # Departures
-//! Activations only: runtimes do not multiply weights with zero points in integers. What these would bring is in [`weights`].
+//! Activations only: runtimes do not multiply weights with zero points in integers. What these would bring is in [`weights`]. Joint
+//! candidates are ranked by squared error before the network sees them.
 
 pub mod weights;
 
 use crate::{Draft, Ground, Part, Progress};
 use fewbits_graph::QuantParams;
-use fewbits_quant::placement::Site;
+use fewbits_quant::{TensorStats, placement::Site, ranges::Moments};
 use std::time::Instant;
+
+/// [`Config::judged`] by default.
+const JUDGED: usize = 5;
 
 /// Which candidates are tried.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Rounds over all activations.
     pub sweeps: usize,
-    /// Codes by which zero points are moved.
+    /// Codes by which zero points are moved; if there are none, up to a quarter of the codes either way at four bits and fewer, else two.
     pub shifts: Vec<i32>,
-    /// Factors of scales.
+    /// Factors of scales, beside 1.
     pub factors: Vec<f32>,
+    /// How many candidates the network judges.
+    pub judged: usize,
     /// Part of the loss by which a candidate must be better.
     pub least_gain: f64,
     /// When no further activation is looked at.
@@ -50,7 +60,16 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { sweeps: 2, shifts: vec![-1, 1], factors: vec![0.8, 0.9, 1.1], least_gain: 1e-3, deadline: None }
+        let factors = vec![0.8, 0.9, 1.1];
+        Config { sweeps: 2, shifts: vec![], factors, judged: JUDGED, least_gain: 1e-3, deadline: None }
+    }
+}
+
+impl Config {
+    /// Codes by which zero points of `bits` bits are moved.
+    fn shifts_at(&self, bits: u8) -> Vec<i32> {
+        let most = if bits <= 4 { (1u32 << bits).div_ceil(4) as i32 } else { 2 };
+        if self.shifts.is_empty() { (-most..=most).filter(|d| *d != 0).collect() } else { self.shifts.clone() }
     }
 }
 
@@ -77,7 +96,8 @@ pub fn adjust<E>(
             }
             let Some(params) = draft.grids.params(name).cloned() else { continue };
             let mut best: Option<(f64, QuantParams)> = None;
-            for candidate in candidates(&params, site, config) {
+            let all = candidates(&params, site, config);
+            for candidate in promising(all, site, ground.stats.0.get(name), config.judged) {
                 draft.set_params(name, candidate.clone());
                 let loss = loss(draft, Part::Fit)?;
                 let least = best.as_ref().map_or(fit * (1.0 - config.least_gain), |(least, _)| *least);
@@ -117,14 +137,16 @@ fn activations<'a>(ground: Ground<'a>, draft: &Draft) -> Vec<(String, &'a Site)>
     all.filter_map(own).collect()
 }
 
-/// Grids a little away from `params` that the site allows.
+/// Grids a little away from `params` that the site allows: every factor with every shift.
 fn candidates(params: &QuantParams, site: &Site, config: &Config) -> Vec<QuantParams> {
     let Site::Activation { bounds, .. } = site else { return vec![] };
     let grid = params.grid;
-    let scaled = config.factors.iter().map(|factor| (factor * params.scale[0], params.zero_point[0]));
-    let shifted = config.shifts.iter().map(|shift| (params.scale[0], params.zero_point[0] + shift));
     let one_tail = bounds.is_some_and(|(low, _)| low >= 0.0) || params.zero_point[0] == grid.qmin();
-    let all = scaled.chain(shifted.filter(|_| !one_tail));
+    let shifts = if one_tail { vec![] } else { config.shifts_at(grid.bits) };
+    let moves = |&factor: &f32| std::iter::once(0).chain(shifts.iter().copied()).map(move |shift| (factor, shift));
+    let factors: Vec<f32> = config.factors.iter().copied().chain([1.0]).collect();
+    let moved = factors.iter().flat_map(moves).filter(|to| *to != (1.0, 0));
+    let all = moved.map(|(factor, shift)| (factor * params.scale[0], params.zero_point[0] + shift));
     let candidate = |(scale, zero_point)| QuantParams::per_tensor(grid, scale, zero_point);
     let allowed = |params: &QuantParams| {
         let ((low, high), zero) = (params.range(0), params.zero_point[0]);
@@ -132,6 +154,17 @@ fn candidates(params: &QuantParams, site: &Site, config: &Config) -> Vec<QuantPa
         inside && (grid.qmin()..=grid.qmax()).contains(&zero) && params.scale[0].is_normal()
     };
     all.map(candidate).filter(allowed).collect()
+}
+
+/// The `most` of `all` with the least expected squared error behind what alone reads the tensor; without statistics the first.
+fn promising(mut all: Vec<QuantParams>, site: &Site, stats: Option<&TensorStats>, most: usize) -> Vec<QuantParams> {
+    if let (Site::Activation { reader, .. }, Some(stats)) = (site, stats.filter(|_| all.len() > most)) {
+        let histogram = if stats.weighted.total() > 0 { &stats.weighted } else { &stats.histogram };
+        let moments = Moments::behind(stats, histogram, *reader);
+        all.sort_by_cached_key(|params| moments.mean_squared_error(params).to_bits());
+    }
+    all.truncate(most);
+    all
 }
 
 #[cfg(test)]

@@ -41,7 +41,48 @@ fn candidates_keep_to_what_a_runtime_absorbs() {
     assert_eq!(found.len(), 2, "smaller scales only: {found:?}");
     assert!(found.iter().all(|p| p.range(0).1 <= 6.0 && p.zero_point[0] == 0));
     let free = candidates(&QuantParams::per_tensor(grid, 0.1, 7), &site(None), &config);
-    assert_eq!(free.len(), 5);
+    // Four scales with nine zero points each, but where it stands.
+    assert_eq!(free.len(), 4 * 9 - 1);
+    assert_eq!(promising(free.clone(), &site(None), None, 5), free[..5]);
+    let codes = |bits| config.shifts_at(bits);
+    assert_eq!((codes(2), codes(3), codes(8)), (vec![-1, 1], vec![-2, -1, 1, 2], vec![-2, -1, 1, 2]));
     let edge = candidates(&QuantParams::per_tensor(grid, 0.1, 15), &site(None), &config);
     assert!(edge.iter().all(|p| p.zero_point[0] <= 15));
+}
+
+/// A tensor that is even up to where its window ends, dense at one end and thin at the other: a smaller scale alone clips the dense end, a
+/// shift alone clips the thin one for nothing, and both together resolve the rest better.
+#[test]
+fn a_shift_that_pays_with_a_smaller_scale_only_is_found() {
+    let mut network = testing::zoo("demo", 8, 4);
+    let two_tailed = |(name, site): &(&String, &Site)| {
+        let params = network.draft.grids.params(name);
+        let four_bits = params.is_some_and(|p| p.grid.bits == 4 && p.tensor_params().is_some());
+        four_bits && matches!(site, Site::Activation { bounds: None, .. })
+    };
+    let name = network.placement.sites.iter().find(two_tailed).unwrap().0.clone();
+    let grid = network.draft.grids.params(&name).unwrap().grid;
+    let start = QuantParams::per_tensor(grid, 1.0, grid.qmin() + 9);
+    let even = (0..3500).map(|i| -8.9 + 12.0 * i as f32 / 3500.0);
+    let values: Vec<f32> = even.chain(vec![-9.0; 400]).chain((0..10).map(|i| 3.5 + 0.25 * i as f32)).collect();
+    let mut stats = TensorStats::new();
+    stats.observe_image(&values);
+    network.stats.0.insert(name.clone(), stats);
+    network.draft.set_params(&name, start.clone());
+    let error = |params: &QuantParams| -> f64 {
+        let (scale, zero) = params.tensor_params().unwrap();
+        let code = |x: f32| ((x / scale).round_ties_even() as i32 + zero).clamp(grid.qmin(), grid.qmax());
+        values.iter().map(|x| f64::from(x - (code(*x) - zero) as f32 * scale).powi(2)).sum()
+    };
+    let loss = |draft: &Draft, _: Part| -> Result<f64, Infallible> { Ok(error(draft.grids.params(&name).unwrap())) };
+    let site = network.placement.sites[&name].clone();
+    for candidate in candidates(&start, &site, &Config::default()) {
+        let alone = candidate.scale == start.scale || candidate.zero_point == start.zero_point;
+        assert!(!alone || error(&candidate) > error(&start), "{candidate:?} helps alone");
+    }
+    let mut draft = network.draft.clone();
+    let Ok(changed) = adjust(network.ground(), &mut draft, &Config::default(), &loss, &Silent);
+    let found = draft.grids.params(&name).unwrap();
+    assert!(changed == 1 && error(found) < 0.95 * error(&start), "{found:?}");
+    assert!(found.scale[0] < 1.0 && found.zero_point[0] > start.zero_point[0], "{found:?}");
 }

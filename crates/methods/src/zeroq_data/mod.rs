@@ -27,8 +27,9 @@
 //!
 //! # Departures
 //! Distances in units of each channel, variances of the population, images that the preprocessing could have made. Groups have
-//! [`GROUP`] images and fewer for large networks. The start may be smooth, the step size falls sooner, and a group is done when it has
-//! fallen far enough; of all iterations the best counts.
+//! [`GROUP`] images and fewer for large networks, where the paper optimises 32 together. The paper's settings are 500 iterations from noise at
+//! a step size of 0.5 that falls after 100 iterations without progress; here 80 are the default, from smooth patterns, at 0.2 deviations of
+//! the pixels, and it falls after 15. A group is done when it has fallen far enough; of all iterations the best counts.
 
 mod matching;
 

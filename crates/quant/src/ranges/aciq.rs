@@ -19,11 +19,11 @@ pub enum Prior {
     Gauss,
 }
 
-/// The `α` of least expected squared error at unit width, for 1 to 16 bits: `2 ∫_α^∞ (x − α)² f(x) dx + α² / (3·4^bits)`, the error of a
+/// The `α` of least expected squared error at unit width, for 0 to 16 bits: `2 ∫_α^∞ (x − α)² f(x) dx + α² / (3·4^bits)`, the error of a
 /// distribution of density `f` clipped at `α` and rounded to `2^bits` steps. For data on one side of zero the best `α` at `M` bits is that
 /// of two sides at `M + 1`.
 pub fn optimum(prior: Prior, bits: u8) -> f64 {
-    let bits = bits.clamp(1, 16);
+    let bits = bits.min(16);
     // The slope rises from below zero to above it.
     let (mut low, mut high) = (0.0, 32.0);
     for _ in 0..60 {
@@ -58,6 +58,7 @@ pub(super) fn range(stats: &TensorStats, prior: Prior, grid: Grid) -> Range {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fewbits_testing::anchors::agrees;
     use std::f64::consts::PI;
 
     fn laplace_error(alpha: f64, bits: i32) -> f64 {
@@ -87,10 +88,8 @@ mod tests {
         if prior == Prior::Laplace { laplace_error(alpha, bits) } else { gauss_error(alpha, bits) }
     }
 
-    /// To the digits that are printed.
     fn same(found: f64, printed: &str) {
-        let digits = printed.split_once('.').map_or(0, |(_, digits)| digits.len());
-        assert_eq!(format!("{found:.digits$}"), printed);
+        assert!(agrees(found, printed), "{found} and not {printed}");
     }
 
     #[test]
@@ -105,6 +104,9 @@ mod tests {
                 assert!((least - found).abs() < 1e-5, "{prior:?}, {bits} bits");
             }
         }
+        // No bits at all, as bit allocation knows it; on one side that of a bit on two.
+        same(optimum(Prior::Laplace, 0), "1.05");
+        same(optimum(Prior::Laplace, 1), "1.863");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 use super::*;
-use crate::testing::Random;
+use crate::{stats::MAX_BINS, testing::Random};
+use fewbits_testing::anchors::{Anchor, Density, agrees, laplace};
 
 const RULES: [RangeRule; 10] = [
     RangeRule::MinMax,
@@ -104,31 +105,39 @@ fn the_range_from_samples_is_nearly_as_good_as_that_from_all_elements() {
     }
 }
 
+/// Statistics of a density itself, by its share of each bin in place of samples.
+fn integrated(density: Density, lo: i64, hi: i64) -> TensorStats {
+    let log2_width = (hi - lo).ilog2() as i32 - MAX_BINS.ilog2() as i32;
+    let width = 2f64.powi(log2_width);
+    let first = (lo as f64 / width) as i64;
+    let share = |k: i64| density.share((first + k) as f64 * width, (first + k + 1) as f64 * width);
+    let counts = (0..MAX_BINS as i64).map(|k| (share(k) * 2f64.powi(50)).round() as u64).collect();
+    let histogram = Histogram { log2_width, first, counts, zeros: 0 };
+    TensorStats { images: 1, min: lo as f32, max: hi as f32, histogram, ..TensorStats::new() }
+}
+
 #[test]
 fn mse_clips_a_normal_and_an_exponential_where_theory_says() {
-    // Quantiles stand for the distributions, so that nothing is random. Expected: clip, and least error where it is known.
-    let n = 200_000;
-    let exponential: Vec<f32> = (0..n).map(|i| -((i as f64 + 0.5) / n as f64).ln() as f32).collect();
-    let mut random = Random::new(5);
-    let normal: Vec<f32> = (0..n).map(|_| random.normal()).collect();
-    let (normal, exponential) = (observed(&normal), observed(&exponential));
     let cases = [
-        (2, 1.20, 0.1904, 3.5),
-        (3, 1.95, 0.0469, 4.8),
-        (4, 2.45, 0.0129, 6.1),
-        (5, 2.90, 0.00369, 7.35),
-        (6, 3.25, 0.00107, 8.6),
+        (Density::Normal, integrated(Density::Normal, -8, 8), Mapping::Symmetric),
+        (Density::Exponential, integrated(Density::Exponential, 0, 32), Mapping::Affine),
     ];
-    for (bits, clip, error, one_sided_clip) in cases {
-        let params = RangeRule::Mse.params(&normal, Grid::weights(bits), Mapping::Symmetric);
-        assert!((f64::from(params.range(0).1) / clip - 1.0).abs() < 0.04, "{bits} bits: {:?}", params.range(0));
-        assert!((Moments::new(&normal).mean_squared_error(&params) / error - 1.0).abs() < 0.02, "{bits} bits");
-        let params = RangeRule::Mse.params(&exponential, Grid::activations(bits), Mapping::Affine);
-        assert!(
-            (f64::from(params.range(0).1) / one_sided_clip - 1.0).abs() < 0.04,
-            "{bits} bits: {:?}",
-            params.range(0)
-        );
+    for (density, stats, mapping) in cases {
+        for &Anchor { bits, clip, step, error } in density.anchors() {
+            let what = format!("{density:?} at {bits} bits");
+            let grid = if density == Density::Normal { Grid::weights(bits) } else { Grid::activations(bits) };
+            let measured = |params: &QuantParams| Moments::new(&stats).mean_squared_error(params);
+            let scale = (clip / f64::from(grid.qmax())) as f32;
+            let printed = measured(&QuantParams::per_tensor(grid, scale, 0));
+            assert!(error.is_none_or(|error| agrees(printed, error)), "{what}: {printed}");
+            let params = RangeRule::Mse.params(&stats, grid, mapping);
+            // As near to the best as neighbouring candidates of the search are, so within a step of the table and a little.
+            let (found, best) = (f64::from(params.range(0).1), density.best_clip(bits));
+            assert!((found / best - 1.0).abs() < 0.01, "{what}: {found} and not {best}");
+            assert!((found - clip).abs() <= 0.5 * step + 0.01 * clip, "{what}: {found}, in the table {clip}");
+            let ratio = measured(&params) / density.error(best, bits);
+            assert!((ratio - 1.0).abs() < 1e-3, "{what}: {ratio}");
+        }
     }
 }
 
@@ -150,14 +159,26 @@ fn percentiles_are_those_of_the_sorted_elements() {
 }
 
 #[test]
-fn aciq_clips_near_the_best_range_of_its_own_distributions() {
-    let shapes = shapes();
+fn aciq_clips_where_the_published_tables_say() {
+    let [normal, laplace] = [Density::Normal.quantiles(200_000), laplace(200_000)].map(|values| observed(&values));
+    let alpha = |stats: &TensorStats, prior, bits| {
+        RangeRule::AciqPrior(prior).range(stats, Grid::activations(bits), Mapping::Affine).hi - stats.mean()
+    };
+    for (bits, gauss, wide) in [
+        (2, 1.711, 2.831),
+        (3, 2.152, 3.897),
+        (4, 2.559, 5.029),
+        (5, 2.936, 6.205),
+        (6, 3.287, 7.413),
+        (8, 3.924, 9.897),
+    ] {
+        for (stats, prior, expected) in [(&normal, Prior::Gauss, gauss), (&laplace, Prior::Laplace, wide)] {
+            let found = alpha(stats, prior, bits);
+            // Quantiles end early, which takes a little off the widths.
+            assert!((found / expected - 1.0).abs() < 1e-3, "{prior:?} at {bits} bits: {found} and not {expected}");
+        }
+    }
     let grid = Grid::activations(4);
-    let [normal, laplace] = [&shapes[0].1, &shapes[1].1].map(|values| observed(values));
-    let alpha =
-        |stats: &TensorStats, prior| RangeRule::AciqPrior(prior).range(stats, grid, Mapping::Affine).hi - stats.mean();
-    assert!((alpha(&normal, Prior::Gauss) - 2.559).abs() < 0.03);
-    assert!((alpha(&laplace, Prior::Laplace) - 5.029).abs() < 0.1);
     // Each prior suits its own distribution, and `aciq` picks the better one.
     for (stats, own) in [(&normal, Prior::Gauss), (&laplace, Prior::Laplace)] {
         assert_eq!(
