@@ -35,6 +35,10 @@ use std::time::Instant;
 const LONG_STEPS: usize = 2000;
 const LONG_RATE: f32 = 3e-3;
 
+/// Most steps of a block, and up to what share of the time, where time decides.
+const TIMED_ITERATIONS: usize = 2000;
+const BLOCKS_SHARE: f64 = 0.6;
+
 /// What is done at once and measured.
 pub enum Stage {
     /// Methods that share a walk.
@@ -109,7 +113,20 @@ impl Stage {
             Method::Comq => Box::new(Comq::default()),
             Method::AdaRound => Box::new(AdaRound { config: learned(AdaRound::default().config) }),
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
-            Method::QDrop => Box::new(QDrop { config: learned(QDrop::default().config) }),
+            Method::QDrop => {
+                let config = learned(QDrop::default().config);
+                // Scales of the whole network are learned in the time behind it.
+                let left = settings.time_budget.mul_f64(1.0 - BLOCKS_SHARE);
+                let config = match deadline.and_then(|deadline| deadline.checked_sub(left)) {
+                    None => config,
+                    by => reconstruction::Config {
+                        iterations: settings.iterations.unwrap_or(TIMED_ITERATIONS),
+                        deadline: by,
+                        ..config
+                    },
+                };
+                Box::new(QDrop { config })
+            }
             Method::ZeroPointWindow => shifted(Shift::Window),
             Method::ZeroPointDequant => shifted(Shift::Dequantization),
             Method::ZeroPointPhase => shifted(Shift::Phase),
@@ -175,7 +192,7 @@ pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
         Methods::List(list) if !explores => list.clone(),
         _ if !explores => vec![],
         _ if settings.policy.has_low_activations() => {
-            vec![Method::Comq, Method::BnTune, Method::E2eQp, Method::ZeroPoint]
+            vec![Method::Comq, Method::BnTune, Method::QDrop, Method::E2eQp, Method::ZeroPoint]
         }
         _ => vec![Method::Comq, Method::BnTune, Method::E2eQp],
     };

@@ -35,6 +35,8 @@ struct Rounded {
 
 pub(super) struct Learner<'a> {
     config: &'a Config,
+    /// Steps in all.
+    pub steps: usize,
     /// Samples of a batch.
     pub batch: usize,
     /// Images of a sample.
@@ -97,8 +99,6 @@ impl<'a> Learner<'a> {
         }
         let Ok(tape) = Tape::compile(part, &leaves, &whole, &tape_config) else { return Ok(None) };
         let (mut values, mut layers, mut groups) = (leaves.values.clone(), Vec::new(), Vec::new());
-        // Fewer steps must each go further.
-        let pace = (1000.0 / config.iterations.max(1) as f32).clamp(0.1, 10.0);
         for layer in &unit.layers {
             let (Some(leaf), Some(params)) = (leaves.parameter(&layer.weight), draft.grids.params(&layer.weight))
             else {
@@ -113,7 +113,7 @@ impl<'a> Learner<'a> {
             let bounds = [params.grid.qmin() as f32, params.grid.qmax() as f32];
             let (soft, start) = Soft::new(wanted, current, (0..wanted.len()).map(scale).collect(), bounds);
             values[leaf.range.clone()].copy_from_slice(&start);
-            groups.push(Group { range: leaf.range.clone(), learning_rate: 0.01 * pace, weight_decay: 0.0 });
+            groups.push(Group { range: leaf.range.clone(), learning_rate: 0.01, weight_decay: 0.0 });
             layers.push(Rounded {
                 layer: layer.clone(),
                 soft,
@@ -124,14 +124,14 @@ impl<'a> Learner<'a> {
             if let Some(bias) = layer.bias.as_ref().and_then(|name| leaves.parameter(name)) {
                 let size =
                     values[bias.range.clone()].iter().map(|b| b.abs()).sum::<f32>() / bias.range.len().max(1) as f32;
-                let learning_rate = 1e-3 * pace * size.max(1e-3);
+                let learning_rate = 1e-3 * size.max(1e-3);
                 groups.push(Group { range: bias.range.clone(), learning_rate, weight_decay: 0.0 });
             }
         }
         for name in &scales {
             if let Some(leaf) = leaves.parameter(&quantizer_leaf(name)) {
                 let range = leaf.range.start..leaf.range.start + 1;
-                let learning_rate = 1e-3 * pace * leaves.values[range.start];
+                let learning_rate = 1e-3 * leaves.values[range.start];
                 groups.push(Group { range, learning_rate, weight_decay: 0.0 });
             }
         }
@@ -139,6 +139,7 @@ impl<'a> Learner<'a> {
         let positions = |target: &Arc<Tensor>| target.dims.iter().skip(2).product::<usize>().max(1);
         Ok(Some(Learner {
             config,
+            steps: config.iterations.max(1),
             batch,
             one,
             tape,
@@ -156,8 +157,8 @@ impl<'a> Learner<'a> {
 
     /// From [`DECIDING`] of the steps on, more and more roundings are settled, those first that lean most to one side.
     pub fn settle(&mut self, step: usize) {
-        let progress = step as f64 / self.config.iterations as f64;
-        let every = (self.config.iterations / SETTLED_TIMES).max(1);
+        let progress = step as f64 / self.steps as f64;
+        let every = (self.steps / SETTLED_TIMES).max(1);
         if progress < DECIDING[0] || !step.is_multiple_of(every) {
             return;
         }
@@ -198,18 +199,21 @@ impl<'a> Learner<'a> {
         }
         let gradients: Vec<&[f32]> = self.targets.iter().map(Vec::as_slice).collect();
         self.tape.backward(&self.leaves, &inputs, &gradients, &mut self.gradients, threads);
-        let progress = step as f64 / self.config.iterations as f64;
+        let progress = step as f64 / self.steps as f64;
         let regularizer = (progress >= self.config.warm_up).then(|| {
             let share = (progress - self.config.warm_up) / (1.0 - self.config.warm_up);
             (20.0 - 18.0 * share) as f32
         });
         for layer in &self.layers {
             let range = layer.range.clone();
-            let regularizer = regularizer.map(|beta| (self.config.regularizer * weakened(layer.params.grid.bits), beta));
+            let regularizer =
+                regularizer.map(|beta| (self.config.regularizer * weakened(layer.params.grid.bits), beta));
             layer.soft.chain(regularizer, &mut self.gradients[range], threads);
         }
         let rate = LEAST_RATE + (1.0 - LEAST_RATE) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
-        self.optimizer.step(rate as f32, &mut self.values, &self.gradients, threads);
+        // Fewer steps must each go further.
+        let pace = (1000.0 / self.steps as f64).clamp(0.1, 10.0);
+        self.optimizer.step((pace * rate) as f32, &mut self.values, &self.gradients, threads);
         for name in &self.scales {
             if let Some(leaf) = self.leaves.parameter(&quantizer_leaf(name)) {
                 let scale = &mut self.values[leaf.range.start];

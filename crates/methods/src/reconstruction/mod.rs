@@ -17,10 +17,13 @@ use fewbits_graph::{
 use fewbits_train::random::Random;
 use learner::Learner;
 pub(crate) use rounding::{NUMBERS, Rounding};
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 /// Of how many samples one is held back for judging.
 const HELD_BACK: usize = 8;
+/// Steps whose time says how many there can be, and the least that are worth it.
+const TIMED_STEPS: usize = 5;
+const LEAST_STEPS: usize = 50;
 
 /// How roundings are learned.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +45,9 @@ pub struct Config {
     pub scales: bool,
     /// Start of the random numbers.
     pub seed: u64,
+    /// When the walk should be over, if that many steps would take longer: a block gets its share of the time that is left, and as many
+    /// steps as the first ones let expect.
+    pub deadline: Option<Instant>,
 }
 
 impl Default for Config {
@@ -55,6 +61,7 @@ impl Default for Config {
             mix: 0.5,
             scales: false,
             seed: 0,
+            deadline: None,
         }
     }
 }
@@ -119,10 +126,21 @@ pub fn learn(
         return Ok(());
     }
     let Some(mut learner) = Learner::new(walk, draft, unit, part, examples, config, seen.len())? else { return Ok(()) };
-    for step in 0..config.iterations {
+    let begun = Instant::now();
+    let time = config.deadline.map(|deadline| deadline.saturating_duration_since(begun).mul_f64(walk.share()));
+    let mut step = 0;
+    while step < learner.steps {
         learner.settle(step);
         let samples = (0..learner.batch).map(|i| seen[pick(config.seed, step, i, seen.len())]);
         learner.step(examples, &samples.collect::<Vec<_>>(), step, walk.threads())?;
+        step += 1;
+        if let (TIMED_STEPS, Some(time)) = (step, time) {
+            let fitting = time.as_secs_f64() / begun.elapsed().as_secs_f64() * step as f64;
+            if fitting < LEAST_STEPS as f64 {
+                return Ok(());
+            }
+            learner.steps = learner.steps.min(fitting as usize);
+        }
     }
     let learned = learner.finish(walk.ground(), draft);
     let closer = held.is_empty() || {

@@ -7,7 +7,7 @@
 mod blocks;
 mod store;
 
-use crate::{Draft, Ground, MethodError, Progress, Samples};
+use crate::{Draft, Ground, Layer, MethodError, Progress, Samples};
 pub use blocks::{Block, blocks};
 use fewbits_graph::{
     Graph, Tensor,
@@ -19,6 +19,9 @@ pub(crate) use store::Store;
 
 /// Lanes among which samples are dealt where results are added up. Results depend on it, and not on the number of threads.
 pub const LANES: usize = 4;
+
+/// Multiply-adds that take as long as to read and write an element.
+const ELEMENT: f64 = 32.0;
 
 /// Which of the two networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +91,24 @@ impl<'a> Walk<'a> {
     /// Its number, and how many there are.
     pub fn position(&self) -> (usize, usize) {
         (self.at, self.blocks.len())
+    }
+
+    /// What share of the work from here on the next block is, from 0 to 1: multiply-adds, and elements, which cost as much as [`ELEMENT`].
+    pub(crate) fn share(&self) -> f64 {
+        let work = |block: &Block| block.layers.iter().map(|layer| self.work(layer)).sum::<f64>();
+        let left: f64 = self.blocks[self.at..].iter().map(work).sum();
+        self.block().map_or(1.0, |block| work(block) / left.max(1.0))
+    }
+
+    fn work(&self, layer: &Layer) -> f64 {
+        let node = &self.ground.float.nodes[layer.node];
+        let facts = &self.ground.facts;
+        let ins: Vec<_> = node.inputs.iter().map(|name| facts.get(name)).collect();
+        let outs: Vec<_> = node.outputs.iter().filter_map(|name| facts.get(name).cloned()).collect();
+        if outs.is_empty() || ins.iter().flatten().count() < 2 {
+            return 1.0;
+        }
+        node.op.def().macs(&ins, &outs) as f64 + ELEMENT * outs[0].len() as f64
     }
 
     /// How many samples there are (runs, if the network's batch size is fixed).
