@@ -12,7 +12,7 @@
 //! Where BRECQ does. With eight-bit activations there is nothing to drop.
 //!
 //! # Cost
-//! That of BRECQ.
+//! That of BRECQ. With a deadline each block gets its share of the time, and as many steps as fit.
 //!
 //! # Config
 //! [`Config`]: `drop` is the probability.

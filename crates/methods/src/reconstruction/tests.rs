@@ -9,6 +9,7 @@ use crate::{
     walk::walk_through,
 };
 use fewbits_kernels::Threads;
+use std::time::{Duration, Instant};
 
 fn learned(network: &Network, method: &dyn BlockMethod, threads: usize) -> Draft {
     learned_within(network, method, threads, usize::MAX)
@@ -63,6 +64,22 @@ fn samples_on_disk_teach_the_same_as_samples_in_memory() {
         assert!(draft != network.draft, "{} learned something", method.name());
         assert!(draft == learned_within(&network, method, 1, 5000), "{}", method.name());
     }
+}
+
+#[test]
+fn a_deadline_cuts_the_steps_and_none_are_made_that_lead_nowhere() {
+    let network = testing::zoo("demo", 4, 4);
+    let config = |iterations, seconds| {
+        let deadline = Some(Instant::now() + Duration::from_secs(seconds));
+        Config { iterations, batch: 8, scales: true, deadline, ..Config::default() }
+    };
+    let learned = |config| learned(&network, &Brecq { config }, 2);
+    assert_eq!(learned(config(60, 0)), network.draft, "there is no time");
+    let endless = Config { deadline: None, ..config(60, 0) };
+    assert_eq!(learned(config(60, 1_000_000)), learned(endless), "there is time for all");
+    let begun = Instant::now();
+    let draft = learned(config(1_000_000_000, 3));
+    assert!(draft != network.draft && begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
 }
 
 /// Keys that differ in low bits only must not give one batch in another order.

@@ -51,3 +51,32 @@ fn every_layer_is_in_one_block() {
     let all: Vec<Layer> = blocks(&network.ground()).into_iter().flat_map(|b| b.layers).collect();
     assert_eq!(all, crate::layers(&network.graph, &network.placement));
 }
+
+#[test]
+fn no_block_ends_behind_a_depthwise_convolution() {
+    let network = testing::residual();
+    let blocks = blocks(&network.ground());
+    let groups = |layer: &Layer| match &network.graph.nodes[layer.node].op {
+        fewbits_graph::Op::Conv(conv) => conv.group,
+        _ => 1,
+    };
+    assert!(blocks.iter().any(|block| block.layers.iter().any(|layer| groups(layer) > 1)));
+    assert!(blocks.iter().all(|block| block.layers.last().is_none_or(|layer| groups(layer) == 1)), "{blocks:?}");
+}
+
+#[test]
+fn shares_of_the_work_that_is_left_fall_to_the_last_block() {
+    let network = testing::residual();
+    let samples = testing::images(2, &network.shape);
+    let threads = Threads::new(1);
+    let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
+    let (mut left, mut all) = (1.0, 0.0);
+    while walk.block().is_some() {
+        let share = walk.share();
+        assert!(share > 0.0 && share <= 1.0, "{share}");
+        all += left * share;
+        left *= 1.0 - share;
+        walk.advance(&network.draft).unwrap();
+    }
+    assert!((all - 1.0f64).abs() < 1e-9 && left.abs() < 1e-9, "{all}, {left}");
+}
