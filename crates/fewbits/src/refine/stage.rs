@@ -35,9 +35,11 @@ use std::time::Instant;
 const LONG_STEPS: usize = 2000;
 const LONG_RATE: f32 = 3e-3;
 
-/// Most steps of a block, and up to what share of the time, where time decides.
+/// Most steps of a block where time decides.
 const TIMED_ITERATIONS: usize = 2000;
-const BLOCKS_SHARE: f64 = 0.6;
+/// By what share of the time blocks are learned and zero points adjusted: scales of the whole network are learned in what is left.
+const BLOCKS_BY: f64 = 0.6;
+const ZERO_POINTS_BY: f64 = 0.75;
 
 /// What is done at once and measured.
 pub enum Stage {
@@ -98,6 +100,7 @@ impl Stage {
     /// The stage of `method`, to be over by `deadline`; `None` if it is none of its own.
     pub fn of(method: Method, settings: &Settings, deadline: Option<Instant>) -> Option<Stage> {
         let seed = settings.seed;
+        let by = |share: f64| deadline?.checked_sub(settings.time_budget.mul_f64(1.0 - share));
         let learned = |config: reconstruction::Config| {
             let iterations = settings.iterations.unwrap_or(config.iterations);
             reconstruction::Config { seed, iterations, ..config }
@@ -115,9 +118,7 @@ impl Stage {
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
             Method::QDrop => {
                 let config = learned(QDrop::default().config);
-                // Scales of the whole network are learned in the time behind it.
-                let left = settings.time_budget.mul_f64(1.0 - BLOCKS_SHARE);
-                let config = match deadline.and_then(|deadline| deadline.checked_sub(left)) {
+                let config = match by(BLOCKS_BY) {
                     None => config,
                     by => reconstruction::Config {
                         iterations: settings.iterations.unwrap_or(TIMED_ITERATIONS),
@@ -137,7 +138,7 @@ impl Stage {
             }
             Method::Lapq => return Some(Stage::Outputs(ByOutputs::Lapq(lapq::Config::default()))),
             Method::ZeroPoint => {
-                let config = zero_point::Config { deadline, ..zero_point::Config::default() };
+                let config = zero_point::Config { deadline: by(ZERO_POINTS_BY), ..zero_point::Config::default() };
                 return Some(Stage::Outputs(ByOutputs::ZeroPoint(config)));
             }
             Method::E2eQp => {
@@ -192,7 +193,7 @@ pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
         Methods::List(list) if !explores => list.clone(),
         _ if !explores => vec![],
         _ if settings.policy.has_low_activations() => {
-            vec![Method::Comq, Method::BnTune, Method::QDrop, Method::E2eQp, Method::ZeroPoint]
+            vec![Method::Comq, Method::BnTune, Method::QDrop, Method::ZeroPoint, Method::E2eQp]
         }
         _ => vec![Method::Comq, Method::BnTune, Method::E2eQp],
     };

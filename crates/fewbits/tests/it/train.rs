@@ -315,13 +315,15 @@ fn an_interrupted_run_is_not_wiped_out() {
 fn divergence_ends_with_the_tensor_and_leaves_no_model() {
     let studio = Studio::new(96, 16);
     for rate in ["1e4", "1e30"] {
-        let (model, out) = (studio.desk.path("demo.onnx"), studio.desk.path("run"));
+        // A run that diverges is not finished, and would be gone on with.
+        let run = format!("run{rate}");
+        let (model, out) = (studio.desk.path("demo.onnx"), studio.desk.path(&run));
         let recipe = [&SHORT[..], &["--learning-rate", rate, "--optimizer", "sgd"]].concat();
         let output = program(&studio.args(&model, &out, &recipe));
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{rate}: {error}");
         assert!(error.contains("` is not finite") && error.contains("\nhint: lower --learning-rate"), "{error}");
-        let files = studio.desk.names("run");
+        let files = studio.desk.names(&run);
         assert!(files.iter().all(|f| !f.ends_with("onnx") && f != "plan.json"), "{files:?}");
     }
 }

@@ -125,9 +125,12 @@ pub fn learn(
     if seen.is_empty() {
         return Ok(());
     }
-    let Some(mut learner) = Learner::new(walk, draft, unit, part, examples, config, seen.len())? else { return Ok(()) };
     let begun = Instant::now();
     let time = config.deadline.map(|deadline| deadline.saturating_duration_since(begun).mul_f64(walk.share()));
+    if time.is_some_and(|time| time.is_zero()) {
+        return Ok(());
+    }
+    let Some(mut learner) = Learner::new(walk, draft, unit, part, examples, config, seen.len())? else { return Ok(()) };
     let mut step = 0;
     while step < learner.steps {
         learner.settle(step);
