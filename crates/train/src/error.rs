@@ -117,9 +117,10 @@ impl TrainError {
             TrainError::NotDeployable { .. } => {
                 Some("evaluate it with fake quantization (`fewbits repro` does), or take lsq, lsq+ or lsq-bn".into())
             }
-            TrainError::State(_) | TrainError::Checkpoint { .. } => {
-                Some("begin anew with --overwrite in place of --resume, or in another --out folder".into())
-            }
+            TrainError::State(_) | TrainError::Checkpoint { .. } => Some(
+                "name another --out folder; `train` begins anew in this one with --overwrite in place of --resume"
+                    .into(),
+            ),
             TrainError::Quantizer(QuantizerError::ZeroPoints { .. }) => {
                 Some("take lsq, lsq+ or lsq-bn, or another --target".into())
             }

@@ -15,7 +15,7 @@ use fewbits::{
     summary::{Summary, summarize},
 };
 use fewbits_data::Dataset;
-use fewbits_methods::zeroq_data;
+use fewbits_methods::{aciq::bits::MOST_SHARED, zeroq_data};
 use fewbits_quant::{WeightRule, calibrate::Policy, target::Target};
 use std::{
     collections::BTreeSet,
@@ -91,7 +91,8 @@ pub struct PolicyArgs {
     /// How long it may take with `--method auto`, e.g. 90s or 10m; a step under way then ends with what it has
     #[arg(long, default_value = "10m", value_parser = super::duration, value_name = "TIME")]
     time_budget: Duration,
-    /// Steps for each layer or block whose rounding is learned [default: 2000 with adaround, 500 with brecq and qdrop]
+    /// Steps for each layer or block whose rounding is learned [default: 2000 with adaround, 500 with brecq and
+    /// qdrop, with auto as many as time allows up to 2000]
     #[arg(long, value_parser = super::count(), value_name = "N")]
     iterations: Option<usize>,
 }
@@ -127,7 +128,10 @@ impl PolicyArgs {
 /// Flags that the methods would not look at.
 fn check(args: &Args) -> Result<(), Error> {
     let methods = args.policy.methods();
-    let learns = [Method::AdaRound, Method::Brecq, Method::QDrop].iter().any(|method| methods.demands(*method));
+    let policy = args.policy.policy();
+    let by_time = methods.explore(&policy) && policy.has_low_activations();
+    let learns =
+        by_time || [Method::AdaRound, Method::Brecq, Method::QDrop].iter().any(|method| methods.demands(*method));
     let steps = methods.explore(&args.policy.policy()) || matches!(&methods, Methods::List(list) if !list.is_empty());
     let unused = [
         (args.policy.iterations.is_some() && !learns, "--iterations", "--method adaround, brecq or qdrop"),
@@ -137,6 +141,11 @@ fn check(args: &Args) -> Result<(), Error> {
             "--method zeroq-data",
         ),
         (args.resume && !steps, "--resume", "--method auto or a list"),
+        (
+            args.policy.shares_bits() && args.policy.weights > MOST_SHARED,
+            "--granularity channel-bits",
+            "--weights 4 or fewer",
+        ),
     ];
     match unused.iter().find(|(given, ..)| *given) {
         None => Ok(()),

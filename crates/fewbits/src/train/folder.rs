@@ -98,13 +98,17 @@ impl<'a> Folder<'a> {
     fn open(&mut self, step: usize) -> io::Result<()> {
         let [steps, epochs, scales] = [STEPS, EPOCHS, SCALES].map(|name| self.out.join(name));
         fs::create_dir_all(&self.out)?;
-        if step == 0 {
-            // An earlier run's state would not go with the new log.
-            [STATE, SCALES].iter().try_for_each(|name| remove(&self.out.join(name)))?;
+        // Files of these names in a folder that no run has been in are somebody else's.
+        let is_run = epochs.exists() || self.out.join(STATE).exists();
+        if is_run && step == 0 {
+            // An earlier run's state would not go with the new log, nor would what it made.
+            [STATE, SCALES, MODEL].iter().try_for_each(|name| remove(&self.out.join(name)))?;
         }
-        // Nor would its results, which tell besides that a run is finished.
-        Plan::remove(&self.out.join(PLAN));
-        [FLOAT, MODEL].iter().try_for_each(|name| remove(&self.out.join(name)))?;
+        if is_run {
+            // These tell besides that a run is finished.
+            Plan::remove(&self.out.join(PLAN));
+            remove(&self.out.join(FLOAT))?;
+        }
         if step == 0 {
             fs::write(&steps, "")?;
             fs::write(&epochs, format!("{EPOCHS_HEADER}\n"))?;

@@ -1,6 +1,5 @@
 //! `y = a·x + b` by channel, and how a layer takes it in: what BatchNormalizations and constants behind layers come to.
 
-use super::only_reader;
 use crate::{
     graph::Graph,
     op::{Op, Role},
@@ -90,9 +89,10 @@ pub(super) fn scaled_weight(
     Some(store(graph, name, Tensor::f32(&tensor.dims, data)))
 }
 
-/// Stores a changed constant: under its old name if one node reads it, else under a fresh one.
+/// Stores a changed constant: under its old name if it is read once, else under a fresh one.
 pub(super) fn store(graph: &mut Graph, name: &str, tensor: Tensor) -> String {
-    let target = if only_reader(graph, name).is_some() { name.to_string() } else { graph.fresh_name(name) };
+    let readings = graph.nodes.iter().flat_map(|node| &node.inputs).filter(|input| *input == name).count();
+    let target = if readings == 1 { name.to_string() } else { graph.fresh_name(name) };
     graph.constants.insert(target.clone(), Arc::new(tensor));
     target
 }

@@ -66,7 +66,7 @@ pub(super) fn by_channel(tensor: &Tensor, channels: usize, rank: usize) -> Optio
     match &values[..] {
         [value] => Some(vec![*value; channels]),
         _ => {
-            let (leading, trailing) = tensor.dims.split_at(tensor.dims.len().checked_sub(rank - 2)?);
+            let (leading, trailing) = tensor.dims.split_at(tensor.dims.len().checked_sub(rank.checked_sub(2)?)?);
             let fits = leading.last() == Some(&channels) && trailing.iter().all(|&d| d == 1);
             (fits && values.len() == channels).then_some(values)
         }
@@ -93,7 +93,7 @@ mod tests {
     use super::super::testing::Maker;
     use crate::{
         op::Op,
-        ops::{Add, Div, Mul, Relu, Sub, samples::varied},
+        ops::{Add, BatchNormalization, Div, Mul, Relu, Sub, samples::varied},
         tensor::Tensor,
     };
 
@@ -132,6 +132,21 @@ mod tests {
         let left: Vec<&str> = graph.nodes.iter().map(|n| n.op.name()).collect();
         // The last two are the slot of the output.
         assert_eq!(left, ["Conv", "Relu", "Conv", "Mul", "Add"]);
+    }
+
+    #[test]
+    fn constants_that_a_normalization_reads_twice_are_not_changed_for_both() {
+        let mut maker = Maker::default();
+        maker.conv("x", "c", [4, 3, 1, 1]);
+        maker.node(Relu {}, &["c"], "r");
+        maker.constant("ones", Tensor::f32(&[4], vec![1.0; 4]));
+        maker.constant("zeros", Tensor::f32(&[4], vec![0.0; 4]));
+        let norm = BatchNormalization { epsilon: 0.125, momentum: 0.9 };
+        maker.node(norm, &["r", "ones", "zeros", "zeros", "ones"], "n");
+        let n = chain(&mut maker, "n", &[(Mul {}.into(), [4, 1, 1], false), (Add {}.into(), [4, 1, 1], false)]);
+        maker.conv(&n, "y", [4, 4, 1, 1]);
+        // It computes the same: `prepared` holds the two together.
+        assert!(!maker.prepared("y").contains(&"BatchNormalization".to_string()));
     }
 
     #[test]

@@ -131,18 +131,19 @@ pub fn learn(
         return Ok(());
     }
     let Some(mut learner) = Learner::new(walk, draft, unit, part, examples, config, seen.len())? else { return Ok(()) };
-    let mut step = 0;
+    let (learning, mut step) = (Instant::now(), 0);
     while step < learner.steps {
         learner.settle(step);
         let samples = (0..learner.batch).map(|i| seen[pick(config.seed, step, i, seen.len())]);
         learner.step(examples, &samples.collect::<Vec<_>>(), step, walk.threads())?;
         step += 1;
         if let (TIMED_STEPS, Some(time)) = (step, time) {
-            let fitting = time.as_secs_f64() / begun.elapsed().as_secs_f64() * step as f64;
-            if fitting < LEAST_STEPS as f64 {
+            let each = learning.elapsed().as_secs_f64() / step as f64;
+            let fitting = step + (time.saturating_sub(begun.elapsed()).as_secs_f64() / each) as usize;
+            if fitting < LEAST_STEPS.min(learner.steps) {
                 return Ok(());
             }
-            learner.steps = learner.steps.min(fitting as usize);
+            learner.steps = learner.steps.min(fitting);
         }
     }
     let learned = learner.finish(walk.ground(), draft);

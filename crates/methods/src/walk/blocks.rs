@@ -66,7 +66,7 @@ pub fn blocks(ground: &Ground<'_>) -> Vec<Block> {
         let ready = match live.len() {
             0 => false,
             // A depthwise convolution and the layer behind it are halves of one.
-            1 if open.ends_depthwise(graph) => false,
+            1 if open.ends_depthwise(graph) && open.layers.len() < MANY_LAYERS => false,
             1 => open.layers.len() >= LEAST_LAYERS,
             _ => open.layers.len() >= MANY_LAYERS,
         };

@@ -18,7 +18,7 @@
 //! outputs, not what the histogram does not show.
 //!
 //! # Cost
-//! A pass over the chosen samples for each candidate of each activation and sweep. Under a deadline the last activations are left alone.
+//! A pass over the chosen samples for each of [`Config::judged`] candidates of each activation and sweep. Under a deadline the last activations are left alone.
 //!
 //! # Config
 //! [`Config`].
@@ -145,8 +145,11 @@ fn candidates(params: &QuantParams, site: &Site, config: &Config) -> Vec<QuantPa
     let shifts = if one_tail { vec![] } else { config.shifts_at(grid.bits) };
     let moves = |&factor: &f32| std::iter::once(0).chain(shifts.iter().copied()).map(move |shift| (factor, shift));
     let factors: Vec<f32> = config.factors.iter().copied().chain([1.0]).collect();
-    let moved = factors.iter().flat_map(moves).filter(|to| *to != (1.0, 0));
-    let all = moved.map(|(factor, shift)| (factor * params.scale[0], params.zero_point[0] + shift));
+    let mut moved: Vec<(f32, i32)> = factors.iter().flat_map(moves).filter(|to| *to != (1.0, 0)).collect();
+    // The nearest first; a tenth of the scale counts as much as a code.
+    let distance = |&(factor, shift): &(f32, i32)| 10.0 * (factor - 1.0).abs() + shift.abs() as f32;
+    moved.sort_by(|a, b| distance(a).total_cmp(&distance(b)));
+    let all = moved.into_iter().map(|(factor, shift)| (factor * params.scale[0], params.zero_point[0] + shift));
     let candidate = |(scale, zero_point)| QuantParams::per_tensor(grid, scale, zero_point);
     let allowed = |params: &QuantParams| {
         let ((low, high), zero) = (params.range(0), params.zero_point[0]);
@@ -156,7 +159,8 @@ fn candidates(params: &QuantParams, site: &Site, config: &Config) -> Vec<QuantPa
     all.map(candidate).filter(allowed).collect()
 }
 
-/// The `most` of `all` with the least expected squared error behind what alone reads the tensor; without statistics the first.
+/// The `most` of `all` with the least expected squared error behind what alone reads the tensor; without statistics the
+/// nearest.
 fn promising(mut all: Vec<QuantParams>, site: &Site, stats: Option<&TensorStats>, most: usize) -> Vec<QuantParams> {
     if let (Site::Activation { reader, .. }, Some(stats)) = (site, stats.filter(|_| all.len() > most)) {
         let histogram = if stats.weighted.total() > 0 { &stats.weighted } else { &stats.histogram };

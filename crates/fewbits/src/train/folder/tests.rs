@@ -85,4 +85,11 @@ fn results_of_an_earlier_run_go_when_one_begins() {
     let mut left: Vec<_> = fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
     assert_eq!(left, [EPOCHS, "notes.txt", STEPS]);
+    // What a folder holds that no run has been in is not touched.
+    let other = tempfile::tempdir().unwrap();
+    for name in [PLAN, MODEL, FLOAT] {
+        fs::write(other.path().join(name), "mine").unwrap();
+    }
+    folder(other.path(), &steps).begin(0).unwrap();
+    assert!([PLAN, MODEL, FLOAT].iter().all(|name| fs::read(other.path().join(name)).unwrap() == b"mine"));
 }
