@@ -159,6 +159,8 @@ impl Stage {
     /// with those learned from; other images do not gain by so little.
     pub fn margin_db(&self) -> f64 {
         match self {
+            // Behind blocks that were learned it has little to add, and learns the samples.
+            Stage::Whole(config) if config.steps == LONG_STEPS => 1.0,
             Stage::Whole(_) => 0.5,
             Stage::Walk(_) | Stage::Outputs(_) => 0.0,
         }
