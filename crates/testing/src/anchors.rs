@@ -121,6 +121,10 @@ impl Density {
     }
 }
 
+/// ACIQ's clips (Banner et al. 2019): bits, and the clip of a normal distribution in deviations and of Laplace's in its scale.
+pub const ACIQ: [(u8, f32, f32); 6] =
+    [(2, 1.711, 2.831), (3, 2.152, 3.897), (4, 2.559, 5.029), (5, 2.936, 6.205), (6, 3.287, 7.413), (8, 3.924, 9.897)];
+
 /// Laplace's distribution of unit mean magnitude: `count` quantiles.
 pub fn laplace(count: usize) -> Vec<f32> {
     let side = Density::Exponential.quantiles(count / 2);

@@ -1,6 +1,6 @@
 //! How a network is trained: everything that decides the result, as one value that can be written down.
 
-use crate::{loss::Objective, network::Goal, optimizer::Rule, schedule::Decay};
+use crate::{loss::Objective, network::Goal, optimizer::Rule, quantizers::Method, schedule::Decay};
 use std::{fmt, ops::Range};
 
 /// How BatchNormalization and quantized weights go together. Where weights are folded, the factors `γ/√(σ² + ε)` are constants of the
@@ -31,6 +31,16 @@ impl Fold {
         ("running", Fold::Running),
         ("merged", Fold::Merged),
     ];
+
+    /// What `method` folds with unless something else is asked for.
+    pub fn of(method: Option<Method>) -> Fold {
+        if method == Some(Method::LsqBn) { Fold::Corrected } else { Fold::None }
+    }
+
+    /// Share of the epochs after which normalizations freeze unless something else is asked for.
+    pub fn freeze_at(self) -> f64 {
+        if self.on_folded() { 0.5 } else { 1.0 }
+    }
 
     /// Whether quantizers are on folded weights while the normalization is still there.
     pub fn on_folded(self) -> bool {
@@ -95,6 +105,32 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// One phase of Nesterov's SGD along a cosine, with what its method folds with and the rate of its scales; nothing else.
+    pub fn new(phase: Phase, learning_rate: f64) -> Recipe {
+        let method = phase.goal.as_ref().map(|goal| goal.method);
+        let fold = Fold::of(method);
+        Recipe {
+            phases: vec![phase],
+            fold,
+            freeze_at: fold.freeze_at(),
+            snap_at: 0.5,
+            rule: Rule::Sgd { momentum: 0.9, nesterov: true },
+            learning_rate,
+            quantizer_rate: method.map_or(1.0, Method::quantizer_rate),
+            weight_decay: 1e-4,
+            quantizer_decay: 0.0,
+            decay: Decay::Cosine { floor: 0.0 },
+            warmup: 0.0,
+            objective: Objective::default(),
+            kure: 0.0,
+            clip_norm: 0.0,
+            accumulate: 1,
+            recompute: false,
+            average: 0.0,
+            seed: 0,
+        }
+    }
+
     /// Epochs of all phases.
     pub fn epochs(&self) -> usize {
         self.phases.iter().map(|phase| phase.epochs).sum()

@@ -12,13 +12,10 @@ use fewbits_quant::calibrate::Policy;
 use fewbits_train::{
     TrainError,
     checkpoint::Checkpoint,
-    loss::Objective,
     network::Goal,
-    optimizer::Rule,
     quantizers::{Method, Offset, Settings},
     random::Random,
-    recipe::{Fold, Phase, Recipe},
-    schedule::Decay,
+    recipe::{Phase, Recipe},
     trainer::{EpochReport, Outcome, Setup, StepReport, Watcher, train},
 };
 use std::sync::Arc;
@@ -94,28 +91,7 @@ fn goal(method: Method) -> Goal {
 
 /// As the command line has it below 8 bits.
 fn recipe(goal: Option<Goal>, epochs: usize) -> Recipe {
-    let method = goal.as_ref().map(|goal| goal.method);
-    let fold = if method == Some(Method::LsqBn) { Fold::Running } else { Fold::None };
-    Recipe {
-        phases: vec![Phase { epochs, goal }],
-        fold,
-        freeze_at: if fold.on_folded() { 0.5 } else { 1.0 },
-        snap_at: 0.5,
-        rule: Rule::Sgd { momentum: 0.9, nesterov: true },
-        learning_rate: 0.01,
-        quantizer_rate: method.map_or(1.0, Method::quantizer_rate),
-        weight_decay: 1e-4,
-        quantizer_decay: 0.0,
-        decay: Decay::Cosine { floor: 0.0 },
-        warmup: 0.0,
-        objective: Objective::default(),
-        kure: 0.0,
-        clip_norm: 0.0,
-        accumulate: 1,
-        recompute: false,
-        average: 0.0,
-        seed: 0,
-    }
+    Recipe::new(Phase { epochs, goal }, 0.01)
 }
 
 /// Keeps what it is told.

@@ -248,8 +248,7 @@ impl RecipeArgs {
         self.check_progressive(policy)?;
         let decay: Decay = parse("--schedule", &self.schedule)?;
         let fold = match &self.fold {
-            None if method == Some(Method::LsqBn) => Fold::Corrected,
-            None => Fold::None,
+            None => Fold::of(method),
             Some(name) => {
                 Fold::ALL.iter().find(|(n, _)| n == name).map(|(_, fold)| *fold).ok_or_else(|| Error::Usage {
                     what: format!("--fold {name}: no such option"),
@@ -272,7 +271,7 @@ impl RecipeArgs {
         Ok(Recipe {
             phases,
             fold,
-            freeze_at: self.freeze_at.unwrap_or(if fold.on_folded() { 0.5 } else { 1.0 }),
+            freeze_at: self.freeze_at.unwrap_or(fold.freeze_at()),
             snap_at: self.snap_at,
             rule: match self.optimizer.as_str() {
                 "adam" => Rule::Adam(moments),

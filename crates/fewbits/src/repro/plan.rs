@@ -6,12 +6,9 @@ use fewbits_data::{Augment, Dataset, RandomCrop, Sample};
 use fewbits_graph::Graph;
 use fewbits_quant::calibrate::Policy;
 use fewbits_train::{
-    loss::Objective,
     network::Goal,
-    optimizer::Rule,
     quantizers::{Method, Settings},
-    recipe::{Fold, Phase, Recipe},
-    schedule::Decay,
+    recipe::{Phase, Recipe},
 };
 use fewbits_zoo::{Options, ZooError};
 
@@ -139,27 +136,8 @@ pub fn augment(subject: &Subject, data: &Dataset) -> Augment {
 
 /// Nesterov's momentum, cosine; learning rate for batches of 128 images and in proportion for others.
 fn recipe(phase: Phase, learning_rate: f64, batch: usize, weight_decay: f64, seed: u64) -> Recipe {
-    let method = phase.goal.as_ref().map(|goal| goal.method);
-    Recipe {
-        phases: vec![phase],
-        fold: Fold::None,
-        freeze_at: 1.0,
-        snap_at: 0.9,
-        rule: Rule::Sgd { momentum: 0.9, nesterov: true },
-        learning_rate: learning_rate * batch as f64 / 128.0,
-        quantizer_rate: method.map_or(1.0, Method::quantizer_rate),
-        weight_decay,
-        quantizer_decay: 0.0,
-        decay: Decay::Cosine { floor: 0.0 },
-        warmup: 0.0,
-        objective: Objective::default(),
-        kure: 0.0,
-        clip_norm: 0.0,
-        accumulate: 1,
-        recompute: false,
-        average: 0.0,
-        seed,
-    }
+    let learning_rate = learning_rate * batch as f64 / 128.0;
+    Recipe { snap_at: 0.9, weight_decay, seed, ..Recipe::new(phase, learning_rate) }
 }
 
 /// The recipe of the float network.
@@ -181,6 +159,5 @@ pub fn row_recipe(row: &Row, effort: &Effort, images: usize, seed: u64) -> Optio
     };
     let learning_rate = if row.weights.min(row.activations) == 8 { 0.001 } else { 0.01 };
     let phase = Phase { epochs: effort.epochs, goal: Some(goal) };
-    let freeze_at = if fold.on_folded() { 0.5 } else { 1.0 };
-    Some(Recipe { fold: *fold, freeze_at, ..recipe(phase, learning_rate, effort.batch, 1e-4, seed) })
+    Some(Recipe { fold: *fold, freeze_at: fold.freeze_at(), ..recipe(phase, learning_rate, effort.batch, 1e-4, seed) })
 }

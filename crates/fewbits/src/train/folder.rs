@@ -74,10 +74,15 @@ impl<'a> Folder<'a> {
     /// Nothing is written before [`Watcher::begin`].
     pub fn new(request: &Request<'_>, progress: &'a dyn Progress) -> Self {
         let images = request.training_limit.unwrap_or(usize::MAX).min(request.training.len());
+        let steps_per_epoch = images / request.batch.max(1) / request.recipe.accumulate.max(1);
+        Self::at(request.out, request.checkpoint_every, steps_per_epoch, progress)
+    }
+
+    fn at(out: &Path, checkpoint_every: usize, steps_per_epoch: usize, progress: &'a dyn Progress) -> Self {
         Folder {
-            out: request.out.into(),
-            checkpoint_every: request.checkpoint_every,
-            steps_per_epoch: images / request.batch.max(1) / request.recipe.accumulate.max(1),
+            out: out.into(),
+            checkpoint_every,
+            steps_per_epoch,
             steps: None,
             progress,
             begun: Instant::now(),

@@ -16,15 +16,7 @@ fn laplace(count: usize) -> Vec<f32> {
 #[test]
 fn clips_of_known_distributions_are_where_theory_says() {
     let (normal, laplace) = (Density::Normal.quantiles(200_000), anchors::laplace(200_000));
-    let table = [
-        (2, 1.711, 2.831),
-        (3, 2.152, 3.897),
-        (4, 2.559, 5.029),
-        (5, 2.936, 6.205),
-        (6, 3.287, 7.413),
-        (8, 3.924, 9.897),
-    ];
-    let analytic = table.into_iter().flat_map(|(bits, gauss, wide)| {
+    let analytic = anchors::ACIQ.into_iter().flat_map(|(bits, gauss, wide)| {
         [(Clip::Aciq(Prior::Gauss), &normal, bits, gauss), (Clip::Aciq(Prior::Laplace), &laplace, bits, wide)]
     });
     let others = [

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{stats::MAX_BINS, testing::Random};
-use fewbits_testing::anchors::{Anchor, Density, agrees, laplace};
+use fewbits_testing::anchors::{ACIQ, Anchor, Density, agrees, laplace};
 
 const RULES: [RangeRule; 10] = [
     RangeRule::MinMax,
@@ -164,16 +164,9 @@ fn aciq_clips_where_the_published_tables_say() {
     let alpha = |stats: &TensorStats, prior, bits| {
         RangeRule::AciqPrior(prior).range(stats, Grid::activations(bits), Mapping::Affine).hi - stats.mean()
     };
-    for (bits, gauss, wide) in [
-        (2, 1.711, 2.831),
-        (3, 2.152, 3.897),
-        (4, 2.559, 5.029),
-        (5, 2.936, 6.205),
-        (6, 3.287, 7.413),
-        (8, 3.924, 9.897),
-    ] {
+    for (bits, gauss, wide) in ACIQ {
         for (stats, prior, expected) in [(&normal, Prior::Gauss, gauss), (&laplace, Prior::Laplace, wide)] {
-            let found = alpha(stats, prior, bits);
+            let (found, expected) = (alpha(stats, prior, bits), f64::from(expected));
             // Quantiles end early, which takes a little off the widths.
             assert!((found / expected - 1.0).abs() < 1e-3, "{prior:?} at {bits} bits: {found} and not {expected}");
         }

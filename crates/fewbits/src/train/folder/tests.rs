@@ -19,19 +19,7 @@ impl Progress for Steps {
 }
 
 fn folder<'a>(out: &Path, progress: &'a dyn Progress) -> Folder<'a> {
-    Folder {
-        out: out.into(),
-        checkpoint_every: 0,
-        steps_per_epoch: 10,
-        steps: None,
-        progress,
-        begun: Instant::now(),
-        seconds_before: 0.0,
-        first_step: 0,
-        images: 0,
-        top1: None,
-        rows: vec![],
-    }
+    Folder::at(out, 0, 10, progress)
 }
 
 fn epoch(epoch: usize) -> EpochReport {
