@@ -44,6 +44,7 @@ pub fn describe(quantized: &Quantized, settings: &Settings, samples: usize) -> s
         "range_rule": quantized.rule,
         "method": settings.methods.to_string(),
         "iterations": settings.iterations,
+        "mirrors": settings.mirrors,
         "keep_float": settings.keep_float,
         "samples": samples,
     })

@@ -12,7 +12,7 @@ use crate::{
 };
 use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
 use fewbits_kernels::Threads;
-use fewbits_methods::{BlockMethod, Draft, Ground, Samples, Walk, e2e_qp, layers, walk::walk_through};
+use fewbits_methods::{BlockMethod, Draft, Ground, Mirrored, Samples, Walk, e2e_qp, layers, walk::walk_through};
 use fewbits_quant::weights::guard_bias;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -121,7 +121,10 @@ pub fn refine(
         let mut agreed = true;
         match stage {
             Stage::Walk(methods) => {
-                let mut walk = Walk::new(ground, &runs, MEMORY, &pool)?;
+                let mirrored = Mirrored(&runs);
+                let mirrors = settings.mirrors && !source.dataset.is_prepared();
+                let samples: &dyn Samples = if mirrors { &mirrored } else { &runs };
+                let mut walk = Walk::new(ground, samples, MEMORY, &pool)?;
                 let methods: Vec<&dyn BlockMethod> = methods.iter().map(|m| &**m).collect();
                 for _ in 0..mark.blocks {
                     walk.advance(&next)?;

@@ -34,7 +34,7 @@ pub mod zeroq_data;
 pub use draft::{Draft, Ground, Layer, layers};
 pub use error::MethodError;
 pub use progress::Progress;
-pub use samples::{Part, Samples};
+pub use samples::{Mirrored, Part, Samples};
 pub use walk::{BlockMethod, Walk};
 pub use weighting::{Outputs, Weighting, classes};
 

@@ -25,6 +25,49 @@ impl Samples for Vec<Vec<Tensor>> {
     }
 }
 
+/// Runs of which the same are in reach of a method and held back, mirrored or not: methods hold back every eighth.
+const TOGETHER: usize = 8;
+
+/// Samples and their mirror images: left and right change places in every input of four dimensions. What is learned from a few hundred
+/// images does better on others if it is learned from these too.
+pub struct Mirrored<'a>(pub &'a dyn Samples);
+
+impl Mirrored<'_> {
+    /// The run that run `i` is made of, and whether it is mirrored: eight, the same mirrored, the next eight.
+    fn origin(&self, i: usize) -> (usize, bool) {
+        let (start, count) = (i / (2 * TOGETHER) * TOGETHER, self.0.count());
+        let together = TOGETHER.min(count - start);
+        let place = i - 2 * start;
+        (start + place % together, place >= together)
+    }
+}
+
+impl Samples for Mirrored<'_> {
+    fn count(&self) -> usize {
+        2 * self.0.count()
+    }
+
+    fn inputs(&self, i: usize) -> Result<Vec<Tensor>, Box<dyn Error + Send + Sync>> {
+        let (run, mirrored) = self.origin(i);
+        let mut inputs = self.0.inputs(run)?;
+        if mirrored {
+            inputs.iter_mut().for_each(|tensor| *tensor = mirror(tensor));
+        }
+        Ok(inputs)
+    }
+}
+
+/// `[N, C, H, W]` with left and right exchanged; anything else as it is.
+pub(crate) fn mirror(tensor: &Tensor) -> Tensor {
+    match (&tensor.dims[..], tensor.as_f32()) {
+        (&[.., width], Some(values)) if tensor.dims.len() == 4 => {
+            let rows = values.chunks(width.max(1));
+            Tensor::f32(&tensor.dims, rows.flat_map(|row| row.iter().rev().copied()).collect())
+        }
+        _ => tensor.clone(),
+    }
+}
+
 /// Which samples a loss is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -32,4 +75,37 @@ pub enum Part {
     Fit,
     /// Others, which have a say whether to keep it.
     Held,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sample_is_there_twice_and_held_back_twice() {
+        for count in [1, 5, 8, 11, 24] {
+            let image = |i: usize| vec![Tensor::f32(&[1, 1, 1, 2], vec![i as f32, -1.0])];
+            let samples: Vec<_> = (0..count).map(image).collect();
+            let mirrored = Mirrored(&samples);
+            let of = |i: usize| mirrored.inputs(i).unwrap()[0].as_f32().unwrap().to_vec();
+            let mut all: Vec<Vec<f32>> = (0..mirrored.count()).map(of).collect();
+            if count % TOGETHER == 0 {
+                let held = (0..2 * count).filter(|i| i % TOGETHER == TOGETHER - 1);
+                assert!(held.clone().all(|i| mirrored.origin(i).0 % TOGETHER == TOGETHER - 1));
+            }
+            all.sort_by(|a, b| a.partial_cmp(b).unwrap());
+            let mut expected: Vec<Vec<f32>> =
+                (0..count).flat_map(|i| [vec![i as f32, -1.0], vec![-1.0, i as f32]]).collect();
+            expected.sort_by(|a, b| a.partial_cmp(b).unwrap());
+            assert_eq!(all, expected);
+        }
+    }
+
+    #[test]
+    fn rows_are_turned_round() {
+        let image = Tensor::f32(&[1, 2, 2, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+        assert_eq!(mirror(&image), Tensor::f32(&[1, 2, 2, 2], vec![2.0, 1.0, 4.0, 3.0, 6.0, 5.0, 8.0, 7.0]));
+        let vector = Tensor::f32(&[1, 2], vec![1.0, 2.0]);
+        assert_eq!(mirror(&vector), vector);
+    }
 }

@@ -57,6 +57,9 @@ pub struct Args {
     /// Also write a report, one self-contained file; .md and .json are Markdown and JSON
     #[arg(long, value_name = "OUT.html")]
     report: Option<PathBuf>,
+    /// Learn from the images as they are only, not mirrored too
+    #[arg(long)]
+    no_mirror: bool,
     /// Go on where a killed run of the same command was
     #[arg(long)]
     resume: bool,
@@ -140,6 +143,7 @@ fn check(args: &Args) -> Result<(), Error> {
             "--image-iterations",
             "--method zeroq-data",
         ),
+        (args.no_mirror && !steps, "--no-mirror", "--method auto or a list"),
         (args.resume && !steps, "--resume", "--method auto or a list"),
         (
             args.policy.shares_bits() && args.policy.weights > MOST_SHARED,
@@ -175,6 +179,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         keep_float: args.keep_float.iter().cloned().collect::<BTreeSet<_>>(),
         time_budget: args.policy.time_budget,
         iterations: args.policy.iterations,
+        mirrors: !args.no_mirror,
         seed: out.global.seed,
         partial: Some(path.clone()),
         resume: args.resume,

@@ -62,6 +62,8 @@ pub struct Settings {
     pub time_budget: Duration,
     /// Steps for each layer or block whose rounding is learned, if not the method's own default.
     pub iterations: Option<usize>,
+    /// Whether methods that learn from images see them mirrored, too; prepared arrays are taken as they are.
+    pub mirrors: bool,
     /// Seed of everything random.
     pub seed: u64,
     /// The file that is made, for long steps to leave their state beside.
@@ -90,6 +92,7 @@ impl Settings {
             keep_float: BTreeSet::new(),
             time_budget: TIME_BUDGET,
             iterations: None,
+            mirrors: true,
             seed: 0,
             partial: None,
             resume: false,

@@ -37,9 +37,9 @@ const LONG_RATE: f32 = 3e-3;
 
 /// Most steps of a block where time decides.
 const TIMED_ITERATIONS: usize = 2000;
-/// By what share of the time blocks are learned and zero points adjusted: scales of the whole network are learned in what is left.
-const BLOCKS_BY: f64 = 0.6;
-const ZERO_POINTS_BY: f64 = 0.75;
+/// By what share of the time zero points are adjusted and blocks learned: scales of the whole network are learned in what is left.
+const ZERO_POINTS_BY: f64 = 0.25;
+const BLOCKS_BY: f64 = 0.8;
 
 /// What is done at once and measured.
 pub enum Stage {
@@ -195,7 +195,7 @@ pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
         Methods::List(list) if !explores => list.clone(),
         _ if !explores => vec![],
         _ if settings.policy.has_low_activations() => {
-            vec![Method::Comq, Method::BnTune, Method::QDrop, Method::ZeroPoint, Method::E2eQp]
+            vec![Method::Comq, Method::BnTune, Method::ZeroPoint, Method::QDrop, Method::E2eQp]
         }
         _ => vec![Method::Comq, Method::BnTune, Method::E2eQp],
     };

@@ -22,7 +22,7 @@
 //! Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction" (ICLR 2021), §3.2-3.3.
 //!
 //! # Departures
-//! Squared error in place of the Fisher-weighted one; hundreds of steps at a higher rate in place of 20,000, of batches of 16 in place of
+//! Squared error, with less of it at positions with far larger activations, in place of the Fisher-weighted one; images mirrored, too; hundreds of steps at a higher rate in place of 20,000, of batches of 16 in place of
 //! 32; biases and scales of activations are learned in the same steps, not after the roundings.
 //!
 //! Half of the elements of the block's input, drawn anew in each step, are the float network's ([`Config::mix`] = 0.5, as QDrop has it); in

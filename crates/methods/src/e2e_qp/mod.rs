@@ -29,7 +29,8 @@
 
 use crate::{
     Draft, Ground, Layer, MethodError, Outputs, Progress, Samples, Weighting, layers,
-    reconstruction::{Rounding, pick},
+    reconstruction::{Rounding, outliers, pick},
+    samples::mirror,
     walk::blocks,
 };
 use fewbits_graph::{
@@ -160,11 +161,8 @@ fn varied(samples: &dyn Samples, seed: u64, number: usize) -> Result<Vec<Tensor>
     let share = if draw(2, 2) == 0 { 1.0 } else { 0.5 + draw(3, 500) as f32 / 1000.0 };
     for (i, (own, other)) in own.iter_mut().zip(&other).enumerate() {
         let (Some(a), Some(b)) = (own.as_f32(), other.as_f32()) else { continue };
-        let mut mixed: Vec<f32> = a.iter().zip(b).map(|(a, b)| share * a + (1.0 - share) * b).collect();
-        if let ([_, _, _, width], 0) = (&own.dims[..], draw(4 + i, 2)) {
-            mixed.chunks_exact_mut((*width).max(1)).for_each(<[f32]>::reverse);
-        }
-        *own = Tensor::f32(&own.dims, mixed);
+        let mixed = Tensor::f32(&own.dims, a.iter().zip(b).map(|(a, b)| share * a + (1.0 - share) * b).collect());
+        *own = if draw(4 + i, 2) == 0 { mirror(&mixed) } else { mixed };
     }
     Ok(own)
 }
@@ -182,6 +180,8 @@ struct Scaled {
 
 struct Tuner {
     batch: usize,
+    /// Of the network; what the tape puts out behind them are features.
+    outputs: usize,
     tape: Tape,
     leaves: Leaves,
     /// The leaves' values as they were.
@@ -265,6 +265,7 @@ impl Tuner {
         let count = learned.len();
         Ok(Some(Tuner {
             batch,
+            outputs: ground.float.outputs.len(),
             tape,
             start: leaves.values.clone(),
             gradients: vec![0.0; leaves.values.len()],
@@ -312,8 +313,14 @@ impl Tuner {
         self.tape.forward(&mut self.leaves, &inputs, threads);
         let gradient = |o: usize| {
             let (weighting, counts) = &weights[o];
-            let mut gradient = weighting.gradient(self.tape.output(o), &wanted(o));
+            let wanted = wanted(o);
+            let mut gradient = weighting.gradient(self.tape.output(o), &wanted);
             gradient.iter_mut().for_each(|g| *g *= counts);
+            if o >= self.outputs {
+                let one = &batch[0].1[o];
+                let image = one.dims.iter().skip(1).product();
+                outliers::damp(&mut gradient, &wanted, image, outliers::positions(one));
+            }
             gradient
         };
         let outputs: Vec<Vec<f32>> = threads.map(weights.len(), gradient);

@@ -1,6 +1,6 @@
 //! The steps: a unit on the tape, soft roundings in place of its weights, and the batches it learns from.
 
-use super::{Config, Examples, NUMBERS, Rounding, Unit, soft::Soft};
+use super::{Config, Examples, NUMBERS, Rounding, Unit, outliers, soft::Soft};
 use crate::{Draft, Ground, Layer, MethodError, Walk, walk::Side};
 use fewbits_graph::{
     Graph, QuantParams, Tensor,
@@ -14,8 +14,6 @@ use fewbits_train::{
 };
 use std::{ops::Range, sync::Arc};
 
-/// Elements of a task.
-const PART: usize = 1 << 13;
 /// Shares of the steps between which roundings are settled.
 const DECIDING: [f64; 2] = [0.3, 0.9];
 /// To what share of itself the rate falls, along a cosine.
@@ -136,7 +134,6 @@ impl<'a> Learner<'a> {
             }
         }
         let count = values.len();
-        let positions = |target: &Arc<Tensor>| target.dims.iter().skip(2).product::<usize>().max(1);
         Ok(Some(Learner {
             config,
             steps: config.iterations.max(1),
@@ -149,7 +146,7 @@ impl<'a> Learner<'a> {
             leaves,
             layers,
             scales,
-            positions: examples.targets(0)?.iter().map(positions).collect(),
+            positions: examples.targets(0)?.iter().map(|target| outliers::positions(target)).collect(),
             inputs: vec![],
             targets: vec![],
         }))
@@ -193,8 +190,13 @@ impl<'a> Learner<'a> {
         // Targets turn into gradients.
         for (i, target) in self.targets.iter_mut().enumerate() {
             let factor = 2.0 / (self.batch * self.one * self.positions[i]) as f32;
-            threads.each(target.chunks_mut(PART).zip(self.tape.output(i).chunks(PART)), |(target, output)| {
-                target.iter_mut().zip(output).for_each(|(b, a)| *b = factor * (a - *b));
+            let (image, positions) = ((target.len() / (self.batch * self.one)).max(1), self.positions[i]);
+            threads.each(target.chunks_mut(image).zip(self.tape.output(i).chunks(image)), |(target, output)| {
+                let influence = outliers::influence(target, positions);
+                for (target, output) in target.chunks_mut(positions).zip(output.chunks(positions)) {
+                    let pairs = target.iter_mut().zip(output).zip(&influence);
+                    pairs.for_each(|((b, a), counts)| *b = factor * counts * (a - *b));
+                }
             });
         }
         let gradients: Vec<&[f32]> = self.targets.iter().map(Vec::as_slice).collect();

@@ -2,10 +2,11 @@
 //!
 //! What enters: a unit (a part of the walk's block), the draft, and for every sample what the quantized network gives the unit and what
 //! the float network makes of it. What leaves: weights on their grids, biases, and scales of activations of fewer than eight bits. The
-//! loss is `‖output − target‖²` per position plus AdaRound's regulariser `λ Σ (1 − |2h − 1|^β)`, `β` falling from 20 to 2 after a
+//! loss is `‖output − target‖²` per position, where outliers count less (`outliers.rs`), plus AdaRound's regulariser `λ Σ (1 − |2h − 1|^β)`, `β` falling from 20 to 2 after a
 //! warm-up. A unit is changed only if samples that were held back come closer.
 
 mod learner;
+pub(crate) mod outliers;
 mod rounding;
 mod soft;
 
@@ -182,8 +183,7 @@ fn error_on(
         let inputs = examples.inputs(Side::Quantized, sample)?.into_iter().map(Arc::unwrap_or_clone);
         let outputs = executor.run(&inputs.collect::<Vec<_>>())?;
         for (output, target) in outputs.iter().zip(examples.targets(sample)?) {
-            let pairs = output.as_f32().into_iter().flatten().zip(target.as_f32().into_iter().flatten());
-            sum += pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+            sum += outliers::squared_error(output, &target);
         }
     }
     Ok(sum)

@@ -7,7 +7,9 @@
 //! something once the scale is smaller. Zero stays a code, so that zero padding is exact.
 //!
 //! The network judges only [`Config::judged`] of the combinations: those of least squared error of the tensor by its histogram, in which each
-//! channel counts as the weights that read it make it count, if calibration gathered that ([`fewbits_quant::importance`]).
+//! channel counts as the weights that read it make it count, if calibration gathered that ([`fewbits_quant::importance`]). Activations of
+//! fewer than eight bits are clipped more and more besides, by [`Config::narrower`], as long as the outputs come closer: where few elements
+//! are very large, they are most of the squared error, and to the network they are few elements.
 //!
 //! # When it helps
 //! Few-bit activations with two tails: linear bottlenecks, sums, LeakyRelu, SiLU. With one tail (behind Relu and Clip) only scales are
@@ -50,8 +52,10 @@ pub struct Config {
     pub shifts: Vec<i32>,
     /// Factors of scales, beside 1.
     pub factors: Vec<f32>,
-    /// How many candidates the network judges.
+    /// How many of these the network judges.
     pub judged: usize,
+    /// Factor by which scales of few bits are made smaller again and again, down to its third power; 1: not at all.
+    pub narrower: f32,
     /// Part of the loss by which a candidate must be better.
     pub least_gain: f64,
     /// When no further activation is looked at.
@@ -61,11 +65,25 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let factors = vec![0.8, 0.9, 1.1];
-        Config { sweeps: 2, shifts: vec![], factors, judged: JUDGED, least_gain: 1e-3, deadline: None }
+        let narrower = 0.6;
+        Config { sweeps: 2, shifts: vec![], factors, judged: JUDGED, narrower, least_gain: 1e-3, deadline: None }
     }
 }
 
+/// Powers of [`Config::narrower`].
+const POWERS: i32 = 3;
+
 impl Config {
+    /// `params` clipped more and more.
+    fn clipped(&self, params: &QuantParams) -> impl Iterator<Item = QuantParams> {
+        let powers = if self.narrower < 1.0 && params.grid.bits < 8 { POWERS } else { 0 };
+        let (params, factor) = (params.clone(), self.narrower);
+        (1..=powers).map(move |power| QuantParams {
+            scale: params.scale.iter().map(|scale| scale * factor.powi(power)).collect(),
+            ..params.clone()
+        })
+    }
+
     /// Codes by which zero points of `bits` bits are moved.
     fn shifts_at(&self, bits: u8) -> Vec<i32> {
         let most = if bits <= 4 { (1u32 << bits).div_ceil(4) as i32 } else { 2 };
@@ -96,14 +114,24 @@ pub fn adjust<E>(
             }
             let Some(params) = draft.grids.params(name).cloned() else { continue };
             let mut best: Option<(f64, QuantParams)> = None;
-            let all = candidates(&params, site, config);
-            for candidate in promising(all, site, ground.stats.0.get(name), config.judged) {
+            let mut judge = |candidate: QuantParams| {
                 draft.set_params(name, candidate.clone());
                 let loss = loss(draft, Part::Fit)?;
                 let least = best.as_ref().map_or(fit * (1.0 - config.least_gain), |(least, _)| *least);
-                if loss < least {
+                let better = loss < least;
+                if better {
                     best = Some((loss, candidate));
                 }
+                Ok(better)
+            };
+            for candidate in config.clipped(&params) {
+                if !judge(candidate)? {
+                    break;
+                }
+            }
+            for candidate in promising(candidates(&params, site, config), site, ground.stats.0.get(name), config.judged)
+            {
+                judge(candidate)?;
             }
             draft.set_params(name, params.clone());
             if let Some((loss_fit, candidate)) = best {
