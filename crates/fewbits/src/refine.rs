@@ -78,7 +78,8 @@ pub fn refine(
         return Ok(quantized);
     }
     let (seen, held) = split(source, Model::fixed_batch(&quantized.float).unwrap_or(1));
-    let references = float_outputs(&quantized.float, &held, threads, progress)?;
+    // Where equalization clips what is hardly ever seen, the rescaled network is not quite the same.
+    let references = float_outputs(&quantized.prepared, &held, threads, progress)?;
     let closeness =
         |draft: &Draft| output_sqnr(&draft.graph, Mode::Integer(&draft.grids), &held, &references, threads, progress);
     let Quantized { prepared, float, placement, stats, .. } = &quantized;

@@ -7,7 +7,7 @@ use super::{
     output_sqnr,
 };
 use crate::{
-    Error, Model,
+    Error,
     methods::Method,
     observe::{Observation, observe},
     progress::Progress,
@@ -31,9 +31,8 @@ use std::{collections::BTreeMap, time::Instant};
 /// What changed weights must gain to be taken before broken roundings are repaired: weights as they were trained lead to better ones. With
 /// activations of few bits, those are what breaks.
 const RESHAPING_GAIN_BEFORE_REPAIR_DB: f64 = 3.0;
-/// Samples from which weights are reshaped, and of these those on which that is judged. Largest values take many to be seen.
-pub(super) const RESHAPING_SAMPLES: usize = 128;
-const JUDGED_SAMPLES: usize = 16;
+/// Samples from which weights are reshaped, and on which that is judged.
+pub(super) const RESHAPING_SAMPLES: usize = 16;
 /// Places from which an output counts as spatial.
 const MANY_PLACES: usize = 64;
 
@@ -48,7 +47,7 @@ pub struct Reshaped {
     pub(super) steps: Vec<Step>,
 }
 
-/// Output scaling, and equalization and absorption of biases where they bring the quantized outputs closer on the first of `source`.
+/// Output scaling, and equalization and absorption of biases where they bring the quantized outputs closer on `source`.
 pub(super) fn reshape(
     prepared: &Graph,
     facts: &BTreeMap<String, Fact>,
@@ -74,14 +73,11 @@ pub(super) fn reshape(
         return Ok(best);
     }
     let none = BTreeMap::new();
-    let few = source.indices[..JUDGED_SAMPLES.min(source.indices.len())].to_vec();
-    let judged = &Source { indices: few, ..*source };
-    let runs = judged.indices.len().div_ceil(Model::fixed_batch(prepared).unwrap_or(1));
-    let Observation { stats, references } = observe(prepared, tensors, source, &none, runs, threads, progress)?;
+    let Observation { stats, references } = observe(prepared, tensors, source, &none, usize::MAX, threads, progress)?;
     let sqnr = |reshaped: &Reshaped| -> Result<f64, Error> {
         let (graph, placement) = placed(prepared, &reshaped.patches, settings);
         let observed = observed_tensors(&graph, &placement);
-        let seen = observe(&graph, observed, judged, &none, 0, threads, progress)?;
+        let seen = observe(&graph, observed, source, &none, 0, threads, progress)?;
         let rule = RangeRule::Percentile(99.99);
         let quick = Policy { weight_rule: WeightRule::MinMax, ..settings.judged_policy() };
         let weights = calibrate::weights(&graph, &placement, &quick)?;
@@ -96,7 +92,7 @@ pub(super) fn reshape(
             means: &BTreeMap::new(),
         };
         let choice = choose(&basis, settings, rule)?;
-        output_sqnr(&graph, Mode::Integer(&choice.grids), judged, &references, threads, progress)
+        output_sqnr(&graph, Mode::Integer(&choice.grids), source, &references, threads, progress)
     };
     let is_repaired = settings.judged_policy() != settings.policy;
     let gain =

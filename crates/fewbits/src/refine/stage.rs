@@ -37,9 +37,8 @@ const LONG_RATE: f32 = 3e-3;
 
 /// Most steps of a block where time decides.
 const TIMED_ITERATIONS: usize = 2000;
-/// By what share of the time zero points are adjusted and blocks learned: scales of the whole network are learned in what is left.
-const ZERO_POINTS_BY: f64 = 0.25;
-const BLOCKS_BY: f64 = 0.8;
+/// By what share of the time blocks are learned: zero points are adjusted in what is left.
+const BLOCKS_BY: f64 = 0.9;
 
 /// What is done at once and measured.
 pub enum Stage {
@@ -105,6 +104,14 @@ impl Stage {
             let iterations = settings.iterations.unwrap_or(config.iterations);
             reconstruction::Config { seed, iterations, ..config }
         };
+        // With a deadline, as many steps as fit.
+        let timed = |config: reconstruction::Config| match by(BLOCKS_BY) {
+            None => learned(config),
+            by => {
+                let iterations = settings.iterations.unwrap_or(TIMED_ITERATIONS);
+                reconstruction::Config { seed, iterations, deadline: by, ..config }
+            }
+        };
         let shifted = |shift| -> Box<dyn BlockMethod> {
             Box::new(WeightShift::new(shift, settings.methods.demands(Method::BiasCorrection)))
         };
@@ -116,18 +123,7 @@ impl Stage {
             Method::Comq => Box::new(Comq::default()),
             Method::AdaRound => Box::new(AdaRound { config: learned(AdaRound::default().config) }),
             Method::Brecq => Box::new(Brecq { config: learned(Brecq::default().config) }),
-            Method::QDrop => {
-                let config = learned(QDrop::default().config);
-                let config = match by(BLOCKS_BY) {
-                    None => config,
-                    by => reconstruction::Config {
-                        iterations: settings.iterations.unwrap_or(TIMED_ITERATIONS),
-                        deadline: by,
-                        ..config
-                    },
-                };
-                Box::new(QDrop { config })
-            }
+            Method::QDrop => Box::new(QDrop { config: timed(QDrop::default().config) }),
             Method::ZeroPointWindow => shifted(Shift::Window),
             Method::ZeroPointDequant => shifted(Shift::Dequantization),
             Method::ZeroPointPhase => shifted(Shift::Phase),
@@ -138,7 +134,7 @@ impl Stage {
             }
             Method::Lapq => return Some(Stage::Outputs(ByOutputs::Lapq(lapq::Config::default()))),
             Method::ZeroPoint => {
-                let config = zero_point::Config { deadline: by(ZERO_POINTS_BY), ..zero_point::Config::default() };
+                let config = zero_point::Config { deadline, ..zero_point::Config::default() };
                 return Some(Stage::Outputs(ByOutputs::ZeroPoint(config)));
             }
             Method::E2eQp => {
@@ -159,8 +155,6 @@ impl Stage {
     /// with those learned from; other images do not gain by so little.
     pub fn margin_db(&self) -> f64 {
         match self {
-            // Behind blocks that were learned it has little to add, and learns the samples.
-            Stage::Whole(config) if config.steps == LONG_STEPS => 1.0,
             Stage::Whole(_) => 0.5,
             Stage::Walk(_) | Stage::Outputs(_) => 0.0,
         }
@@ -195,7 +189,7 @@ pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
         Methods::List(list) if !explores => list.clone(),
         _ if !explores => vec![],
         _ if settings.policy.has_low_activations() => {
-            vec![Method::Comq, Method::BnTune, Method::ZeroPoint, Method::QDrop, Method::E2eQp]
+            vec![Method::Comq, Method::BnTune, Method::QDrop, Method::ZeroPoint]
         }
         _ => vec![Method::Comq, Method::BnTune, Method::E2eQp],
     };

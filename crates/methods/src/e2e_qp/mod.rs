@@ -4,7 +4,7 @@
 //! With all codes fixed, the scale of each weight (of each output channel, if there are several), each bias and each activation's scale
 //! is learned by gradients, so that the outputs come close to the float network's: for classifiers the Kullback-Leibler divergence of the
 //! classes, else the squared error by channel in units of the channel's variance. No labels are needed. What every block puts out should come
-//! close too: some hundred samples say little by a class each, and much by all of their features.
+//! close too, far larger positions less so: some hundred samples say little by a class each, and much by all of their features.
 //!
 //! # When it helps
 //! Behind methods that work layer by layer or block by block: errors that add up from block to block, gains and means that drift, are

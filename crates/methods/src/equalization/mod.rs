@@ -14,10 +14,11 @@
 //! `½α · E[x²]/E|x|` with ACIQ's optimal clipping `α` for Laplace's distribution. `E[x²]/E|x|` is twice its width, however many elements a Relu
 //! has set to zero.
 //!
-//! Clip 0…m (ReLU6) does not scale, but a channel that stays below `m` does not meet it. With `u_c` the channel's largest value over `m`, and
-//! a margin, `s_c` between `u_c` and 1 leaves what was seen as it is. Channels are brought to a level `l` that almost all can reach: `s_c =
+//! Clip 0…m (ReLU6) does not scale, but a channel that stays below `m` does not meet it. With `u_c` the channel's reach over `m`, and
+//! a margin, `s_c` between `u_c` and 1 leaves what was seen as it is, as far as it is worth resolving: where activations have few bits, what
+//! lies far beyond would not survive their rounding either. Channels are brought to a level `l` that almost all can reach: `s_c =
 //! a_c/l` in front of depthwise layers, `√(a_c/l · max r / r_c)` in front of dense ones, within these limits, 1 where a channel reaches `m`.
-//! The Clip then limits each small channel near the largest value that it showed.
+//! The Clip then limits each small channel near its reach.
 //!
 //! Where a weight tensor has one scale for all channels, the weights of layer 1 matter instead of the activation: see `weights`.
 //!
@@ -27,7 +28,7 @@
 //! # When it fails
 //! Behind other functions that do not scale, and where something else than a layer reads: these are left alone. SiLU has a way of
 //! its own, [`silu_patches`]. In front of Clip, a channel that no sample drove is left alone (with one scale for all, it counts as free of the
-//! ceiling); one that samples drove less than other images do is clipped, from 1.25 times the largest value seen.
+//! ceiling); one that samples drove less than other images do is clipped, from 1.25 times its reach.
 //!
 //! # Cost
 //! Extremes and moments of channels over a few samples; one multiplication per weight.
@@ -64,7 +65,7 @@ use std::{
 
 /// Largest factor between two channels' scales, either way from their middle: smaller ranges are noise.
 const MOST: f64 = 256.0;
-/// Largest values in front of a Clip are taken to be this many times what was seen.
+/// The reach in front of a Clip is taken to be this many times what was seen.
 const MARGIN: f64 = 1.25;
 
 /// Share of the channels below a Clip that may fall short of the level of the others.
@@ -277,14 +278,14 @@ fn applied(graph: &Graph, group: &Group, scales: &[f64]) -> Option<Vec<(String, 
 
 /// `s_c`, with geometric mean one where there is no ceiling; `None` if there is nothing to equalize or the shapes do not fit.
 fn scales(graph: &Graph, group: &Group, stats: &Stats, bits: u8) -> Option<Vec<f64>> {
-    let reach = reach(group, stats, bits, channels_of(graph, group)?)?;
+    let reach = reach(group.tensors.iter(), stats, bits, channels_of(graph, group)?)?;
     let weight = largest_read(graph, group, |largest| largest)?;
     if weight.len() != reach.len() {
         return None;
     }
     let depthwise = group.readers.iter().all(|&reader| Axes::of(graph, reader).is_some_and(|axes| axes.depthwise));
     if !group.ceilings.is_empty() {
-        return below_ceilings(&reach, &used(group, stats, weight.len())?, &weight, depthwise);
+        return below_ceilings(&reach, &used(group, stats, bits, weight.len())?, &weight, depthwise);
     }
     let raw = |(&a, &r): (&f32, &f32)| match (f64::from(a), f64::from(r)) {
         (a, r) if !(a > 0.0 && r > 0.0 && a.is_finite()) => None,
@@ -299,8 +300,8 @@ fn scales(graph: &Graph, group: &Group, stats: &Stats, bits: u8) -> Option<Vec<f
     (known.len() > 1).then(|| raw.into_iter().map(limit).collect())
 }
 
-/// `a_c`, in the tensors that are read.
-fn reach(group: &Group, stats: &Stats, bits: u8, channels: usize) -> Option<Vec<f32>> {
+/// `a_c`, the largest of `tensors`.
+fn reach<'a>(tensors: impl Iterator<Item = &'a String>, stats: &Stats, bits: u8, channels: usize) -> Option<Vec<f32>> {
     let alpha = 0.5 * optimum(Prior::Laplace, bits);
     let of = |seen: &ChannelStats| -> Option<Vec<f32>> {
         let [squares, magnitudes] =
@@ -311,7 +312,7 @@ fn reach(group: &Group, stats: &Stats, bits: u8, channels: usize) -> Option<Vec<
         let worth = worth.map(|(squares, magnitudes)| if bits < 8 { alpha * squares / magnitudes } else { f64::MAX });
         Some(largest.into_iter().zip(worth).map(|(largest, worth)| largest.min(worth as f32)).collect())
     };
-    largest_of(group.tensors.iter().map(|tensor| of(stats.0.get(tensor)?.channels.as_ref()?)))
+    largest_of(tensors.map(|tensor| of(stats.0.get(tensor)?.channels.as_ref()?)))
 }
 
 /// Largest weight on each channel among the readers, each layer's put through `unit`.
@@ -354,13 +355,13 @@ fn below_ceilings(reach: &[f32], used: &[f64], weight: &[f32], depthwise: bool) 
     scales.iter().any(|s| *s < 1.0).then_some(scales)
 }
 
-/// `u_c`: what each channel uses of the room below the ceiling.
-fn used(group: &Group, stats: &Stats, channels: usize) -> Option<Vec<f64>> {
+/// `u_c`: what each channel uses of the room below the ceiling, as far as it is worth resolving.
+fn used(group: &Group, stats: &Stats, bits: u8, channels: usize) -> Option<Vec<f64>> {
     let mut used = vec![0f64; channels];
     for (tensor, ceiling) in &group.ceilings {
-        let largest = by_channel(&stats.0.get(tensor)?.channels.as_ref()?.largest(), channels, f32::max)?;
-        let of = |l: f32| MARGIN * f64::from(l) / f64::from(*ceiling);
-        used.iter_mut().zip(largest).for_each(|(u, l)| *u = u.max(of(l)));
+        let reach = reach(std::iter::once(tensor), stats, bits, channels)?;
+        let of = |a: f32| MARGIN * f64::from(a) / f64::from(*ceiling);
+        used.iter_mut().zip(reach).for_each(|(u, a)| *u = u.max(of(a)));
     }
     Some(used)
 }

@@ -157,12 +157,18 @@ fn with_few_bits_channels_reach_as_far_as_is_worth_resolving() {
     };
     let mut stats = Stats::default();
     stats.0.entry("x".into()).or_default().channels = Some(channels);
-    let group = Group { tensors: BTreeSet::from(["x".into()]), ..Group::default() };
+    let x = ["x".to_string()];
     // Banner et al. (2019): 5.03 widths at 4 bits.
-    for (reach, wanted) in reach(&group, &stats, 4, 4).unwrap().into_iter().zip([2.515, 10.06, 4.0, 0.0]) {
+    for (reach, wanted) in reach(x.iter(), &stats, 4, 4).unwrap().into_iter().zip([2.515, 10.06, 4.0, 0.0]) {
         assert!((reach - wanted).abs() <= 5e-3 * wanted, "{reach} instead of {wanted}");
     }
-    assert_eq!(reach(&group, &stats, 8, 4).unwrap(), most);
+    assert_eq!(reach(x.iter(), &stats, 8, 4).unwrap(), most);
+    // So much of the room below a ceiling they use.
+    let group = Group { ceilings: BTreeMap::from([("x".into(), 100.0)]), ..Group::default() };
+    for (bits, wanted) in [(8, 0.5), (4, 0.02515)] {
+        let used = used(&group, &stats, bits, 4).unwrap()[0];
+        assert!((used / (MARGIN * wanted) - 1.0).abs() < 5e-3, "{bits} bits: {used}");
+    }
     // All but one in twenty come to one level below the ceiling of 6, each from where its largest value allows.
     let reach: Vec<f32> = (1..=20).map(|i| i as f32 * 0.1).collect();
     let used: Vec<f64> = (1..=20).map(|i| if i == 1 { 0.9 } else { 0.02 * f64::from(i) }).collect();

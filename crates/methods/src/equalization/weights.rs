@@ -64,7 +64,7 @@ fn balanced(graph: &Graph, group: &Group, stats: &Stats, before: &[f64]) -> Opti
     if group.ceilings.is_empty() {
         return Some(raw.into_iter().map(free).collect());
     }
-    let used = used(group, stats, before.len())?;
+    let used = used(group, stats, 8, before.len())?;
     let met = raw.iter().zip(&used).filter(|(_, u)| **u > 0.0);
     let most = met.filter_map(|(s, _)| *s).fold(0.0, f64::max);
     let limited = |(s, u): (Option<f64>, f64)| match s {
