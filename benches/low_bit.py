@@ -5,7 +5,7 @@
         --flags "--preprocess imagenet --resize 0" --rows "8/8 none" "4/8 none" "4/8 auto" "8/8 comq --granularity tensor"
 
 A row is WEIGHTS/ACTIVATIONS METHOD, and further flags of `fewbits quantize`. Rows are added to the CSV: model, float top-1 (or AP), the row,
-top-1 (or AP), size, seconds, and the command. Needs `cargo build --release`.
+top-1 (or AP), size, seconds, further flags, and the steps that were kept. Needs `cargo build --release`.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder, open(args.out, "a", newline="") as file:
         rows = csv.writer(file)
         if fresh:
-            rows.writerow(["model", "float", "weights", "activations", "method", "score", "packed_bytes", "seconds", "flags"])
+            rows.writerow(["model", "float", "weights", "activations", "method", "score", "packed_bytes", "seconds", "flags", "kept"])
         for row in args.rows:
             bits, method, *more = shlex.split(row)
             weights, activations = bits.split("/")
@@ -55,7 +55,8 @@ def main():
             asked = ["--weights", weights, "--activations", activations, "--method", method, *more]
             made = program(args.fewbits, ["quantize", args.model, "--calib", args.calib, *flags, *calib_flags, *asked, "-o", out])
             found = [name, f"{base:.2f}", weights, activations, method, f"{score(out):.2f}", made["size_bytes"]["packed"]]
-            rows.writerow([*found, f"{made['seconds']:.1f}", " ".join(more)])
+            kept = " ".join(step["methods"] for step in made["steps"] if step["kept"])
+            rows.writerow([*found, f"{made['seconds']:.1f}", " ".join(more), kept])
             file.flush()
             print(*found)
 
