@@ -135,7 +135,7 @@ fn check(args: &Args) -> Result<(), Error> {
     let by_time = methods.explore(&policy) && policy.has_low_activations();
     let learns =
         by_time || [Method::AdaRound, Method::Brecq, Method::QDrop].iter().any(|method| methods.demands(*method));
-    let steps = methods.explore(&args.policy.policy()) || matches!(&methods, Methods::List(list) if !list.is_empty());
+    let steps = methods.explore(&policy) || matches!(&methods, Methods::List(list) if !list.is_empty());
     let unused = [
         (args.policy.iterations.is_some() && !learns, "--iterations", "--method adaround, brecq or qdrop"),
         (

@@ -1,5 +1,5 @@
 //! Weights and biases changed so that the float network stays as it is and the quantized one comes closer: output scaling, equalization,
-//! absorption of biases.
+//! absorption of biases. (Where activations have few bits, equalization lets a Clip take what is not worth resolving.)
 
 use super::{
     Basis, choose,

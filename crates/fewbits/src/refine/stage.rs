@@ -99,18 +99,15 @@ impl Stage {
     /// The stage of `method`, to be over by `deadline`; `None` if it is none of its own.
     pub fn of(method: Method, settings: &Settings, deadline: Option<Instant>) -> Option<Stage> {
         let seed = settings.seed;
-        let by = |share: f64| deadline?.checked_sub(settings.time_budget.mul_f64(1.0 - share));
         let learned = |config: reconstruction::Config| {
             let iterations = settings.iterations.unwrap_or(config.iterations);
             reconstruction::Config { seed, iterations, ..config }
         };
         // With a deadline, as many steps as fit.
-        let timed = |config: reconstruction::Config| match by(BLOCKS_BY) {
-            None => learned(config),
-            by => {
-                let iterations = settings.iterations.unwrap_or(TIMED_ITERATIONS);
-                reconstruction::Config { seed, iterations, deadline: by, ..config }
-            }
+        let timed = |config: reconstruction::Config| {
+            let deadline = deadline.and_then(|end| end.checked_sub(settings.time_budget.mul_f64(1.0 - BLOCKS_BY)));
+            let iterations = if deadline.is_some() { TIMED_ITERATIONS } else { config.iterations };
+            learned(reconstruction::Config { iterations, deadline, ..config })
         };
         let shifted = |shift| -> Box<dyn BlockMethod> {
             Box::new(WeightShift::new(shift, settings.methods.demands(Method::BiasCorrection)))

@@ -20,8 +20,8 @@
 //! Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (ICML 2020), equations 20-25.
 //!
 //! # Departures
-//! Biases are learned too, images mirrored, too; positions with far larger outputs count less. Layers see windows of their outputs (of 8 by 8 positions, four of each sample) in place of whole ones. It begins
-//! at the codes that the draft has. Thousands of steps at a higher rate in place of 10,000, of batches of 16 in place of 32.
+//! Biases are learned too; positions with far larger outputs count less. Layers see windows of their outputs (of 8 by 8 positions, four of
+//! each sample) in place of whole ones. It begins at the codes that the draft has. Thousands of steps at a higher rate in place of 10,000, of batches of 16 in place of 32.
 //!
 //! Half of the elements of the layer's input, drawn anew in each step, are the float network's ([`Config::mix`] = 0.5, as QDrop has it); in
 //! the paper all are the quantized network's. The push of roundings towards 0 and 1 has the paper's factor `λ = 0.01`, but they are settled

@@ -22,8 +22,8 @@
 //! Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction" (ICLR 2021), §3.2-3.3.
 //!
 //! # Departures
-//! Squared error, with less of it at positions with far larger activations, in place of the Fisher-weighted one; images mirrored, too; hundreds of steps at a higher rate in place of 20,000, of batches of 16 in place of
-//! 32; biases and scales of activations are learned in the same steps, not after the roundings.
+//! Squared error, with less of it at positions with far larger activations, in place of the Fisher-weighted one; hundreds of steps at a
+//! higher rate in place of 20,000, of batches of 16 in place of 32; biases and scales of activations are learned in the same steps, not after the roundings.
 //!
 //! Half of the elements of the block's input, drawn anew in each step, are the float network's ([`Config::mix`] = 0.5, as QDrop has it); in
 //! the paper all are the quantized network's. `λ` is 0.01 for every network (the authors take 0.1 for MobileNetV2). Roundings are settled for

@@ -60,6 +60,9 @@ mod tests {
         assert_eq!(influence(&[9.0, 0.1, -3.0], 1), [1.0], "a vector is one position");
         let target = Tensor::f32(&[2, 2, 4], [image(13.0), image(1.0)].concat());
         let output = Tensor::f32(&[2, 2, 4], [image(15.0), image(3.0)].concat());
+        let mut values = vec![1.0; 16];
+        damp(&mut values, target.as_f32().unwrap(), 8, 4);
+        assert!((values.iter().sum::<f32>() - 2.0 * 36.0 / 169.0 - 14.0).abs() < 1e-5, "{values:?}");
         assert!((squared_error(&output, &target) - 4.0 * (36.0 / 169.0 + 1.0)).abs() < 1e-5);
     }
 }

@@ -86,3 +86,33 @@ fn a_shift_that_pays_with_a_smaller_scale_only_is_found() {
     assert!(changed == 1 && error(found) < 0.95 * error(&start), "{found:?}");
     assert!(found.scale[0] < 1.0 && found.zero_point[0] > start.zero_point[0], "{found:?}");
 }
+
+/// Where a few elements are very large, the least squared error asks for a scale far too large.
+#[test]
+fn activations_of_few_bits_are_clipped_as_far_as_it_helps() {
+    let network = testing::zoo("demo", 8, 4);
+    let samples = testing::images(24, &network.shape);
+    let params = |draft: &Draft, name: &String| draft.grids.params(name).cloned();
+    let four_bits = |name: &&String| {
+        params(&network.draft, name).is_some_and(|p| p.grid.bits == 4 && p.tensor_params().is_some())
+            && matches!(network.placement.sites[*name], Site::Activation { .. })
+    };
+    let name = network.placement.sites.keys().find(four_bits).unwrap();
+    let mut draft = network.draft.clone();
+    let mut coarse = params(&draft, name).unwrap();
+    coarse.scale[0] *= 4.0;
+    draft.set_params(name, coarse.clone());
+    let loss = |draft: &Draft, half: Part| -> Result<f64, Infallible> {
+        let samples = if half == Part::Fit { &samples[..16] } else { &samples[16..] };
+        Ok(testing::damage(&network, draft, samples))
+    };
+    let config = Config { sweeps: 1, judged: 0, ..Config::default() };
+    let mut left = draft.clone();
+    let Ok(_) = adjust(network.ground(), &mut left, &Config { narrower: 1.0, ..config.clone() }, &loss, &Silent);
+    assert_eq!(left, draft);
+    let Ok(_) = adjust(network.ground(), &mut draft, &config, &loss, &Silent);
+    let factor = params(&draft, name).unwrap().scale[0] / coarse.scale[0];
+    assert!((0.2..0.4).contains(&factor), "{factor}");
+    let eight = QuantParams::per_tensor(fewbits_graph::Grid::activations(8), 0.1, 0);
+    assert_eq!(config.clipped(&eight).count(), 0);
+}

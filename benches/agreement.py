@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""How close quantized classifiers are to the float one, in ONNX Runtime: top-1, agreement of top-1, SQNR of the outputs, and KL of the classes.
+
+    python benches/agreement.py FLOAT.onnx QUANTIZED.onnx... --data LIST.csv --crop 224
+
+LIST.csv has the columns `file` (beside it) and `class_index`; images are cropped in the centre and normalized with ImageNet's means and
+deviations. Top-1 of a few hundred images says little: one image of 650 is 0.15 points. Needs numpy, onnxruntime and pillow.
+"""
+
+import argparse
+import csv
+import os
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def image(path, crop):
+    pixels = Image.open(path).convert("RGB")
+    left, top = (round((side - crop) / 2) for side in pixels.size)
+    pixels = np.asarray(pixels.crop((left, top, left + crop, top + crop)), np.float32) / 255
+    return ((pixels - MEAN) / DEVIATION).transpose(2, 0, 1).astype(np.float32)
+
+
+def outputs(model, images):
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: image[None]})[0] for image in images]).astype(np.float64)
+
+
+def log_softmax(scores):
+    scores = scores - scores.max(1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(1, keepdims=True))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("float")
+    parser.add_argument("quantized", nargs="+")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--crop", type=int, default=224)
+    args = parser.parse_args()
+    with open(args.data, newline="") as file:
+        rows = list(csv.DictReader(file))
+    images = [image(os.path.join(os.path.dirname(args.data), row["file"]), args.crop) for row in rows]
+    labels = np.array([int(row["class_index"]) for row in rows])
+    wanted = outputs(args.float, images)
+    print("model,top1,agreement,sqnr_db,kl")
+    for model in args.quantized:
+        found = outputs(model, images)
+        top1, agreement = (100 * np.mean(found.argmax(1) == right) for right in (labels, wanted.argmax(1)))
+        sqnr = 10 * np.log10((wanted**2).sum() / ((found - wanted) ** 2).sum())
+        kl = (np.exp(log_softmax(wanted)) * (log_softmax(wanted) - log_softmax(found))).sum(1).mean()
+        print(f"{os.path.basename(model)},{top1:.2f},{agreement:.2f},{sqnr:.2f},{kl:.3f}")
+
+
+if __name__ == "__main__":
+    main()
