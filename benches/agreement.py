@@ -4,7 +4,7 @@
     python benches/agreement.py FLOAT.onnx QUANTIZED.onnx... --data LIST.csv --crop 224
 
 LIST.csv has the columns `file` (beside it) and `class_index`; images are cropped in the centre and normalized with ImageNet's means and
-deviations. Top-1 of a few hundred images says little: one image of 650 is 0.15 points. Needs numpy, onnxruntime and pillow.
+deviations, or as TensorFlow's models want them (`--preprocess tf`). Top-1 of a few hundred images says little: one image of 650 is 0.15 points. Needs numpy, onnxruntime and pillow.
 """
 
 import argparse
@@ -15,14 +15,15 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+PRESETS = {"imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), "tf": ([0.5] * 3, [0.5] * 3)}
 
 
-def image(path, crop):
+def image(path, crop, preset):
+    mean, deviation = PRESETS[preset]
     pixels = Image.open(path).convert("RGB")
     left, top = (round((side - crop) / 2) for side in pixels.size)
     pixels = np.asarray(pixels.crop((left, top, left + crop, top + crop)), np.float32) / 255
-    return ((pixels - MEAN) / DEVIATION).transpose(2, 0, 1).astype(np.float32)
+    return ((pixels - mean) / deviation).transpose(2, 0, 1).astype(np.float32)
 
 
 def outputs(model, images):
@@ -42,10 +43,11 @@ def main():
     parser.add_argument("quantized", nargs="+")
     parser.add_argument("--data", required=True)
     parser.add_argument("--crop", type=int, default=224)
+    parser.add_argument("--preprocess", choices=PRESETS, default="imagenet")
     args = parser.parse_args()
     with open(args.data, newline="") as file:
         rows = list(csv.DictReader(file))
-    images = [image(os.path.join(os.path.dirname(args.data), row["file"]), args.crop) for row in rows]
+    images = [image(os.path.join(os.path.dirname(args.data), row["file"]), args.crop, args.preprocess) for row in rows]
     labels = np.array([int(row["class_index"]) for row in rows])
     wanted = outputs(args.float, images)
     print("model,top1,agreement,sqnr_db,kl")

@@ -4,7 +4,7 @@
 use super::{
     Basis, choose,
     layout::{observed_tensors, patched, placed},
-    output_sqnr,
+    output_sqnr, source_means,
 };
 use crate::{
     Error,
@@ -81,7 +81,8 @@ pub(super) fn reshape(
         let rule = RangeRule::Percentile(99.99);
         let quick = Policy { weight_rule: WeightRule::MinMax, ..settings.judged_policy() };
         let weights = calibrate::weights(&graph, &placement, &quick)?;
-        // Without means there is no bias correction, and the comparison is of ranges alone.
+        // What bias correction mends is no reason for or against.
+        let means = source_means(&graph, &seen.stats, &reshaped.normals, settings);
         let basis = Basis {
             graph: &graph,
             placement: &placement,
@@ -89,9 +90,10 @@ pub(super) fn reshape(
             stats: &seen.stats,
             ranges: &reshaped.ranges,
             weights: &weights,
-            means: &BTreeMap::new(),
+            means: &means,
         };
         let choice = choose(&basis, settings, rule)?;
+        let graph = patched(&graph, &choice.biases);
         output_sqnr(&graph, Mode::Integer(&choice.grids), source, &references, threads, progress)
     };
     let is_repaired = settings.judged_policy() != settings.policy;

@@ -39,6 +39,8 @@ const LONG_RATE: f32 = 3e-3;
 const TIMED_ITERATIONS: usize = 2000;
 /// By what share of the time blocks are learned: zero points are adjusted in what is left.
 const BLOCKS_BY: f64 = 0.9;
+/// By what share of it scales for whole weights are searched, which codes are then chosen for.
+const SCALES_BY: f64 = 0.4;
 
 /// What is done at once and measured.
 pub enum Stage {
@@ -103,9 +105,10 @@ impl Stage {
             let iterations = settings.iterations.unwrap_or(config.iterations);
             reconstruction::Config { seed, iterations, ..config }
         };
+        let by = |share: f64| deadline.and_then(|end| end.checked_sub(settings.time_budget.mul_f64(1.0 - share)));
         // With a deadline, as many steps as fit.
         let timed = |config: reconstruction::Config| {
-            let deadline = deadline.and_then(|end| end.checked_sub(settings.time_budget.mul_f64(1.0 - BLOCKS_BY)));
+            let deadline = by(BLOCKS_BY);
             let iterations = if deadline.is_some() { TIMED_ITERATIONS } else { config.iterations };
             learned(reconstruction::Config { iterations, deadline, ..config })
         };
@@ -129,7 +132,10 @@ impl Stage {
             Method::MixedClippingNetwork => {
                 return Some(Stage::Outputs(ByOutputs::MixedClipping(MixedClipping::default())));
             }
-            Method::Lapq => return Some(Stage::Outputs(ByOutputs::Lapq(lapq::Config::default()))),
+            Method::Lapq => {
+                let config = lapq::Config { deadline: by(SCALES_BY), ..lapq::Config::default() };
+                return Some(Stage::Outputs(ByOutputs::Lapq(config)));
+            }
             Method::ZeroPoint => {
                 let config = zero_point::Config { deadline, ..zero_point::Config::default() };
                 return Some(Stage::Outputs(ByOutputs::ZeroPoint(config)));
@@ -188,6 +194,8 @@ pub fn stages(settings: &Settings, deadline: Option<Instant>) -> Vec<Stage> {
         _ if settings.policy.has_low_activations() => {
             vec![Method::Comq, Method::BnTune, Method::QDrop, Method::ZeroPoint]
         }
+        // COMQ keeps the scale where all channels share one.
+        _ if !settings.policy.per_channel => vec![Method::Lapq, Method::Comq, Method::BnTune, Method::E2eQp],
         _ => vec![Method::Comq, Method::BnTune, Method::E2eQp],
     };
     let mut stages: Vec<Stage> = Vec::new();

@@ -20,7 +20,8 @@
 //! a_c/l` in front of depthwise layers, `√(a_c/l · max r / r_c)` in front of dense ones, within these limits, 1 where a channel reaches `m`.
 //! The Clip then limits each small channel near its reach.
 //!
-//! Where a weight tensor has one scale for all channels, the weights of layer 1 matter instead of the activation: see `weights`.
+//! Where a weight tensor has one scale for all channels, the weights of layer 1 matter instead of the activation: see `weights`. There a
+//! channel that stays below `m` may also become smaller.
 //!
 //! # When it helps
 //! Networks without BatchNormalization-friendly ranges: channels of one tensor that differ by a factor of ten or more.

@@ -141,6 +141,24 @@ fn channels_below_a_ceiling_are_raised_to_it() {
 }
 
 #[test]
+fn with_one_scale_what_stays_below_a_ceiling_may_become_smaller() {
+    let mut graph = clipped();
+    // Channel 1 counts for little behind the Clip.
+    for (name, axis) in [("w2", 0), ("w3", 1)] {
+        let faint = scaled(&graph.constants[name], axis, 4, &|c| if c == 1 { 0.01 } else { 1.0 }).unwrap();
+        graph.constants.insert(name.into(), Arc::new(faint));
+    }
+    let (before, stats) = run(&graph);
+    let Equalized { patches, factors } = equalize(&graph, &stats, Config { per_channel: false, ..Config::default() });
+    assert!(factors["c1"][1] < 0.7 && factors["c1"][2] == 1.0 && factors["c1"][0] > 2.0, "{:?}", factors["c1"]);
+    let mut equalized = graph.clone();
+    equalized.constants.extend(patches);
+    for (a, b) in before.iter().zip(run(&equalized).0) {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
+    }
+}
+
+#[test]
 fn with_few_bits_channels_reach_as_far_as_is_worth_resolving() {
     // A Relu has let through shares of an exponential distribution, of densities e^(-x/b)/b.
     let (widths, shares, most) = ([0.5, 2.0, 2.0, 0.0], [1.0, 1.0, 0.1, 0.0], [50.0, 200.0, 4.0, 0.0]);

@@ -5,7 +5,7 @@
 //! layer 2: `s_c = √(p_c / r_c)` makes both alike (Nagel et al., §4.1). All groups in turn until nothing moves, which brings the layers around
 //! a depthwise one to their common geometric mean.
 
-use super::{Axes, Group, MOST, applied, channels_of, largest_of, largest_per_channel, largest_read, used};
+use super::{Axes, Group, MARGIN, MOST, applied, channels_of, largest_of, largest_per_channel, largest_read, used};
 use fewbits_graph::Graph;
 use fewbits_quant::Stats;
 
@@ -64,15 +64,14 @@ fn balanced(graph: &Graph, group: &Group, stats: &Stats, before: &[f64]) -> Opti
     if group.ceilings.is_empty() {
         return Some(raw.into_iter().map(free).collect());
     }
-    let used = used(group, stats, 8, before.len())?;
-    let met = raw.iter().zip(&used).filter(|(_, u)| **u > 0.0);
-    let most = met.filter_map(|(s, _)| *s).fold(0.0, f64::max);
-    let limited = |(s, u): (Option<f64>, f64)| match s {
+    let limited = |(s, used): (Option<f64>, f64)| {
+        let least = used.clamp(1.0 / MOST, 1.0);
+        // What stays below the ceiling does so when made smaller.
+        let most = if used < MARGIN { MOST } else { 1.0 };
         // A channel that stays at zero does not meet the ceiling.
-        _ if u == 0.0 => free(s),
-        Some(s) => (s / most).clamp(u.clamp(1.0 / MOST, 1.0), 1.0),
-        None => 1.0,
+        if used == 0.0 { free(s) } else { s.map_or(1.0, |s| s.clamp(least, most)) }
     };
+    let used = used(group, stats, 8, before.len())?;
     Some(raw.into_iter().zip(used).map(limited).collect())
 }
 

@@ -34,6 +34,7 @@ use crate::{
 };
 use fewbits_kernels::Threads;
 pub use powell::Powell;
+use std::time::Instant;
 
 /// How scales are searched.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,11 +45,13 @@ pub struct Config {
     pub count: usize,
     /// The search over logarithms of factors.
     pub powell: Powell,
+    /// When the search ends; layers that it has not come to keep the best `p`.
+    pub deadline: Option<Instant>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { powers: [2.0, 4.0], count: 10, powell: Powell { sweeps: 1, step: 0.1 } }
+        Config { powers: [2.0, 4.0], count: 10, powell: Powell { sweeps: 1, step: 0.1 }, deadline: None }
     }
 }
 
@@ -94,7 +97,8 @@ pub fn tune<E>(
         start.iter().zip(factors).map(|(scales, factor)| scales.iter().map(|s| s * factor).collect()).collect()
     };
     let mut logarithms = vec![0.0; weights.len()];
-    config.powell.minimise(&mut |at| measured(&scaled(at)), &mut logarithms, value)?;
+    let is_over = || config.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+    config.powell.minimise(&mut |at| measured(&scaled(at)), &mut logarithms, value, &is_over)?;
     let result = with(&scaled(&logarithms));
     progress.end();
     let kept = loss(&result, Part::Held)? <= loss(draft, Part::Held)?;

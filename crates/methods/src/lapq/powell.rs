@@ -14,7 +14,8 @@ pub struct Powell {
 }
 
 impl Powell {
-    /// Moves `place`, where `f` is `value`, to a lower one, and returns the value there. `f` is called three times for each line.
+    /// Moves `place`, where `f` is `value`, to a lower one, and returns the value there. `f` is called three times for each line; once `is_over`,
+    /// no further line is searched.
     ///
     /// # Errors
     /// Those of `f`.
@@ -23,6 +24,7 @@ impl Powell {
         f: &mut dyn FnMut(&[f64]) -> Result<f64, E>,
         place: &mut Vec<f64>,
         mut value: f64,
+        is_over: &dyn Fn() -> bool,
     ) -> Result<f64, E> {
         let count = place.len();
         let unit = |axis: usize| (0..count).map(|i| f64::from(i == axis)).collect();
@@ -32,6 +34,9 @@ impl Powell {
             let (start, before) = (place.clone(), value);
             let mut most = (0.0, 0);
             for (i, line) in lines.iter().enumerate() {
+                if is_over() {
+                    return Ok(value);
+                }
                 let lower = search(f, place, value, line, step)?;
                 if value - lower > most.0 {
                     most = (value - lower, i);
@@ -89,12 +94,12 @@ fn along(place: &[f64], line: &[f64], distance: f64) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::convert::Infallible;
+    use std::{cell::Cell, convert::Infallible};
 
     fn minimum(f: impl Fn(&[f64]) -> f64, start: &[f64], powell: Powell) -> Vec<f64> {
         let mut place = start.to_vec();
         let mut calls = |x: &[f64]| Ok::<f64, Infallible>(f(x));
-        let Ok(value) = powell.minimise(&mut calls, &mut place, f(start));
+        let Ok(value) = powell.minimise(&mut calls, &mut place, f(start), &|| false);
         assert_eq!(value, f(&place));
         place
     }
@@ -115,6 +120,18 @@ mod tests {
         let found = minimum(f, &[-1.2, 1.0], Powell { sweeps: 20, step: 0.5 });
         let expected = 0.5 * 2f64.ln();
         assert!(found.iter().all(|x| (x - expected).abs() < 1e-4), "{found:?}");
+    }
+
+    #[test]
+    fn what_is_over_moves_no_further() {
+        let calls = Cell::new(0);
+        let mut f = |x: &[f64]| {
+            calls.set(calls.get() + 1);
+            Ok::<f64, Infallible>(x.iter().map(|x| x * x).sum())
+        };
+        let mut place = vec![1.0; 3];
+        let Ok(value) = Powell { sweeps: 9, step: 0.5 }.minimise(&mut f, &mut place, 3.0, &|| calls.get() >= 3);
+        assert_eq!((place, value, calls.get()), (vec![0.0, 1.0, 1.0], 2.0, 3));
     }
 
     #[test]
