@@ -11,7 +11,7 @@ use crate::{
     methods::Method,
     observe::{Observation, observe},
     progress::Progress,
-    quantize::{Patches, Settings},
+    quantize::{Patches, Ranges, Settings},
     refine::Step,
     stream::Source,
 };
@@ -25,6 +25,7 @@ use fewbits_methods::{bias_absorption, equalization, expectation::Normals, outpu
 use fewbits_quant::{
     Range, RangeRule, Stats, WeightRule,
     calibrate::{self, Policy},
+    importance,
 };
 use std::{collections::BTreeMap, time::Instant};
 
@@ -33,6 +34,8 @@ use std::{collections::BTreeMap, time::Instant};
 const RESHAPING_GAIN_BEFORE_REPAIR_DB: f64 = 3.0;
 /// Samples from which weights are reshaped, and on which that is judged.
 pub(super) const RESHAPING_SAMPLES: usize = 16;
+/// Of these range rules the best decides, where ranges are chosen later.
+const JUDGED_BY: [RangeRule; 3] = [RangeRule::MinMax, RangeRule::Mse, RangeRule::MeanMinMax];
 /// Places from which an output counts as spatial.
 const MANY_PLACES: usize = 64;
 
@@ -62,8 +65,7 @@ pub(super) fn reshape(
     let outputs = spatial_outputs(prepared, facts);
     let (groups, silus) = (equalization::groups(prepared), passes::silu_slots(prepared));
     let seams = bias_absorption::seams(prepared, facts);
-    let between =
-        groups.iter().flat_map(|g| g.tensors.iter().chain(g.ceilings.keys())).chain(silus.iter().map(|s| &s.tensor));
+    let between = groups.iter().flat_map(equalization::Group::observed).chain(silus.iter().map(|s| &s.tensor));
     let written = seams.iter().map(|seam| &seam.tensor).filter(|_| absorbs);
     let tensors: Vec<String> = match equalizes {
         true => outputs.iter().map(|s| &s.tensor).chain(between).chain(written).cloned().collect(),
@@ -74,11 +76,16 @@ pub(super) fn reshape(
     }
     let none = BTreeMap::new();
     let Observation { stats, references } = observe(prepared, tensors, source, &none, usize::MAX, threads, progress)?;
+    let rules = match settings.ranges {
+        Ranges::Auto => JUDGED_BY.to_vec(),
+        Ranges::Rule(rule) => vec![rule],
+    };
     let sqnr = |reshaped: &Reshaped| -> Result<f64, Error> {
         let (graph, placement) = placed(prepared, &reshaped.patches, settings);
         let observed = observed_tensors(&graph, &placement);
-        let seen = observe(&graph, observed, source, &none, 0, threads, progress)?;
-        let rule = RangeRule::Percentile(99.99);
+        let weighted =
+            if rules.contains(&RangeRule::OutputMse) { importance::weights(&graph, facts) } else { none.clone() };
+        let seen = observe(&graph, observed, source, &weighted, 0, threads, progress)?;
         let quick = Policy { weight_rule: WeightRule::MinMax, ..settings.judged_policy() };
         let weights = calibrate::weights(&graph, &placement, &quick)?;
         // What bias correction mends is no reason for or against.
@@ -92,20 +99,26 @@ pub(super) fn reshape(
             weights: &weights,
             means: &means,
         };
-        let choice = choose(&basis, settings, rule)?;
-        let graph = patched(&graph, &choice.biases);
-        output_sqnr(&graph, Mode::Integer(&choice.grids), source, &references, threads, progress)
+        let by = |&rule: &RangeRule| {
+            let choice = choose(&basis, settings, rule)?;
+            let mode = Mode::Integer(&choice.grids);
+            output_sqnr(&patched(&graph, &choice.biases), mode, source, &references, threads, progress)
+        };
+        rules.iter().map(by).try_fold(f64::NEG_INFINITY, |best, db| Ok(best.max(db?)))
     };
     let is_repaired = settings.judged_policy() != settings.policy;
     let gain =
         if is_repaired && !settings.policy.has_low_activations() { RESHAPING_GAIN_BEFORE_REPAIR_DB } else { 0.0 };
-    let better = |name: &str, demanded: bool, old: Reshaped, new: Reshaped| -> Result<Reshaped, Error> {
+    let mut best_db = None;
+    let mut better = |name: &str, demanded: bool, old: Reshaped, new: Reshaped| -> Result<Reshaped, Error> {
         if new == old {
             return Ok(old);
         }
         let begun = Instant::now();
-        let (before_db, after_db) = (sqnr(&old)?, sqnr(&new)?);
+        let before_db = best_db.map_or_else(|| sqnr(&old), Ok)?;
+        let after_db = sqnr(&new)?;
         let kept = demanded || after_db > before_db + gain;
+        best_db = Some(if kept { after_db } else { before_db });
         let margin = (gain > 0.0 && !demanded).then(|| format!("weights of 8 bits; to be kept it must gain {gain} dB"));
         let (methods, findings) = (name.to_string(), margin.into_iter().collect());
         let step = Step { methods, before_db, after_db, kept, findings, seconds: begun.elapsed().as_secs_f64() };

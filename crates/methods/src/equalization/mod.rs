@@ -98,6 +98,15 @@ pub struct Group {
     pub tensors: BTreeSet<String>,
     /// What a Clip makes, read by layers or by pooling in front of them, each with its upper bound.
     pub ceilings: BTreeMap<String, f32>,
+    /// What LeakyRelu reads, each with its slope.
+    pub leaking: BTreeMap<String, f32>,
+}
+
+impl Group {
+    /// Tensors of which statistics by channel are needed.
+    pub fn observed(&self) -> impl Iterator<Item = &String> {
+        self.tensors.iter().chain(self.ceilings.keys()).chain(self.leaking.keys())
+    }
 }
 
 /// Whether `f(s·x) = s·f(x)` for positive `s` per channel, of all inputs together, below the ceiling if there is one.
@@ -150,6 +159,10 @@ pub fn groups(graph: &Graph) -> Vec<Group> {
         if let Some(ceiling) = ceiling(graph, node) {
             let group = found.entry(root(&link, node.output())).or_default();
             group.ceilings.insert(node.output().into(), ceiling);
+        }
+        if let Op::LeakyRelu(leaky) = &node.op {
+            let group = found.entry(root(&link, node.output())).or_default();
+            group.leaking.insert(node.inputs[0].clone(), leaky.alpha);
         }
         if scales_through(graph, node) {
             continue;
@@ -279,7 +292,12 @@ fn applied(graph: &Graph, group: &Group, scales: &[f64]) -> Option<Vec<(String, 
 
 /// `s_c`, with geometric mean one where there is no ceiling; `None` if there is nothing to equalize or the shapes do not fit.
 fn scales(graph: &Graph, group: &Group, stats: &Stats, bits: u8) -> Option<Vec<f64>> {
-    let reach = reach(group.tensors.iter(), stats, bits, channels_of(graph, group)?)?;
+    let channels = channels_of(graph, group)?;
+    let reach = reach(group.tensors.iter(), stats, bits, channels)?;
+    let reach = largest_of(
+        std::iter::once(Some(reach))
+            .chain(group.leaking.iter().map(|(tensor, alpha)| leaked(tensor, *alpha, stats, channels))),
+    )?;
     let weight = largest_read(graph, group, |largest| largest)?;
     if weight.len() != reach.len() {
         return None;
@@ -314,6 +332,14 @@ fn reach<'a>(tensors: impl Iterator<Item = &'a String>, stats: &Stats, bits: u8,
         Some(largest.into_iter().zip(worth).map(|(largest, worth)| largest.min(worth as f32)).collect())
     };
     largest_of(tensors.map(|tensor| of(stats.0.get(tensor)?.channels.as_ref()?)))
+}
+
+/// Of what LeakyRelu reads: the largest positive element of each channel, or `√α` times the largest negative one.
+fn leaked(tensor: &str, alpha: f32, stats: &Stats, channels: usize) -> Option<Vec<f32>> {
+    let seen = stats.0.get(tensor)?.channels.as_ref()?;
+    let share = alpha.abs().sqrt();
+    let of = |(lo, hi): (&f32, &f32)| hi.max(-lo * share);
+    by_channel(&seen.min.iter().zip(&seen.max).map(of).collect::<Vec<f32>>(), channels, f32::max)
 }
 
 /// Largest weight on each channel among the readers, each layer's put through `unit`.
