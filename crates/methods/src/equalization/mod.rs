@@ -14,6 +14,9 @@
 //! `½α · E[x²]/E|x|` with ACIQ's optimal clipping `α` for Laplace's distribution. `E[x²]/E|x|` is twice its width, however many elements a Relu
 //! has set to zero.
 //!
+//! In front of a LeakyRelu of slope `α` integers are rounded, too: there a channel reaches as far as its largest positive element, or `√α` times
+//! its largest negative one, between what that takes of the range there and what is left of it behind.
+//!
 //! Clip 0…m (ReLU6) does not scale, but a channel that stays below `m` does not meet it. With `u_c` the channel's reach over `m`, and
 //! a margin, `s_c` between `u_c` and 1 leaves what was seen as it is, as far as it is worth resolving: where activations have few bits, what
 //! lies far beyond would not survive their rounding either. Channels are brought to a level `l` that almost all can reach: `s_c =
@@ -44,7 +47,7 @@
 //! Activation ranges instead of the weight ranges of layer 1, where per-channel scales make these irrelevant; the depthwise case; what is
 //! worth resolving in place of the largest where bits are few (those of the network, also where a single tensor has more; with a scale for each
 //! output channel);
-//! groups tied by additions; channels below a Clip in place of Clip taken for Relu. Biases are absorbed by
+//! groups tied by additions; what LeakyRelu reads; channels below a Clip in place of Clip taken for Relu. Biases are absorbed by
 //! [`crate::bias_absorption`]. Where weights have one scale, rounds end when no factor moves by more than 1e-3, or after 40; the authors go
 //! on to 2e-7.
 
@@ -244,7 +247,7 @@ pub struct Equalized {
     pub factors: BTreeMap<String, Vec<f64>>,
 }
 
-/// Equalizes every group of whose tensors, read or clipped, there are statistics by channel.
+/// Equalizes every group of whose [`Group::observed`] tensors there are statistics by channel.
 pub fn equalize(graph: &Graph, stats: &Stats, config: Config) -> Equalized {
     let mut patched = graph.clone();
     let mut done = Equalized::default();
