@@ -135,7 +135,7 @@ pub fn refine(
                     partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
                 })?;
             }
-            Stage::Outputs(method) => agreed = method.run(ground, &mut next, &seen, &pool, progress)?,
+            Stage::Outputs(method) => agreed = method.run(prepared, ground, &mut next, &seen, &pool, progress)?,
             Stage::Whole(config) => agreed = e2e_qp::tune(ground, &mut next, &runs, config, &pool, progress)?,
         }
         guard_biases(&ground, &mut next);

@@ -8,7 +8,7 @@ use crate::{
     quantize::{Settings, output_sqnr},
     stream::Source,
 };
-use fewbits_graph::exec::Mode;
+use fewbits_graph::{Graph, exec::Mode};
 use fewbits_kernels::Threads;
 use fewbits_methods::{
     BlockMethod, Draft, Ground, Part,
@@ -63,13 +63,14 @@ pub enum ByOutputs {
 }
 
 impl ByOutputs {
-    /// Changes `draft` by what the outputs on `seen` say: a quarter of the samples decides, an eighth more has to agree. Returns whether
+    /// Changes `draft` by how close to those of `float` the outputs on `seen` come: a quarter of the samples decides, an eighth more has to agree. Returns whether
     /// anything was changed.
     ///
     /// # Errors
     /// Those of the data and the network.
     pub fn run(
         &self,
+        float: &Graph,
         ground: Ground<'_>,
         draft: &mut Draft,
         seen: &Source<'_>,
@@ -80,7 +81,7 @@ impl ByOutputs {
         let [fit, held] = [0..decide, decide..decide + agree].map(|part| -> Result<_, Error> {
             let indices = seen.indices.get(part).unwrap_or(&seen.indices).to_vec();
             let source = Source { indices, ..*seen };
-            Ok((float_outputs(ground.float, &source, pool.count(), progress)?, source))
+            Ok((float_outputs(float, &source, pool.count(), progress)?, source))
         });
         let (fit, held) = (fit?, held?);
         let loss = |draft: &Draft, half: Part| {

@@ -94,9 +94,10 @@ impl<'a> Folder<'a> {
         }
     }
 
-    /// Whether the folder is of a run that was interrupted.
+    /// Whether the folder is of a run that was interrupted: a network older than the last checkpoint is not what the run trained.
     pub fn is_unfinished(&self) -> bool {
-        self.out.join(STATE).exists() && !self.out.join(FLOAT).exists()
+        let written = |name: &str| fs::metadata(self.out.join(name)).and_then(|file| file.modified()).ok();
+        written(STATE).is_some_and(|state| written(FLOAT).is_none_or(|float| float < state))
     }
 
     /// Begins the log; of a run that goes on, what is behind `step` is cut off.
