@@ -4,7 +4,8 @@
     python benches/agreement.py FLOAT.onnx QUANTIZED.onnx... --data LIST.csv --crop 224
 
 LIST.csv has the columns `file` (beside it) and `class_index`; images are cropped in the centre and normalized with ImageNet's means and
-deviations, or as TensorFlow's models want them (`--preprocess tf`). Top-1 of a few hundred images says little: one image of 650 is 0.15 points. Needs numpy, onnxruntime and pillow.
+deviations, or as TensorFlow's models want them (`--preprocess tf`). Top-1 of a few hundred images says little: one image of 650 is 0.15
+points. Needs numpy, onnxruntime and pillow.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 //!
 //! # What it does
 //! `layer₂(f(layer₁(x)))` stays the same if output channel `c` of layer 1 (weights and bias) is divided by `s_c > 0` and the weights
-//! that read channel `c` in layer 2 are multiplied by it, as long as `f(s·x) = s·f(x)`: Relu, LeakyRelu, or nothing. With one
+//! that read channel `c` in layer 2 are multiplied by it, as long as `f(s·x) = s·f(x)`: Relu, LeakyRelu, PRelu, or nothing. With one
 //! weight scale per output channel, dividing costs layer 1 nothing. A depthwise layer 2 also has a scale of its own for each channel,
 //! so there `s_c ∝ a_c`, the channel's reach, makes all channels alike for free. A dense layer 2 shares one scale
 //! among the input channels of an output; there the ranges are shared evenly between activation and weights:
@@ -14,7 +14,7 @@
 //! `½α · E[x²]/E|x|` with ACIQ's optimal clipping `α` for Laplace's distribution. `E[x²]/E|x|` is twice its width, however many elements a Relu
 //! has set to zero.
 //!
-//! In front of a LeakyRelu of slope `α` integers are rounded, too: there a channel reaches as far as its largest positive element, or `√α` times
+//! In front of a LeakyRelu or PRelu of slope `α` integers are rounded, too: there a channel reaches as far as its largest positive element, or `√α` times
 //! its largest negative one, between what that takes of the range there and what is left of it behind.
 //!
 //! Clip 0…m (ReLU6) does not scale, but a channel that stays below `m` does not meet it. With `u_c` the channel's reach over `m`, and
@@ -101,7 +101,7 @@ pub struct Group {
     pub tensors: BTreeSet<String>,
     /// What a Clip makes, read by layers or by pooling in front of them, each with its upper bound.
     pub ceilings: BTreeMap<String, f32>,
-    /// What LeakyRelu reads, each with its slope.
+    /// What LeakyRelu and PRelu read, each with the largest slope of negative elements.
     pub leaking: BTreeMap<String, f32>,
 }
 
@@ -115,7 +115,7 @@ impl Group {
 /// Whether `f(s·x) = s·f(x)` for positive `s` per channel, of all inputs together, below the ceiling if there is one.
 fn scales_through(graph: &Graph, node: &Node) -> bool {
     let flattens = matches!(&node.op, Op::Flatten(flatten) if flatten.axis == 1);
-    matches!(node.op, Op::Identity(_) | Op::Relu(_) | Op::LeakyRelu(_) | Op::Add(_) | Op::Resize(_))
+    matches!(node.op, Op::Identity(_) | Op::Relu(_) | Op::LeakyRelu(_) | Op::PRelu(_) | Op::Add(_) | Op::Resize(_))
         || matches!(node.op, Op::MaxPool(_) | Op::AveragePool(_) | Op::GlobalMaxPool(_) | Op::GlobalAveragePool(_))
         || flattens
         || ceiling(graph, node).is_some()
@@ -126,6 +126,18 @@ fn ceiling(graph: &Graph, node: &Node) -> Option<f32> {
     let bound = |i: usize| graph.constant(node.input(i)?)?.scalar_f32();
     let most = bound(2).filter(|most| *most > 0.0 && most.is_finite());
     most.filter(|_| matches!(node.op, Op::Clip(_)) && bound(1) == Some(0.0))
+}
+
+/// What LeakyRelu multiplies negative elements by; of PRelu the largest.
+fn slope(graph: &Graph, node: &Node) -> Option<f32> {
+    match &node.op {
+        Op::LeakyRelu(leaky) => Some(leaky.alpha.abs()),
+        Op::PRelu(_) => {
+            let slopes = graph.constant(node.input(1)?)?.as_f32()?;
+            Some(slopes.iter().fold(0.0, |most, slope| slope.abs().max(most)))
+        }
+        _ => None,
+    }
 }
 
 /// The groups that only layers write to and read from, in graph order.
@@ -163,9 +175,9 @@ pub fn groups(graph: &Graph) -> Vec<Group> {
             let group = found.entry(root(&link, node.output())).or_default();
             group.ceilings.insert(node.output().into(), ceiling);
         }
-        if let Op::LeakyRelu(leaky) = &node.op {
+        if let Some(slope) = slope(graph, node) {
             let group = found.entry(root(&link, node.output())).or_default();
-            group.leaking.insert(node.inputs[0].clone(), leaky.alpha);
+            group.leaking.insert(node.inputs[0].clone(), slope);
         }
         if scales_through(graph, node) {
             continue;
@@ -340,7 +352,7 @@ fn reach<'a>(tensors: impl Iterator<Item = &'a String>, stats: &Stats, bits: u8,
 /// Of what LeakyRelu reads: the largest positive element of each channel, or `√α` times the largest negative one.
 fn leaked(tensor: &str, alpha: f32, stats: &Stats, channels: usize) -> Option<Vec<f32>> {
     let seen = stats.0.get(tensor)?.channels.as_ref()?;
-    let share = alpha.abs().sqrt();
+    let share = alpha.sqrt();
     let of = |(lo, hi): (&f32, &f32)| hi.max(-lo * share);
     by_channel(&seen.min.iter().zip(&seen.max).map(of).collect::<Vec<f32>>(), channels, f32::max)
 }

@@ -219,6 +219,22 @@ fn tensors_with_other_readers_and_other_functions_are_left_alone() {
     let mut curved = graph.clone();
     curved.nodes[1].op = Op::from_attrs("Sigmoid", &Attrs::default()).unwrap();
     assert_eq!(read(&curved), ["c2"]);
+    // Slopes of its own for each channel do not matter.
+    let mut sloped = graph.clone();
+    sloped.nodes[1].op = Op::from_attrs("PRelu", &Attrs::default()).unwrap();
+    sloped.nodes[1].inputs.push("slopes".into());
+    let slopes = Tensor::f32(&[4, 1, 1], vec![0.1, -0.5, 0.25, 0.0]);
+    sloped.constants.insert("slopes".into(), Arc::new(slopes));
+    assert_eq!(read(&sloped), ["r1", "c2"]);
+    assert_eq!(groups(&sloped)[0].leaking, BTreeMap::from([("c1".into(), 0.5)]));
+    let (before, stats) = run(&sloped);
+    let patches = equalize(&sloped, &stats, Config::default()).patches;
+    assert!(patches.contains_key("w1") && !patches.contains_key("slopes"));
+    let mut equalized = sloped.clone();
+    equalized.constants.extend(patches);
+    for (a, b) in before.iter().zip(run(&equalized).0) {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
+    }
     // A residual addition ties what the first and the second layer write.
     let mut tied = graph;
     let add = Node {
