@@ -26,6 +26,7 @@ use fewbits_quant::{
     Range, RangeRule, Stats, WeightRule,
     calibrate::{self, Policy},
     importance,
+    target::Style,
 };
 use std::{collections::BTreeMap, time::Instant};
 
@@ -156,7 +157,11 @@ fn equalized(
     let mut new = reshaped.clone();
     let graph = patched(prepared, &new.patches);
     let policy = &settings.policy;
-    let config = equalization::Config { per_channel: policy.per_channel, activation_bits: policy.activation_bits };
+    let config = equalization::Config {
+        per_channel: policy.per_channel,
+        activation_bits: policy.activation_bits,
+        rounds_between: settings.target.style == Style::InputsAndOutputs,
+    };
     let equalization::Equalized { patches, factors } = equalization::equalize(&graph, stats, config);
     new.patches.extend(patches);
     for (tensor, factors) in factors {

@@ -63,14 +63,14 @@ pub enum ByOutputs {
 }
 
 impl ByOutputs {
-    /// Changes `draft` by how close to those of `float` the outputs on `seen` come: a quarter of the samples decides, an eighth more has to agree. Returns whether
-    /// anything was changed.
+    /// Changes `draft` by how close to those of `prepared`, which nothing was rescaled in, its outputs on `seen` come: a quarter of the samples
+    /// decides, an eighth more has to agree. Returns whether anything was changed.
     ///
     /// # Errors
     /// Those of the data and the network.
     pub fn run(
         &self,
-        float: &Graph,
+        prepared: &Graph,
         ground: Ground<'_>,
         draft: &mut Draft,
         seen: &Source<'_>,
@@ -81,7 +81,7 @@ impl ByOutputs {
         let [fit, held] = [0..decide, decide..decide + agree].map(|part| -> Result<_, Error> {
             let indices = seen.indices.get(part).unwrap_or(&seen.indices).to_vec();
             let source = Source { indices, ..*seen };
-            Ok((float_outputs(float, &source, pool.count(), progress)?, source))
+            Ok((float_outputs(prepared, &source, pool.count(), progress)?, source))
         });
         let (fit, held) = (fit?, held?);
         let loss = |draft: &Draft, half: Part| {

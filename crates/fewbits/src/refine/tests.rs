@@ -2,6 +2,7 @@ use super::*;
 use crate::progress::Silent;
 use crate::{
     demo, export,
+    methods::Methods,
     quantize::{Ranges, quantize},
 };
 use fewbits_data::{Dataset, OpenOptions, Preprocess};
@@ -60,6 +61,36 @@ fn a_killed_run_leaves_a_plan_that_can_be_exported_and_goes_on_with_what_it_foun
     assert_eq!(done.findings.last(), steps[0].findings.last());
     assert!((2..done.findings.len()).contains(&steps[0].findings.len()), "{} findings", steps[0].findings.len());
     assert!(!best.exists() && !next.exists());
+}
+
+#[test]
+fn scales_are_searched_before_codes_where_channels_share_one() {
+    let target: Target = "ort".parse().unwrap();
+    let names = |activation_bits: u8, per_channel: bool| {
+        let policy = Policy { per_channel, ..Policy::new(4, activation_bits, 8) };
+        let settings = Settings { methods: Methods::Auto, ..Settings::new(target.clone(), policy) };
+        stages(&settings, None).iter().map(Stage::name).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(names(8, true), "comq bn-tune e2e-qp");
+    assert_eq!(names(8, false), "lapq comq bn-tune e2e-qp");
+    assert_eq!(names(4, true), "comq bn-tune qdrop zero-point");
+}
+
+/// Each step begins where the one before it ended.
+#[test]
+fn steps_that_reshape_go_on_from_what_was_kept() {
+    let model = demo::model().unwrap();
+    let preprocess = model.preprocess().unwrap().unwrap();
+    let dataset = demo::calibration_set();
+    let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.first(Some(16)) };
+    let settings = Settings::new("ort".parse().unwrap(), Policy::new(8, 8, 8));
+    let steps = quantize(&model, &source, &settings, 1, &Silent).unwrap().steps;
+    let reshaping: Vec<&Step> = steps.iter().filter(|step| step.methods != "bias-correction").collect();
+    assert!(reshaping.len() > 1, "{steps:?}");
+    for pair in reshaping.windows(2) {
+        let left = if pair[0].kept { pair[0].after_db } else { pair[0].before_db };
+        assert_eq!(pair[1].before_db, left, "{steps:?}");
+    }
 }
 
 #[test]

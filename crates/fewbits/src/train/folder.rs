@@ -94,10 +94,9 @@ impl<'a> Folder<'a> {
         }
     }
 
-    /// Whether the folder is of a run that was interrupted: a network older than the last checkpoint is not what the run trained.
+    /// Whether the folder is of a run that was interrupted.
     pub fn is_unfinished(&self) -> bool {
-        let written = |name: &str| fs::metadata(self.out.join(name)).and_then(|file| file.modified()).ok();
-        written(STATE).is_some_and(|state| written(FLOAT).is_none_or(|float| float < state))
+        self.out.join(STATE).exists() && !self.out.join(FLOAT).exists()
     }
 
     /// Begins the log; of a run that goes on, what is behind `step` is cut off.

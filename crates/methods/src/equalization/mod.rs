@@ -14,8 +14,9 @@
 //! `½α · E[x²]/E|x|` with ACIQ's optimal clipping `α` for Laplace's distribution. `E[x²]/E|x|` is twice its width, however many elements a Relu
 //! has set to zero.
 //!
-//! In front of a LeakyRelu or PRelu of slope `α` integers are rounded, too: there a channel reaches as far as its largest positive element, or `√α` times
-//! its largest negative one, between what that takes of the range there and what is left of it behind.
+//! In front of a LeakyRelu, or a PRelu of slopes up to `α`, a runtime may round, too. At 8 bits a channel there reaches as far as its largest
+//! positive element, or `√α` times its largest negative one, between what that takes of the range there and what is left of it behind. Fewer
+//! bits are those of what layers read, behind it: there they decide.
 //!
 //! Clip 0…m (ReLU6) does not scale, but a channel that stays below `m` does not meet it. With `u_c` the channel's reach over `m`, and
 //! a margin, `s_c` between `u_c` and 1 leaves what was seen as it is, as far as it is worth resolving: where activations have few bits, what
@@ -32,7 +33,8 @@
 //! # When it fails
 //! Behind other functions that do not scale, and where something else than a layer reads: these are left alone. SiLU has a way of
 //! its own, [`silu_patches`]. In front of Clip, a channel that no sample drove is left alone (with one scale for all, it counts as free of the
-//! ceiling); one that samples drove less than other images do is clipped, from 1.25 times its reach.
+//! ceiling); one that samples drove less than other images do is clipped, from 1.25
+//! times its reach; with one scale for all, one that came to less than 0.8 of the ceiling may never meet it any more.
 //!
 //! # Cost
 //! Extremes and moments of channels over a few samples; one multiplication per weight.
@@ -47,7 +49,7 @@
 //! Activation ranges instead of the weight ranges of layer 1, where per-channel scales make these irrelevant; the depthwise case; what is
 //! worth resolving in place of the largest where bits are few (those of the network, also where a single tensor has more; with a scale for each
 //! output channel);
-//! groups tied by additions; what LeakyRelu reads; channels below a Clip in place of Clip taken for Relu. Biases are absorbed by
+//! groups tied by additions; what LeakyRelu and PRelu read; channels below a Clip in place of Clip taken for Relu. Biases are absorbed by
 //! [`crate::bias_absorption`]. Where weights have one scale, rounds end when no factor moves by more than 1e-3, or after 40; the authors go
 //! on to 2e-7.
 
@@ -82,11 +84,13 @@ pub struct Config {
     pub per_channel: bool,
     /// Bits of activations.
     pub activation_bits: u8,
+    /// Whether what LeakyRelu and PRelu read is rounded, too: to 8 bits, as all that no layer multiplies.
+    pub rounds_between: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { per_channel: true, activation_bits: 8 }
+        Config { per_channel: true, activation_bits: 8, rounds_between: true }
     }
 }
 
@@ -115,9 +119,10 @@ impl Group {
 /// Whether `f(s·x) = s·f(x)` for positive `s` per channel, of all inputs together, below the ceiling if there is one.
 fn scales_through(graph: &Graph, node: &Node) -> bool {
     let flattens = matches!(&node.op, Op::Flatten(flatten) if flatten.axis == 1);
-    matches!(node.op, Op::Identity(_) | Op::Relu(_) | Op::LeakyRelu(_) | Op::PRelu(_) | Op::Add(_) | Op::Resize(_))
+    matches!(node.op, Op::Identity(_) | Op::Relu(_) | Op::Add(_) | Op::Resize(_))
         || matches!(node.op, Op::MaxPool(_) | Op::AveragePool(_) | Op::GlobalMaxPool(_) | Op::GlobalAveragePool(_))
         || flattens
+        || slope(graph, node).is_some()
         || ceiling(graph, node).is_some()
 }
 
@@ -259,13 +264,13 @@ pub struct Equalized {
     pub factors: BTreeMap<String, Vec<f64>>,
 }
 
-/// Equalizes every group of whose [`Group::observed`] tensors there are statistics by channel.
+/// Equalizes every group of whose tensors there are statistics by channel: those that layers read, and [`Group::observed`] ones that matter.
 pub fn equalize(graph: &Graph, stats: &Stats, config: Config) -> Equalized {
     let mut patched = graph.clone();
     let mut done = Equalized::default();
     let groups = groups(graph);
     let all = match config.per_channel {
-        true => groups.iter().map(|group| scales(graph, group, stats, config.activation_bits)).collect(),
+        true => groups.iter().map(|group| scales(graph, group, stats, config)).collect(),
         false => weights::scales(graph, &groups, stats),
     };
     for (group, scales) in groups.iter().zip(all) {
@@ -306,13 +311,13 @@ fn applied(graph: &Graph, group: &Group, scales: &[f64]) -> Option<Vec<(String, 
 }
 
 /// `s_c`, with geometric mean one where there is no ceiling; `None` if there is nothing to equalize or the shapes do not fit.
-fn scales(graph: &Graph, group: &Group, stats: &Stats, bits: u8) -> Option<Vec<f64>> {
+fn scales(graph: &Graph, group: &Group, stats: &Stats, config: Config) -> Option<Vec<f64>> {
+    let bits = config.activation_bits;
     let channels = channels_of(graph, group)?;
     let reach = reach(group.tensors.iter(), stats, bits, channels)?;
-    let reach = largest_of(
-        std::iter::once(Some(reach))
-            .chain(group.leaking.iter().map(|(tensor, alpha)| leaked(tensor, *alpha, stats, channels))),
-    )?;
+    let leaking = group.leaking.iter().filter(|_| config.rounds_between && bits >= 8);
+    let leaked = leaking.map(|(tensor, slope)| leaked(tensor, *slope, stats, channels));
+    let reach = largest_of(std::iter::once(Some(reach)).chain(leaked))?;
     let weight = largest_read(graph, group, |largest| largest)?;
     if weight.len() != reach.len() {
         return None;
@@ -349,10 +354,10 @@ fn reach<'a>(tensors: impl Iterator<Item = &'a String>, stats: &Stats, bits: u8,
     largest_of(tensors.map(|tensor| of(stats.0.get(tensor)?.channels.as_ref()?)))
 }
 
-/// Of what LeakyRelu reads: the largest positive element of each channel, or `√α` times the largest negative one.
-fn leaked(tensor: &str, alpha: f32, stats: &Stats, channels: usize) -> Option<Vec<f32>> {
+/// Of what LeakyRelu or PRelu reads: the largest positive element of each channel, or `√slope` times the largest negative one.
+fn leaked(tensor: &str, slope: f32, stats: &Stats, channels: usize) -> Option<Vec<f32>> {
     let seen = stats.0.get(tensor)?.channels.as_ref()?;
-    let share = alpha.sqrt();
+    let share = slope.sqrt();
     let of = |(lo, hi): (&f32, &f32)| hi.max(-lo * share);
     by_channel(&seen.min.iter().zip(&seen.max).map(of).collect::<Vec<f32>>(), channels, f32::max)
 }

@@ -86,6 +86,44 @@ fn what_a_leaky_relu_lets_through_counts_more_than_what_it_damps() {
     assert_eq!(leaked("y", 0.25, &stats, 3), None);
 }
 
+/// The same with a PRelu whose slopes are `slopes`.
+fn sloped(slopes: &str) -> Graph {
+    let mut graph = network();
+    graph.nodes[1].op = Op::from_attrs("PRelu", &Attrs::default()).unwrap();
+    graph.nodes[1].inputs.push(slopes.into());
+    graph
+}
+
+#[test]
+fn scales_go_through_slopes_that_are_constants() {
+    let mut graph = sloped("slopes");
+    let slopes = Tensor::f32(&[4, 1, 1], vec![0.1, -0.5, 0.25, 0.0]);
+    graph.constants.insert("slopes".into(), Arc::new(slopes));
+    assert_eq!(groups(&graph)[0].leaking, BTreeMap::from([("c1".into(), 0.5)]));
+    let (before, stats) = run(&graph);
+    let patches = equalize(&graph, &stats, Config::default()).patches;
+    assert!(patches.contains_key("w1") && !patches.contains_key("slopes"));
+    let mut equalized = graph.clone();
+    equalized.constants.extend(patches);
+    for (a, b) in before.iter().zip(run(&equalized).0) {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
+    }
+    // What is computed from the data would have to be scaled itself.
+    let computed = groups(&sloped("x"));
+    assert_eq!(computed.iter().flat_map(|g| &g.tensors).collect::<Vec<_>>(), ["c2"]);
+}
+
+#[test]
+fn what_is_in_front_of_a_leaky_relu_counts_where_it_is_rounded_no_finer_than_what_is_behind() {
+    let graph = network();
+    let (_, stats) = run(&graph);
+    let by = |config: Config| equalize(&graph, &stats, config).factors["c1"].clone();
+    let usual = by(Config::default());
+    assert_ne!(usual, by(Config { rounds_between: false, ..Config::default() }));
+    let few = Config { activation_bits: 4, ..Config::default() };
+    assert_eq!(by(few), by(Config { rounds_between: false, ..few }));
+}
+
 #[test]
 fn with_one_scale_a_depthwise_triple_meets_at_its_geometric_mean() {
     let graph = network();
@@ -172,6 +210,18 @@ fn with_one_scale_what_stays_below_a_ceiling_may_become_smaller() {
 }
 
 #[test]
+fn with_one_scale_what_comes_near_a_ceiling_is_left_alone() {
+    let mut graph = clipped();
+    let used = |stats: &Stats| MARGIN * f64::from(stats.0["r1"].channels.as_ref().unwrap().largest()[1]);
+    let ceiling = 1.1 * used(&run(&graph).1) / MARGIN;
+    graph.constants.insert("most".into(), Arc::new(Tensor::f32(&[], vec![ceiling as f32])));
+    let faint = scaled(&graph.constants["w3"], 1, 4, &|c| if c == 1 { 1e-4 } else { 1.0 }).unwrap();
+    graph.constants.insert("w3".into(), Arc::new(faint));
+    let factors = equalize(&graph, &run(&graph).1, Config { per_channel: false, ..Config::default() }).factors;
+    assert_eq!(factors["c1"][1], 1.0, "it came to 0.9 of it, and may go beyond");
+}
+
+#[test]
 fn with_few_bits_channels_reach_as_far_as_is_worth_resolving() {
     // A Relu has let through shares of an exponential distribution, of densities e^(-x/b)/b.
     let (widths, shares, most) = ([0.5, 2.0, 2.0, 0.0], [1.0, 1.0, 0.1, 0.0], [50.0, 200.0, 4.0, 0.0]);
@@ -219,22 +269,6 @@ fn tensors_with_other_readers_and_other_functions_are_left_alone() {
     let mut curved = graph.clone();
     curved.nodes[1].op = Op::from_attrs("Sigmoid", &Attrs::default()).unwrap();
     assert_eq!(read(&curved), ["c2"]);
-    // Slopes of its own for each channel do not matter.
-    let mut sloped = graph.clone();
-    sloped.nodes[1].op = Op::from_attrs("PRelu", &Attrs::default()).unwrap();
-    sloped.nodes[1].inputs.push("slopes".into());
-    let slopes = Tensor::f32(&[4, 1, 1], vec![0.1, -0.5, 0.25, 0.0]);
-    sloped.constants.insert("slopes".into(), Arc::new(slopes));
-    assert_eq!(read(&sloped), ["r1", "c2"]);
-    assert_eq!(groups(&sloped)[0].leaking, BTreeMap::from([("c1".into(), 0.5)]));
-    let (before, stats) = run(&sloped);
-    let patches = equalize(&sloped, &stats, Config::default()).patches;
-    assert!(patches.contains_key("w1") && !patches.contains_key("slopes"));
-    let mut equalized = sloped.clone();
-    equalized.constants.extend(patches);
-    for (a, b) in before.iter().zip(run(&equalized).0) {
-        assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
-    }
     // A residual addition ties what the first and the second layer write.
     let mut tied = graph;
     let add = Node {

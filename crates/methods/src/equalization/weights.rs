@@ -5,7 +5,7 @@
 //! layer 2: `s_c = √(p_c / r_c)` makes both alike (Nagel et al., §4.1). All groups in turn until nothing moves, which brings the layers around
 //! a depthwise one to their common geometric mean.
 
-use super::{Axes, Group, MARGIN, MOST, applied, channels_of, largest_of, largest_per_channel, largest_read, used};
+use super::{Axes, Group, MOST, applied, channels_of, largest_of, largest_per_channel, largest_read, used};
 use fewbits_graph::Graph;
 use fewbits_quant::Stats;
 
@@ -67,7 +67,7 @@ fn balanced(graph: &Graph, group: &Group, stats: &Stats, before: &[f64]) -> Opti
     let limited = |(s, used): (Option<f64>, f64)| {
         let least = used.clamp(1.0 / MOST, 1.0);
         // What stays below the ceiling does so when made smaller.
-        let most = if used < MARGIN { MOST } else { 1.0 };
+        let most = if used < 1.0 { MOST } else { 1.0 };
         // A channel that stays at zero does not meet the ceiling.
         if used == 0.0 { free(s) } else { s.map_or(1.0, |s| s.clamp(least, most)) }
     };

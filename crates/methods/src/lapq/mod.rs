@@ -12,7 +12,7 @@
 //! With few samples the loss is ragged. All channels of a layer move together. Codes are the nearest ones (`comq` searches them).
 //!
 //! # Cost
-//! About three passes over the chosen samples for each layer and sweep.
+//! About three passes over the chosen samples for each layer and sweep. Under a deadline the last layers keep the scales of the best `p`.
 //!
 //! # Config
 //! [`Config`].
@@ -83,10 +83,14 @@ pub fn tune<E>(
     let [least, most] = config.powers;
     let power = |i: usize| least + (most - least) * i as f32 / (config.count.max(2) - 1) as f32;
     let mut tried = Vec::new();
+    let is_over = || config.deadline.is_some_and(|deadline| Instant::now() >= deadline);
     for p in (0..config.count).map(power) {
+        if !tried.is_empty() && is_over() {
+            break;
+        }
         tried.push((p, measured(&by_power(p))?));
     }
-    if let Some(p) = vertex(&tried) {
+    if let Some(p) = vertex(&tried).filter(|_| !is_over()) {
         tried.push((p.clamp(least, most), measured(&by_power(p.clamp(least, most)))?));
     }
     let best = tried.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
@@ -97,7 +101,6 @@ pub fn tune<E>(
         start.iter().zip(factors).map(|(scales, factor)| scales.iter().map(|s| s * factor).collect()).collect()
     };
     let mut logarithms = vec![0.0; weights.len()];
-    let is_over = || config.deadline.is_some_and(|deadline| Instant::now() >= deadline);
     config.powell.minimise(&mut |at| measured(&scaled(at)), &mut logarithms, value, &is_over)?;
     let result = with(&scaled(&logarithms));
     progress.end();

@@ -14,8 +14,8 @@ pub struct Powell {
 }
 
 impl Powell {
-    /// Moves `place`, where `f` is `value`, to a lower one, and returns the value there. `f` is called three times for each line; once `is_over`,
-    /// no further line is searched.
+    /// Moves `place`, where `f` is `value`, to a lower one, and returns the value there. `f` is called three times for each line; once
+    /// `is_over`, no further line is searched.
     ///
     /// # Errors
     /// Those of `f`.
@@ -42,6 +42,9 @@ impl Powell {
                     most = (value - lower, i);
                 }
                 value = lower;
+            }
+            if is_over() {
+                return Ok(value);
             }
             let way: Vec<f64> = place.iter().zip(&start).map(|(now, then)| now - then).collect();
             let length = way.iter().fold(0.0, |most: f64, part| most.max(part.abs()));
@@ -132,6 +135,10 @@ mod tests {
         let mut place = vec![1.0; 3];
         let Ok(value) = Powell { sweeps: 9, step: 0.5 }.minimise(&mut f, &mut place, 3.0, &|| calls.get() >= 3);
         assert_eq!((place, value, calls.get()), (vec![0.0, 1.0, 1.0], 2.0, 3));
+        calls.set(0);
+        let mut place = vec![1.0; 3];
+        let Ok(_) = Powell { sweeps: 9, step: 0.5 }.minimise(&mut f, &mut place, 3.0, &|| calls.get() >= 9);
+        assert_eq!(calls.get(), 9, "nor along the way of the sweep");
     }
 
     #[test]
