@@ -142,7 +142,7 @@ pub fn refine(
         let (before_db, after_db) = (mark.best_db, closeness(&next)?);
         let kept = !exploring || after_db > before_db + stage.margin_db();
         let mut findings = findings();
-        findings.extend((!agreed).then(|| "nothing was changed: nothing was found that other samples confirm".into()));
+        findings.extend((!agreed).then(|| format!("nothing was changed: {}", stage.why_nothing())));
         if !kept && after_db > before_db {
             findings.push(format!("to be kept it must gain {} dB", stage.margin_db()));
         }

@@ -164,6 +164,14 @@ impl Stage {
         }
     }
 
+    /// What it means if it changed nothing.
+    pub fn why_nothing(&self) -> &'static str {
+        match self {
+            Stage::Whole(_) => "a batch of samples cannot be taken through the network and back",
+            Stage::Walk(_) | Stage::Outputs(_) => "nothing was found that other samples confirm",
+        }
+    }
+
     /// What its methods decided, a line each.
     pub fn findings(&self) -> Vec<String> {
         match self {
