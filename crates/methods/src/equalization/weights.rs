@@ -64,14 +64,14 @@ fn balanced(graph: &Graph, group: &Group, stats: &Stats, before: &[f64]) -> Opti
     if group.ceilings.is_empty() {
         return Some(raw.into_iter().map(free).collect());
     }
-    let limited = |(s, used): (Option<f64>, f64)| {
-        let least = used.clamp(1.0 / MOST, 1.0);
-        // What stays below the ceiling does so when made smaller.
-        let most = if used < 1.0 { MOST } else { 1.0 };
-        // A channel that stays at zero does not meet the ceiling.
-        if used == 0.0 { free(s) } else { s.map_or(1.0, |s| s.clamp(least, most)) }
-    };
     let used = used(group, stats, 8, before.len())?;
+    let limited = |(s, u): (Option<f64>, f64)| {
+        let least = u.clamp(1.0 / MOST, 1.0);
+        // What stays below the ceiling does so when made smaller.
+        let most = if u < 1.0 { MOST } else { 1.0 };
+        // A channel that stays at zero does not meet the ceiling.
+        if u == 0.0 { free(s) } else { s.map_or(1.0, |s| s.clamp(least, most)) }
+    };
     Some(raw.into_iter().zip(used).map(limited).collect())
 }
 
