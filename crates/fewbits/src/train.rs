@@ -3,6 +3,7 @@
 //! The run folder holds `epochs.csv`, `steps.jsonl` and `scales.jsonl` (the log), `state.safetensors` (the latest checkpoint), and at
 //! the end `float.onnx` (the trained float network) and `plan.json` (what makes the quantized file of it).
 
+mod equalized;
 mod folder;
 
 use crate::{Error, Model, evaluate::evaluate, progress::Progress, stream::Source};
@@ -49,6 +50,8 @@ pub struct Request<'a> {
     pub batch: usize,
     /// How it is trained.
     pub recipe: &'a Recipe,
+    /// Whether channels are equalized first, where folded weights have one scale for all of them.
+    pub equalize: bool,
     /// The runtime that the result is for.
     pub target: &'a Target,
     /// A float network to learn from too.
@@ -145,8 +148,9 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
     };
     let training = loader(request.training, request.augment, request.batch, request.training_limit, true)?;
     let validation = loader(request.validation, Augment::default(), SCORING_BATCH, request.validation_limit, false)?;
+    let graph = equalized::equalized(request, progress)?;
     let setup = Setup {
-        graph: &request.model.graph,
+        graph: &graph,
         target: request.target,
         recipe: request.recipe,
         training: &training,
@@ -271,6 +275,7 @@ pub fn describe(request: &Request<'_>) -> serde_json::Value {
         "target": request.target.name,
         "phases": recipe.phases.iter().map(phase).collect::<Vec<_>>(),
         "fold": recipe.fold.to_string(),
+        "equalize": equalized::applies(request),
         "freeze_at": recipe.freeze_at,
         "snap_at": recipe.snap_at,
         "optimizer": recipe.rule,

@@ -66,6 +66,9 @@ pub struct Args {
     /// One weight scale per output channel, or one per tensor
     #[arg(long, default_value = "channel", value_parser = ["channel", "tensor"], value_name = "channel|tensor")]
     granularity: String,
+    /// Leave channels as they are where folded weights have one scale (else they are equalized first)
+    #[arg(long)]
+    no_equalize: bool,
     /// The runtime that the result is for: ort, tensorrt or generic
     #[arg(long, default_value = "ort", value_name = "TARGET")]
     target: String,
@@ -369,6 +372,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         augment: parse::<Augment>("--augment", augment)?,
         batch: args.recipe.batch,
         recipe: &recipe,
+        equalize: !args.no_equalize,
         target: &target,
         teacher: teacher.as_ref(),
         checkpoint_every: args.checkpoint_every,

@@ -162,12 +162,12 @@ fn equalized(
         activation_bits: policy.activation_bits,
         rounds_between: settings.target.style == Style::InputsAndOutputs,
     };
-    let equalization::Equalized { patches, factors } = equalization::equalize(&graph, stats, config);
-    new.patches.extend(patches);
-    for (tensor, factors) in factors {
+    let equalized = equalization::equalize(&graph, stats, config);
+    for (tensor, factors) in equalized.factors(&graph) {
         let channels = new.normals.get_mut(&tensor).into_iter().flatten();
         channels.zip(factors).for_each(|(channel, factor)| *channel = channel.times(factor));
     }
+    new.patches.extend(equalized.patches);
     let (patches, ranges) = equalization::silu_patches(&patched(prepared, &new.patches), silus, stats);
     new.patches.extend(patches);
     new.ranges.extend(ranges);

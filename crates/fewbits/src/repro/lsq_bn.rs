@@ -1,4 +1,6 @@
 //! The table of LSQ-BN: learned scales on weights into which batch normalization is folded, beside what it is measured against.
+//!
+//! Not in the paper: rows with folded weights begin with equalized channels, without which one scale for all rounds most of them to zero.
 
 use super::table::{
     Accuracy, Claim, Quantity,

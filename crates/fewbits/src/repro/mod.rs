@@ -213,6 +213,7 @@ impl Request<'_> {
             augment: plan::augment(&self.subject, self.training),
             batch: self.effort.batch,
             recipe,
+            equalize: true,
             target: self.target,
             teacher: None,
             checkpoint_every: 200,

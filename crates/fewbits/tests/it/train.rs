@@ -172,6 +172,25 @@ fn every_way_to_fold_ships_what_was_trained() {
 }
 
 #[test]
+fn one_scale_for_a_folded_weight_is_worth_equalizing_first() {
+    let studio = Studio::new(64, 600);
+    // So small a rate shows the start.
+    let recipe = ["--method", "lsq-bn", "--granularity", "tensor", "--weights", "4", "--learning-rate", "1e-5"];
+    let top1 = |out: &str, more: &[&str]| {
+        let report = studio.train(out, &[&["--epochs", "1", "--batch", "32"], &recipe[..], more].concat());
+        assert!((number(&report, "fake_top1") - number(&report, "integer_top1")).abs() <= 0.5, "{report:#}");
+        number(&report, "integer_top1")
+    };
+    let (equalized, plain) = (top1("equalized", &[]), top1("plain", &["--no-equalize"]));
+    assert!(equalized > plain + 10.0, "{equalized} % and {plain} %");
+    // With a scale for each channel there is nothing to equalize for.
+    let by_channel = ["--epochs", "1", "--batch", "32", "--method", "lsq-bn"];
+    studio.train("first", &by_channel);
+    studio.train("second", &[&by_channel[..], &["--no-equalize"]].concat());
+    studio.assert_same("first", "second");
+}
+
+#[test]
 fn every_method_and_choice_runs_through() {
     let studio = Studio::new(32, 16);
     let choices: [&[&str]; 22] = [

@@ -54,9 +54,11 @@
 //! on to 2e-7.
 
 mod silu;
+mod unfolded;
 mod weights;
 
 pub use silu::silu_patches;
+pub use unfolded::unfolded;
 
 use fewbits_graph::{Graph, Node, Op, Tensor};
 use fewbits_quant::{
@@ -260,8 +262,19 @@ type Edit<'a> = (&'a str, usize, &'a dyn Fn(usize) -> f64);
 pub struct Equalized {
     /// Replacement weights and biases.
     pub patches: BTreeMap<String, Arc<Tensor>>,
-    /// By what the channels of tensors that layers write are multiplied, `1/s_c`.
-    pub factors: BTreeMap<String, Vec<f64>>,
+    /// Groups that changed, with their `s_c`.
+    pub moved: Vec<(Group, Vec<f64>)>,
+}
+
+impl Equalized {
+    /// By what the channels of tensors that layers of `graph` write were multiplied, `1/s_c`.
+    pub fn factors(&self, graph: &Graph) -> BTreeMap<String, Vec<f64>> {
+        let of = |(group, scales): &(Group, Vec<f64>)| {
+            let factors: Vec<f64> = scales.iter().map(|s| 1.0 / s).collect();
+            group.writers.iter().map(|&w| (graph.nodes[w].output().to_string(), factors.clone())).collect::<Vec<_>>()
+        };
+        self.moved.iter().flat_map(of).collect()
+    }
 }
 
 /// Equalizes every group of whose tensors there are statistics by channel: those that layers read, and [`Group::observed`] ones that matter.
@@ -273,14 +286,13 @@ pub fn equalize(graph: &Graph, stats: &Stats, config: Config) -> Equalized {
         true => groups.iter().map(|group| scales(graph, group, stats, config)).collect(),
         false => weights::scales(graph, &groups, stats),
     };
-    for (group, scales) in groups.iter().zip(all) {
+    for (group, scales) in groups.into_iter().zip(all) {
         let Some(scales) = scales else { continue };
         // All of a group or nothing.
-        let Some(new) = applied(&patched, group, &scales) else { continue };
+        let Some(new) = applied(&patched, &group, &scales) else { continue };
         done.patches.extend(new.iter().cloned());
         patched.constants.extend(new);
-        let factors: Vec<f64> = scales.iter().map(|s| 1.0 / s).collect();
-        done.factors.extend(group.writers.iter().map(|&w| (graph.nodes[w].output().to_string(), factors.clone())));
+        done.moved.push((group, scales));
     }
     done
 }
@@ -300,11 +312,16 @@ fn applied(graph: &Graph, group: &Group, scales: &[f64]) -> Option<Vec<(String, 
     for &reader in &group.readers {
         edits.push((&graph.nodes[reader].inputs[1], Axes::of(graph, reader)?.read, &multiply));
     }
+    edited(graph, edits, scales.len())
+}
+
+/// The constants that `edits` change, each of which has `channels` channels; `None` if one has not.
+fn edited(graph: &Graph, edits: Vec<Edit>, channels: usize) -> Option<Vec<(String, Arc<Tensor>)>> {
     // A layer may write and read a group.
     let mut new: BTreeMap<&str, Tensor> = BTreeMap::new();
     for (name, axis, factor) in edits {
         let old = new.get(name).or(graph.constant(name).map(|t| &**t))?;
-        let tensor = scaled(old, axis, scales.len(), factor)?;
+        let tensor = scaled(old, axis, channels, factor)?;
         new.insert(name, tensor);
     }
     Some(new.into_iter().map(|(name, tensor)| (name.to_string(), Arc::new(tensor))).collect())

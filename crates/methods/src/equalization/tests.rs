@@ -117,7 +117,7 @@ fn scales_go_through_slopes_that_are_constants() {
 fn what_is_in_front_of_a_leaky_relu_counts_where_it_is_rounded_no_finer_than_what_is_behind() {
     let graph = network();
     let (_, stats) = run(&graph);
-    let by = |config: Config| equalize(&graph, &stats, config).factors["c1"].clone();
+    let by = |config: Config| equalize(&graph, &stats, config).factors(&graph)["c1"].clone();
     let usual = by(Config::default());
     assert_ne!(usual, by(Config { rounds_between: false, ..Config::default() }));
     let few = Config { activation_bits: 4, ..Config::default() };
@@ -128,7 +128,8 @@ fn what_is_in_front_of_a_leaky_relu_counts_where_it_is_rounded_no_finer_than_wha
 fn with_one_scale_a_depthwise_triple_meets_at_its_geometric_mean() {
     let graph = network();
     let (before, stats) = run(&graph);
-    let Equalized { patches, factors } = equalize(&graph, &stats, Config { per_channel: false, ..Config::default() });
+    let done = equalize(&graph, &stats, Config { per_channel: false, ..Config::default() });
+    let (factors, patches) = (done.factors(&graph), done.patches);
     let mut equalized = graph.clone();
     equalized.constants.extend(patches);
     let (after, equal_stats) = run(&equalized);
@@ -200,7 +201,8 @@ fn with_one_scale_what_stays_below_a_ceiling_may_become_smaller() {
         graph.constants.insert(name.into(), Arc::new(faint));
     }
     let (before, stats) = run(&graph);
-    let Equalized { patches, factors } = equalize(&graph, &stats, Config { per_channel: false, ..Config::default() });
+    let done = equalize(&graph, &stats, Config { per_channel: false, ..Config::default() });
+    let (factors, patches) = (done.factors(&graph), done.patches);
     assert!(factors["c1"][1] < 0.7 && factors["c1"][2] == 1.0 && factors["c1"][0] > 2.0, "{:?}", factors["c1"]);
     let mut equalized = graph.clone();
     equalized.constants.extend(patches);
@@ -217,7 +219,8 @@ fn with_one_scale_what_comes_near_a_ceiling_is_left_alone() {
     graph.constants.insert("most".into(), Arc::new(Tensor::f32(&[], vec![ceiling as f32])));
     let faint = scaled(&graph.constants["w3"], 1, 4, &|c| if c == 1 { 1e-4 } else { 1.0 }).unwrap();
     graph.constants.insert("w3".into(), Arc::new(faint));
-    let factors = equalize(&graph, &run(&graph).1, Config { per_channel: false, ..Config::default() }).factors;
+    let done = equalize(&graph, &run(&graph).1, Config { per_channel: false, ..Config::default() });
+    let factors = done.factors(&graph);
     assert_eq!(factors["c1"][1], 1.0, "it came to 0.9 of it, and may go beyond");
 }
 
@@ -328,7 +331,8 @@ fn scales_go_through_pooling_and_flatten_to_matrices() {
         assert_eq!(read, ["f", "h"], "{pool}");
         let (before, stats) = run_observing(&graph, &["f", "h"]);
         for per_channel in [true, false] {
-            let Equalized { patches, factors } = equalize(&graph, &stats, Config { per_channel, ..Config::default() });
+            let done = equalize(&graph, &stats, Config { per_channel, ..Config::default() });
+            let (factors, patches) = (done.factors(&graph), done.patches);
             assert!(["w1", "b1", "w2", "b2", "w3"].iter().all(|name| patches.contains_key(*name)), "{pool}");
             assert_eq!((factors["c1"].len(), factors["g"].len()), (4, 6), "{pool}");
             let mut equalized = graph.clone();
@@ -372,4 +376,54 @@ fn scales_below_a_ceiling_go_through_pooling() {
     let mut unseen = stats;
     unseen.0.remove("r1");
     assert!(!equalize(&graph, &unseen, Config::default()).patches.contains_key("w1"));
+}
+
+/// The first network with a BatchNormalization behind the depthwise layer, which takes it in when it is folded.
+fn normalized() -> Graph {
+    let mut graph = network();
+    let numbers = [("gamma", [0.5, 2.0, 0.02, 1.0]), ("beta", [0.1, -0.2, 0.0, 0.3])];
+    let statistics = [("mean", [0.2, 0.0, -0.5, 1.0]), ("variance", [1.0, 4.0, 0.5, 0.1])];
+    for (name, values) in numbers.into_iter().chain(statistics) {
+        graph.constants.insert(name.into(), Arc::new(Tensor::f32(&[4], values.to_vec())));
+    }
+    let norm = Node {
+        name: "norm".into(),
+        op: Op::from_attrs("BatchNormalization", &Attrs::default()).unwrap(),
+        inputs: ["c2", "gamma", "beta", "mean", "variance"].map(String::from).to_vec(),
+        outputs: vec!["n2".into()],
+    };
+    graph.nodes.insert(3, norm);
+    graph.nodes[4].inputs[0] = "n2".into();
+    graph
+}
+
+#[test]
+fn before_it_is_folded_the_network_is_equalized_through_its_normalizations() {
+    let graph = normalized();
+    let (folded, _) = fewbits_graph::passes::fold(&graph).unwrap();
+    assert!(folded.nodes.iter().all(|node| !matches!(node.op, Op::BatchNormalization(_))));
+    let (before, stats) = run_observing(&folded, &["c1", "r1", "n2"]);
+    let done = equalize(&folded, &stats, Config { per_channel: false, ..Config::default() });
+    let trained = unfolded(graph.clone(), &folded, &done.moved);
+    assert_ne!(trained.constants["gamma"], graph.constants["gamma"]);
+    assert_eq!(
+        [&trained.constants["mean"], &trained.constants["variance"]],
+        [&graph.constants["mean"], &graph.constants["variance"]]
+    );
+    for (a, b) in before.iter().zip(run(&trained).0) {
+        assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} became {b}");
+    }
+    // Folded, it is the equalized network.
+    let (again, _) = fewbits_graph::passes::fold(&trained).unwrap();
+    for (name, tensor) in &done.patches {
+        let [wanted, found] = [tensor, &again.constants[name]].map(|tensor| tensor.as_f32().unwrap());
+        let most = wanted.iter().fold(0f32, |most, w| most.max(w.abs()));
+        for (a, b) in wanted.iter().zip(found) {
+            assert!((a - b).abs() <= 1e-6 * most, "{name}: {a}, not {b}");
+        }
+    }
+    // A weight that another layer reads, too, stays, and so does its group.
+    let mut shared = graph.clone();
+    shared.nodes.push(Node { name: "again".into(), outputs: vec!["z".into()], ..shared.nodes[4].clone() });
+    assert_eq!(unfolded(shared.clone(), &folded, &done.moved).constants["gamma"], shared.constants["gamma"]);
 }

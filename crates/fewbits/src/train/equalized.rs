@@ -1,0 +1,51 @@
+//! The network that is trained, its channels equalized where folded weights have one scale each.
+//!
+//! One scale for all channels of a folded weight rounds those that BatchNormalization made small to zero, and what is zero has no way
+//! back: such a network is lost before its first step. Scaled channels leave the float network as it is (Nagel et al. 2019, §4.1).
+
+use super::Request;
+use crate::{
+    Error,
+    observe::{Observation, observe},
+    progress::Progress,
+    stream::Source,
+};
+use fewbits_graph::{Graph, Node, Op, passes};
+use fewbits_methods::equalization::{self, Config, Group, groups};
+use fewbits_quant::target::Style;
+use fewbits_train::recipe::Fold;
+use std::{borrow::Cow, collections::BTreeMap};
+
+/// Images that show what reaches the ceilings of Clips.
+const SAMPLES: usize = 32;
+
+/// Whether anything is equalized for `request`. Weights that are not folded when they are rounded are left alone: their channels are alike,
+/// and the normalization behind gives each a scale.
+pub(super) fn applies(request: &Request<'_>) -> bool {
+    let mut goals = request.recipe.phases.iter().filter_map(|phase| phase.goal.as_ref());
+    let is_norm = |node: &Node| matches!(node.op, Op::BatchNormalization(_));
+    let folded = request.recipe.fold != Fold::None || !request.model.graph.nodes.iter().any(is_norm);
+    request.equalize && folded && goals.any(|goal| !goal.policy.per_channel)
+}
+
+/// The float network of `request`, equalized if that [`applies`].
+pub(super) fn equalized<'a>(request: &'a Request<'_>, progress: &dyn Progress) -> Result<Cow<'a, Graph>, Error> {
+    let model = request.model;
+    if !applies(request) {
+        return Ok(Cow::Borrowed(&model.graph));
+    }
+    let graph =
+        passes::trainable(&model.graph, request.recipe.fold == Fold::Merged).map_err(Error::graph(&model.path))?;
+    let (folded, _) = passes::prepare(&graph).map_err(Error::graph(&model.path))?;
+    let tensors: Vec<String> = groups(&folded).iter().flat_map(Group::observed).cloned().collect();
+    let indices = request.training.subset(SAMPLES.min(request.training_limit.unwrap_or(SAMPLES)));
+    let source = Source { indices, dataset: request.training, preprocess: request.preprocess };
+    let Observation { stats, .. } = observe(&folded, tensors, &source, &BTreeMap::new(), 0, request.threads, progress)?;
+    let config = Config {
+        per_channel: false,
+        rounds_between: request.target.style == Style::InputsAndOutputs,
+        ..Config::default()
+    };
+    let moved = equalization::equalize(&folded, &stats, config).moved;
+    Ok(Cow::Owned(equalization::unfolded(graph, &folded, &moved)))
+}
