@@ -7,6 +7,7 @@
 mod explain;
 mod on_grid;
 mod pairs;
+mod rescaled;
 
 pub use explain::{Cause, Explanation};
 
@@ -58,6 +59,9 @@ pub struct TensorDifference {
     pub name: String,
     /// Operator that writes it in the second network.
     pub op: String,
+    /// Whether its channels have other scales in the second network, as equalization leaves them. The rest is then about the first one's
+    /// values on those scales.
+    pub rescaled: bool,
     /// Signal-to-noise ratio of the second network against the first, dB; 200 means identical.
     pub sqnr_db: f64,
     /// Cosine of the angle between the two.
@@ -108,14 +112,55 @@ pub fn compare(
     progress: &dyn Progress,
 ) -> Result<Comparison, Error> {
     check_inputs(a, b)?;
-    let pairs = output_pairs(a, b)?;
-    let names = common_tensors(a, b);
-    let held = grids_by_values(b);
+    let pair = Pair {
+        sides: [a, b],
+        outputs: output_pairs(a, b)?,
+        names: common_tensors(a, b),
+        held: grids_by_values(b),
+        factors: BTreeMap::new(),
+    };
+    let indices = source.indices.iter().copied().take(rescaled::SAMPLES).collect();
+    let look = run(&pair, &Source { indices, ..*source }, threads, progress)?;
+    // What a network puts out is meant as it is.
+    let scales = |(name, channels): (&String, &Vec<Sqnr>)| {
+        let own = !a.graph.is_output(name) && !b.graph.is_output(name);
+        Some((name.clone(), rescaled::factors(channels).filter(|_| own)?))
+    };
+    let pair = Pair { factors: look.tensors.iter().filter_map(scales).collect(), ..pair };
+    let is_all = source.indices.len() <= rescaled::SAMPLES && pair.factors.is_empty();
+    let total = if is_all { look } else { run(&pair, source, threads, progress)? };
+    let found = conclude(&pair, &total, threshold_db);
+    let evidence = Evidence {
+        graphs: [a.graph, b.graph],
+        grids: grids(b).collect(),
+        on_grids: &total.on_grids,
+        tensors: &found.tensors,
+        threshold_db,
+    };
+    let explanations = explanations(&evidence);
+    Ok(Comparison { explanations, ..found })
+}
+
+/// Two networks, and what of them belongs together.
+struct Pair<'a> {
+    sides: [Side<'a>; 2],
+    /// Positions of outputs.
+    outputs: Vec<(usize, usize)>,
+    /// Tensors that both compute.
+    names: Vec<String>,
+    held: GridsByValues<'a>,
+    /// By what channels of the first network are multiplied in the second one, where they are.
+    factors: BTreeMap<String, Vec<f32>>,
+}
+
+/// Runs both networks on the samples of `source`.
+fn run(pair: &Pair<'_>, source: &Source<'_>, threads: usize, progress: &dyn Progress) -> Result<Sums, Error> {
+    let [a, b] = pair.sides;
     let one = Threads::new(1);
     // As many as there are workers: whoever finishes a chunk takes one and puts it back.
     let idle: Mutex<Vec<Executor<'_>>> = Mutex::default();
-    let run = Run { graph: a.graph, mode: a.mode, observed: names.clone() };
-    let mut total = Sums { outputs: vec![Sqnr::default(); pairs.len()], ..Sums::default() };
+    let run = Run { graph: a.graph, mode: a.mode, observed: pair.names.clone() };
+    let mut total = Sums { outputs: vec![Sqnr::default(); pair.outputs.len()], ..Sums::default() };
     progress.begin("comparing", source.indices.len().div_ceil(Model::fixed_batch(a.graph).unwrap_or(1)));
     stream(
         &run,
@@ -128,9 +173,9 @@ pub fn compare(
         },
         |seen_a, chunk| {
             let take = || idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let new = || Executor::new(b.graph, b.mode, &one).observing(names.iter().cloned());
+            let new = || Executor::new(b.graph, b.mode, &one).observing(pair.names.iter().cloned());
             let mut executor = take().unwrap_or_else(new);
-            let sums = chunk_sums(&mut executor, (a, b), (&pairs, &held), source, seen_a, &chunk)?;
+            let sums = chunk_sums(&mut executor, pair, source, seen_a, &chunk)?;
             idle.lock().unwrap_or_else(PoisonError::into_inner).push(executor);
             Ok(sums)
         },
@@ -140,16 +185,7 @@ pub fn compare(
         },
     )?;
     progress.end();
-    let found = conclude(b.graph, a.graph, &pairs, &total, threshold_db);
-    let evidence = Evidence {
-        graphs: [a.graph, b.graph],
-        grids: grids(b).collect(),
-        on_grids: &total.on_grids,
-        tensors: &found.tensors,
-        threshold_db,
-    };
-    let explanations = explanations(&evidence);
-    Ok(Comparison { explanations, ..found })
+    Ok(total)
 }
 
 /// A tensor of the first network, kept until the second one has computed its own.
@@ -184,6 +220,7 @@ fn named(sqnr: &Sqnr, name: &str, op: &str, noise_added: f64) -> TensorDifferenc
     TensorDifference {
         name: name.into(),
         op: op.into(),
+        rescaled: false,
         sqnr_db: sqnr.db(),
         cosine: sqnr.cosine(),
         max_abs_diff: sqnr.max_abs_diff(),
@@ -198,7 +235,8 @@ struct Sums {
     /// Samples whose largest score is at the same place, if there are scores.
     agreeing: Option<usize>,
     outputs: Vec<Sqnr>,
-    tensors: BTreeMap<String, Sqnr>,
+    /// By channel.
+    tensors: BTreeMap<String, Vec<Sqnr>>,
     /// The first network's values on grids of the second.
     on_grids: BTreeMap<String, OnGrid>,
 }
@@ -212,8 +250,11 @@ impl Sums {
         };
         self.samples += chunk.samples;
         self.outputs.iter_mut().zip(&chunk.outputs).for_each(|(sum, more)| sum.add(more));
-        for (name, more) in &chunk.tensors {
-            self.tensors.entry(name.clone()).or_default().add(more);
+        for (name, more) in chunk.tensors {
+            match self.tensors.get_mut(&name) {
+                Some(sum) => sum.iter_mut().zip(&more).for_each(|(sum, more)| sum.add(more)),
+                None => _ = self.tensors.insert(name, more),
+            }
         }
         for (name, more) in chunk.on_grids {
             match self.on_grids.get_mut(&name) {
@@ -227,13 +268,12 @@ impl Sums {
 /// Runs the second network on the chunk that the first one has seen.
 fn chunk_sums(
     executor: &mut Executor<'_>,
-    (a, b): (Side<'_>, Side<'_>),
-    (pairs, held): (&[(usize, usize)], &GridsByValues<'_>),
+    pair: &Pair<'_>,
     source: &Source<'_>,
     mut seen_a: BTreeMap<String, Observed>,
     chunk: &Seen,
 ) -> Result<Sums, Error> {
-    let samples = chunk.batch.indices.len();
+    let (samples, [a, b]) = (chunk.batch.indices.len(), pair.sides);
     let mut shape = chunk.batch.shape.clone();
     let mut data = chunk.batch.data.clone();
     let size = Model::fixed_batch(a.graph).unwrap_or(1);
@@ -242,18 +282,21 @@ fn chunk_sums(
         *n = size;
     }
     let mut sums = Sums { samples, ..Sums::default() };
-    sums.on_grids.extend(on_grids(held, &Model::input(a.graph)?.name, &chunk.batch.data, &chunk.batch.shape));
+    sums.on_grids.extend(on_grids(&pair.held, &Model::input(a.graph)?.name, &chunk.batch.data, &chunk.batch.shape));
     let mut misfit = None;
     let mut tap = |tensor: Tapped<'_>| {
-        let Some(first) = seen_a.remove(tensor.name) else { return };
+        let Some(mut first) = seen_a.remove(tensor.name) else { return };
         let (name, second) = (tensor.name, Observed::of(tensor));
         if first.dims != second.dims {
             misfit.get_or_insert_with(|| format!("tensor `{name}`: {:?} and {:?}", first.dims, second.dims));
         } else if !first.values.is_empty() && !second.values.is_empty() {
             let real = |t: &Observed| rows(&t.dims, t.values.len(), size, samples);
+            if let Some(factors) = pair.factors.get(name) {
+                rescaled::scale(&mut first.values, &first.dims, factors);
+            }
             let (values, others) = (&first.values[..real(&first)], &second.values[..real(&second)]);
-            sums.tensors.insert(name.into(), Sqnr::of(values, others));
-            sums.on_grids.extend(on_grids(held, name, values, &first.dims));
+            sums.tensors.insert(name.into(), rescaled::by_channel(values, others, &first.dims));
+            sums.on_grids.extend(on_grids(&pair.held, name, values, &first.dims));
         }
     };
     let sample_error =
@@ -262,7 +305,7 @@ fn chunk_sums(
     if let Some(what) = misfit {
         return Err(mismatch(a, b, what));
     }
-    for &(i, j) in pairs {
+    for &(i, j) in &pair.outputs {
         let (first, second) = (&chunk.outputs[i], &outputs[j]);
         if first.dims != second.dims {
             let name = &a.graph.outputs[i].name;
@@ -272,7 +315,7 @@ fn chunk_sums(
         let count = rows(&outputs[j].dims, first.len(), size, samples);
         sums.outputs.push(Sqnr::of(&first[..count], &second[..count.min(second.len())]));
     }
-    sums.agreeing = pairs.first().and_then(|&(i, j)| agreeing(&chunk.outputs[i], &outputs[j], samples));
+    sums.agreeing = pair.outputs.first().and_then(|&(i, j)| agreeing(&chunk.outputs[i], &outputs[j], samples));
     Ok(sums)
 }
 
@@ -310,15 +353,17 @@ fn agreeing(a: &Tensor, b: &Tensor, samples: usize) -> Option<usize> {
     Some(pairs.filter(|(a, b)| scored(a) == scored(b) && top1(a) == top1(b)).count())
 }
 
-fn conclude(b: &Graph, a: &Graph, pairs: &[(usize, usize)], total: &Sums, threshold_db: f64) -> Comparison {
-    let mut all = Sqnr::default();
-    total.outputs.iter().for_each(|output| all.add(output));
-    let tensors = in_order(b, &total.tensors);
+fn conclude(pair: &Pair<'_>, total: &Sums, threshold_db: f64) -> Comparison {
+    let [a, b] = pair.sides.map(|side| side.graph);
+    let all = rescaled::total(&total.outputs);
+    let measured = total.tensors.iter().map(|(name, channels)| (name.as_str(), rescaled::total(channels))).collect();
+    let mut tensors = in_order(b, &measured);
+    tensors.iter_mut().for_each(|t| t.rescaled = pair.factors.contains_key(&t.name));
     let producers = b.producers();
     let op_of = |name: &str| producers.get(name).map_or("", |&i| b.nodes[i].op.name());
     let output =
         |(&(i, j), sqnr): (&(usize, usize), &Sqnr)| named(sqnr, &a.outputs[i].name, op_of(&b.outputs[j].name), 0.0);
-    let outputs: Vec<TensorDifference> = pairs.iter().zip(&total.outputs).map(output).collect();
+    let outputs: Vec<TensorDifference> = pair.outputs.iter().zip(&total.outputs).map(output).collect();
     let below = |t: &&TensorDifference| t.sqnr_db < threshold_db;
     let noisiest =
         tensors.iter().filter(|t| t.noise_added > 0.0).max_by(|x, y| x.noise_added.total_cmp(&y.noise_added));
@@ -339,16 +384,16 @@ fn conclude(b: &Graph, a: &Graph, pairs: &[(usize, usize)], total: &Sums, thresh
 }
 
 /// The measured tensors in graph order, each with the noise that its operator added to that of what it is computed from.
-fn in_order(graph: &Graph, measured: &BTreeMap<String, Sqnr>) -> Vec<TensorDifference> {
+fn in_order(graph: &Graph, measured: &BTreeMap<&str, Sqnr>) -> Vec<TensorDifference> {
     let mut found = Vec::new();
     // Relative noise of every tensor; of one that was not measured, that of what it is computed from.
     let mut noise: HashMap<&str, f64> = HashMap::new();
     for node in &graph.nodes {
         let before = node.present_inputs().filter_map(|name| noise.get(name)).fold(0.0, |m: f64, &x| m.max(x));
         for output in node.outputs.iter().filter(|o| !o.is_empty()) {
-            let own = measured.get(output).map_or(before, Sqnr::relative_noise);
+            let own = measured.get(output.as_str()).map_or(before, Sqnr::relative_noise);
             noise.insert(output, own);
-            if let Some(difference) = measured.get(output) {
+            if let Some(difference) = measured.get(output.as_str()) {
                 // The ceiling of 200 dB stands for no noise at all.
                 let added = if difference.is_exact() { 0.0 } else { (own - before).max(0.0) };
                 found.push(named(difference, output, node.op.name(), added));

@@ -42,6 +42,23 @@ impl Sqnr {
         self.largest = self.largest.max(more.largest);
     }
 
+    /// The larger of both signals' powers.
+    pub fn power(&self) -> f64 {
+        self.signal.max(self.other)
+    }
+
+    /// The positive factor on `x` that brings it closest to `y`, `Σxy / Σx²`, if there is one and both powers are above `least`.
+    pub fn gain(&self, least: f64) -> Option<f64> {
+        let gain = self.product / self.signal;
+        (self.signal > least && self.other > least && gain > 0.0 && gain.is_finite()).then_some(gain)
+    }
+
+    /// The same with `x` multiplied by `factor`; the largest difference is not known any more, and stays.
+    pub fn scaled(&self, factor: f64) -> Self {
+        let (signal, product) = (self.signal * factor * factor, self.product * factor);
+        Sqnr { signal, product, noise: (signal - 2.0 * product + self.other).max(0.0), ..*self }
+    }
+
     /// Whether no element differs.
     pub fn is_exact(&self) -> bool {
         self.noise == 0.0

@@ -108,6 +108,10 @@ fn text(report: &Report, verbose: bool) -> String {
     if sqnr_db < &200.0 && !tensors.is_empty() {
         lines.push(String::new());
         lines.extend(table(tensors, verbose));
+        let rescaled = tensors.iter().filter(|t| t.rescaled).count();
+        if rescaled > 0 {
+            lines.push(format!("* channels have other scales in B, as equalization leaves them ({rescaled} tensors): A's are measured on those"));
+        }
     }
     if !explanations.is_empty() {
         lines.extend([String::new(), "why:".into()]);
@@ -127,7 +131,8 @@ fn table(tensors: &[TensorDifference], verbose: bool) -> Vec<String> {
     };
     let row = |t: &&TensorDifference| {
         let (name, added) = (super::inspect::shortened(&t.name, 44), 100.0 * t.noise_added);
-        format!("  {name:<44} {:<18} {:7.1} dB {:9.2e} {added:8.3} %", t.op, t.sqnr_db, t.max_abs_diff)
+        let mark = if t.rescaled { " *" } else { "" };
+        format!("  {name:<44} {:<18} {:7.1} dB {:9.2e} {added:8.3} %{mark}", t.op, t.sqnr_db, t.max_abs_diff)
     };
     let head = format!("  {:<44} {:<18} {:>10} {:>9} {:>10}", "tensor", "written by", "SQNR", "max diff", "noise +");
     [format!("{title}:"), head].into_iter().chain(shown.iter().map(row)).collect()

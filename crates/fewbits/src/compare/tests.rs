@@ -299,3 +299,33 @@ fn scores_count_whole_however_they_are_laid_out() {
     assert_eq!((agreeing(&zeros, &none, 1), agreeing(&none, &none, 1)), (Some(0), Some(1)));
     assert_eq!(agreeing(&tensor(&[1, 3, 2], &[0.0; 6]), &tensor(&[1, 3, 2], &[0.0; 6]), 1), None);
 }
+
+#[test]
+fn channels_on_other_scales_are_no_noise() {
+    let factors = [0.1f32, 1.0, 4.0, 2.0];
+    let mut other = with_weight("w1", |w| w.iter_mut().enumerate().for_each(|(i, w)| *w *= factors[i / 18]));
+    let readers = with_weight("w2", |w| w.iter_mut().enumerate().for_each(|(i, w)| *w /= factors[i / 9 % 4]));
+    other.constants.insert("w2".into(), readers.constants["w2"].clone());
+    let found = float(&network(), &other);
+    assert_eq!((found.first_divergence, found.explanations), (None, vec![]));
+    let rescaled: Vec<_> = found.tensors.iter().filter(|t| t.rescaled).map(|t| t.name.as_str()).collect();
+    assert_eq!(rescaled, ["c1", "r1"]);
+    // An error on top of them is found, where it is, and no larger than without.
+    let wrong = |graph: &Graph| {
+        let mut graph = graph.clone();
+        let w =
+            graph.constants["w2"].as_f32().unwrap().iter().enumerate().map(|(i, w)| if i < 9 { w * 1.5 } else { *w });
+        let w = w.collect();
+        graph.constants.insert("w2".into(), Arc::new(Tensor::f32(&[3, 4, 3, 3], w)));
+        graph
+    };
+    let [plain, scaled] = [&network(), &other].map(|graph| float(&network(), &wrong(graph)));
+    assert_eq!(scaled.first_divergence.as_deref(), Some("c2"));
+    let db = |found: &Comparison| found.tensors.iter().find(|t| t.name == "c2").unwrap().sqnr_db;
+    assert!((db(&plain) - db(&scaled)).abs() < 1e-3, "{} and {} dB", db(&plain), db(&scaled));
+    // Outputs are meant as they are.
+    let louder = with_weight("w2", |w| w.iter_mut().enumerate().for_each(|(i, w)| *w *= [1.0, 2.0, 3.0][i / 36]));
+    let louder = float(&network(), &louder);
+    assert_eq!(louder.tensors.iter().map(|t| t.rescaled).collect::<Vec<_>>(), [false, false, true, true, false]);
+    assert_eq!(louder.first_divergence.as_deref(), Some("scores"));
+}
