@@ -5,33 +5,28 @@
 //! leaves, the deployed graph with its grids. Placement decides where quantizers go, so what is trained is what ships.
 
 mod biases;
+mod deployed;
+mod positive;
+mod quantizers;
 mod signs;
+
+pub use quantizers::Quantizers;
 
 use crate::{
     TrainError,
-    quantizers::{
-        Deployable, Method, NotDeployable, QuantizerError, Settings, Signs, activation_quantizer, weight_quantizer,
-    },
+    quantizers::{Method, Settings},
 };
 use fewbits_graph::{
-    Granularity, Graph, Grid, Grids, Node, Op, QuantParams, Tensor, TensorQuant,
-    exec::infer,
-    op::Role,
-    passes,
-    tape::{Config, Laid, Leaves, Statistics, quantizer_leaf},
+    Graph, Node, Op, passes,
+    tape::{Config, Leaves, Statistics, quantizer_leaf},
 };
 use fewbits_quant::{
-    WeightRule,
     calibrate::{Policy, REST_BITS},
     placement::{Placement, Site, place},
     target::Target,
-    weights::weight_params,
 };
-use signs::signs;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use positive::make_scales_positive;
+use std::collections::BTreeSet;
 
 /// What is trained towards.
 #[derive(Clone, Debug)]
@@ -78,14 +73,6 @@ pub struct Network {
     placement: Placement,
     target: Target,
     layers: Vec<Layer>,
-}
-
-/// Quantizers, ready for the tape, and what they become.
-#[derive(Clone, Debug, Default)]
-pub struct Quantizers {
-    /// By tensor of the trained graph.
-    pub all: BTreeMap<String, Laid>,
-    deployable: BTreeMap<String, Arc<dyn Deployable>>,
 }
 
 impl Network {
@@ -193,70 +180,6 @@ impl Network {
         name
     }
 
-    /// The quantizers of `goal` for this network, for images of the dimensions `image` (without the batch axis).
-    ///
-    /// # Errors
-    /// [`TrainError::Quantizer`] if the method has no rule for a width; [`TrainError::Graph`] for shapes.
-    pub fn quantizers(&self, goal: &Goal, image: &[usize]) -> Result<Quantizers, TrainError> {
-        let facts = infer(&self.graph, &[[&[1], image].concat()])?;
-        let signs = signs(&self.graph, &facts);
-        let mut found = Quantizers::default();
-        for (name, site) in &self.placement.sites {
-            let Site::Activation { bounds, feeds_layer, edge, .. } = site else { continue };
-            let fact = facts.get(name).ok_or_else(|| TrainError::Lost { tensor: name.clone() })?;
-            let positive = bounds.is_some_and(|(min, _)| min >= 0.0);
-            let signs = match signs.get(name) {
-                // Codes without sign would need a zero point.
-                _ if self.target.symmetric_activations => Signs::Both,
-                _ if positive => Signs::Positive,
-                known => known.copied().unwrap_or(Signs::Both),
-            };
-            // Edges, and what no layer multiplies, are rounded so finely that LSQ+ serves for all methods.
-            let own = *feeds_layer && !*edge;
-            // So does it where codes without sign would cut off the lobe of a SiLU.
-            let serves = keeps_ranges(goal.method) && (signs != Signs::Lobe || goal.method.has_zero_points());
-            let method = if own || serves { goal.method } else { Method::LsqPlus };
-            let bits = goal.policy.activation_bits(name, site);
-            let mut settings = goal.settings.clone();
-            if !own {
-                settings = Settings {
-                    snapped: settings.snapped,
-                    counted_images: settings.counted_images,
-                    delay: settings.delay,
-                    decay: settings.decay,
-                    ..Settings::default()
-                };
-            }
-            if self.target.symmetric_activations {
-                settings.configuration = crate::quantizers::Configuration::SignedSymmetric;
-            }
-            if signs == Signs::Positive && !(goal.offsets_everywhere && own) {
-                settings.offset = crate::quantizers::Offset::None;
-                if matches!(method, Method::LsqPlus) && settings.configuration == Default::default() {
-                    settings.configuration = crate::quantizers::Configuration::UnsignedSymmetric;
-                }
-            }
-            if self.target.symmetric_activations && method.has_zero_points() {
-                let target = self.target.name.clone();
-                return Err(QuantizerError::ZeroPoints { method: method.name(), target }.into());
-            }
-            let quantizer = activation_quantizer(method, bits, signs, &settings, fact.len())?;
-            found.add(name, quantizer, 1, 0);
-        }
-        for layer in &self.layers {
-            let weight = self.graph.constant(&layer.trained).map_or(0, |t| t.len());
-            let bits = goal.policy.weight_bits(&layer.deployed, layer.edge);
-            let method = match layer.edge && !keeps_ranges(goal.method) {
-                true => Method::Lsq,
-                false => goal.method,
-            };
-            let groups = if goal.policy.per_channel { layer.channels } else { 1 };
-            let quantizer = weight_quantizer(method, bits, &goal.settings, weight / groups)?;
-            found.add(&layer.trained, quantizer, groups, layer.axis);
-        }
-        Ok(found)
-    }
-
     /// What the tape is compiled with.
     pub fn config(&self, quantizers: &Quantizers, statistics: Statistics, fold: bool, stops: bool) -> Config {
         Config { quantizers: quantizers.all.clone(), statistics, fold, stops, ..Config::default() }
@@ -312,153 +235,6 @@ impl Network {
     pub fn float(&self, leaves: &Leaves) -> Graph {
         leaves.apply(&self.base)
     }
-
-    /// The graph that ships, and its grids. `fold` says that quantizers are on folded weights.
-    ///
-    /// # Errors
-    /// [`TrainError::NotDeployable`] if a quantizer has no grid.
-    pub fn deploy(&self, quantizers: &Quantizers, leaves: &Leaves, fold: bool) -> Result<(Graph, Grids), TrainError> {
-        let mut base = leaves.apply(&self.base);
-        let mut weights: BTreeMap<String, QuantParams> = BTreeMap::new();
-        for layer in &self.layers {
-            let Some(quantizer) = quantizers.deployable.get(&layer.trained) else { continue };
-            let laid = &quantizers.all[&layer.trained];
-            let fold = fold && layer.folds;
-            let leaf =
-                leaves.parameter(&layer.trained).ok_or_else(|| TrainError::Lost { tensor: layer.trained.clone() })?;
-            let factors = self.factors(layer, leaves);
-            let mut weight = leaves.values[leaf.range.clone()].to_vec();
-            if let (true, Some(factors)) = (fold, &factors) {
-                scale_rows(&mut weight, factors);
-            }
-            let numbers = leaves.get(&quantizer_leaf(&layer.trained)).unwrap_or_default();
-            let mut rounded = laid.apply(numbers, &leaf.dims, &weight);
-            let (grid, scales) =
-                layer.deployed_grid(quantizer.as_ref(), laid.groups, numbers, (&weight, &leaf.dims), &factors, fold)?;
-            if let (true, Some(factors)) = (fold, &factors) {
-                let inverse: Vec<f32> = factors.iter().map(|f| if f.is_normal() { 1.0 / f } else { 0.0 }).collect();
-                scale_rows(&mut rounded, &inverse);
-            }
-            base.constants.insert(layer.trained.clone(), Arc::new(Tensor::f32(&leaf.dims, rounded)));
-            let params = match &scales[..] {
-                [one] => QuantParams::per_tensor(grid, *one, 0),
-                _ => QuantParams::per_channel(grid, layer.axis, scales),
-            };
-            weights.insert(layer.deployed.clone(), params);
-        }
-        let graph = self.folded(&base)?;
-        let mut grids = Grids::default();
-        for (name, site) in &self.placement.sites {
-            let quant = match site {
-                Site::SameAs(other) => TensorQuant::SameAs(other.clone()),
-                Site::Bias { input, weight } => TensorQuant::BiasOf { input: input.clone(), weight: weight.clone() },
-                Site::Weight { axis, .. } => {
-                    let own = || {
-                        let by_channel = Granularity::Channel { axis: *axis };
-                        weight_params(name, graph.constant(name)?, Grid::weights(8), by_channel, WeightRule::MinMax)
-                            .ok()
-                    };
-                    match weights.remove(name).or_else(own) {
-                        Some(params) => TensorQuant::Quantized(params),
-                        None => continue,
-                    }
-                }
-                Site::Activation { .. } => {
-                    let Some(quantizer) = quantizers.deployable.get(name) else { continue };
-                    let numbers = leaves.get(&quantizer_leaf(name)).unwrap_or_default();
-                    let refuse = |source| TrainError::NotDeployable { tensor: name.clone(), source };
-                    let (grid, scale, zero_point) = quantizer.grid(numbers).map_err(refuse)?;
-                    TensorQuant::Quantized(self.activation(grid, scale, zero_point))
-                }
-            };
-            grids.0.insert(name.clone(), quant);
-        }
-        Ok((graph, grids))
-    }
-
-    /// The same grid with the target's signs.
-    fn activation(&self, grid: Grid, scale: f32, zero_point: i32) -> QuantParams {
-        let half = 1 << (grid.bits - 1);
-        let (signed, shift) = match (grid.signed, self.target.signed_activations) {
-            (true, false) => (false, half),
-            (false, true) => (true, -half),
-            (signed, _) => (signed, 0),
-        };
-        QuantParams::per_tensor(Grid { signed, ..grid }, scale, zero_point + shift)
-    }
-}
-
-impl Layer {
-    /// Grid and scales of the weight that ships, from the quantizer's `numbers`. `weight`, and its dimensions, is what is rounded: with
-    /// `fold` it is folded with `factors` already. A quantizer that derives nothing from it does not look at it.
-    fn deployed_grid(
-        &self,
-        quantizer: &dyn Deployable,
-        groups: usize,
-        numbers: &[f32],
-        (weight, dims): (&[f32], &[usize]),
-        factors: &Option<Vec<f32>>,
-        fold: bool,
-    ) -> Result<(Grid, Vec<f32>), TrainError> {
-        let (mut grid, mut scales) = (Grid::weights(8), Vec::new());
-        for g in 0..groups {
-            let mut own = numbers[g * quantizer.learned()..][..quantizer.learned()].to_vec();
-            let mut derived = vec![0.0; quantizer.derived()];
-            if !derived.is_empty() {
-                quantizer.derive(&group_of(weight, dims, self.axis, groups, g), &mut derived);
-            }
-            own.extend(derived);
-            let refuse = |source| TrainError::NotDeployable { tensor: self.trained.clone(), source };
-            let (own_grid, scale, _) = quantizer.grid(&own).map_err(refuse)?;
-            grid = own_grid;
-            scales.push(scale);
-        }
-        if let (false, Some(factors)) = (fold, factors) {
-            let scale = |(c, f): (usize, &f32)| scales[if scales.len() == 1 { 0 } else { c }] * f.abs();
-            scales = factors.iter().enumerate().map(scale).collect();
-            // A channel that is switched off has any scale.
-            let usual = scales.iter().fold(f32::MIN_POSITIVE, |m, s| m.max(*s));
-            scales.iter_mut().filter(|s| **s <= usual * 1e-6).for_each(|s| *s = usual);
-        }
-        Ok((grid, scales))
-    }
-}
-
-impl Quantizers {
-    fn add(&mut self, name: &str, quantizer: Arc<dyn Deployable>, groups: usize, axis: usize) {
-        self.all.insert(name.into(), Laid { quantizer: quantizer.clone(), groups, axis });
-        self.deployable.insert(name.into(), quantizer);
-    }
-
-    /// The quantizer on `tensor`.
-    pub fn get(&self, tensor: &str) -> Option<&Arc<dyn Deployable>> {
-        self.deployable.get(tensor)
-    }
-
-    /// Whether some still watch ranges and round nothing, or have offsets that are not whole steps yet.
-    pub fn unsettled(&self, leaves: &Leaves) -> bool {
-        let unsettled = |(name, quantizer): (&String, &Arc<dyn Deployable>)| {
-            let numbers = leaves.get(&quantizer_leaf(name)).unwrap_or_default();
-            let refused = |why| matches!(why, NotDeployable::Observing { .. } | NotDeployable::FreeOffset);
-            quantizer.learned() > 0 && quantizer.grid(numbers).is_err_and(refused)
-        };
-        self.deployable.iter().any(unsettled)
-    }
-
-    /// Brings every quantizer's numbers back to where it is defined.
-    pub fn project(&self, leaves: &mut Leaves) {
-        for (name, laid) in &self.all {
-            let learned = laid.quantizer.learned();
-            if let Some(numbers) = leaves.get_mut(&quantizer_leaf(name)).filter(|_| learned > 0) {
-                numbers.chunks_exact_mut(learned).for_each(|group| laid.quantizer.project(group));
-            }
-        }
-    }
-}
-
-/// Whether the method's own quantizers serve 8-bit tensors of any sign too.
-fn keeps_ranges(method: Method) -> bool {
-    matches!(method, Method::Lsq | Method::LsqPlus | Method::LsqBn | Method::MovingAverage | Method::Tqt)
 }
 
 /// The elements of a weight that share one quantizer.
@@ -475,37 +251,5 @@ pub(crate) fn scale_rows(weight: &mut [f32], factors: &[f32]) {
     let len = weight.len() / factors.len().max(1);
     for (row, factor) in weight.chunks_exact_mut(len.max(1)).zip(factors) {
         row.iter_mut().for_each(|w| *w *= factor);
-    }
-}
-
-/// Turns negative scales of BatchNormalizations behind layers positive: the layer's channel changes its sign, and the network computes
-/// the same. Folding then never mirrors a weight's grid, which has one negative code more than positive ones.
-fn make_scales_positive(graph: &mut Graph) {
-    let readers = graph.consumers();
-    let mut flips: Vec<(String, usize, Vec<bool>)> = Vec::new();
-    for layer in &graph.nodes {
-        let Role::Weight { channel_axis: axis } = layer.op.def().quant_rule().role(1) else { continue };
-        let [one] = readers.get(layer.output()).map_or(&[][..], Vec::as_slice) else { continue };
-        let norm = &graph.nodes[*one];
-        if !matches!(norm.op, Op::BatchNormalization(_)) || graph.is_output(layer.output()) {
-            continue;
-        }
-        let gamma = norm.input(1).and_then(|name| graph.constant(name)).and_then(|t| t.as_f32());
-        let Some(negative) = gamma.map(|g| g.iter().map(|g| *g < 0.0).collect::<Vec<_>>()) else { continue };
-        let mirrored = [(layer.input(1), axis), (layer.input(2), 0), (norm.input(1), 0), (norm.input(3), 0)];
-        let mirrored = mirrored.into_iter().filter_map(|(name, axis)| Some((name?, axis)));
-        let by_channel = |name: &str, axis: usize| graph.constant(name)?.dims.get(axis).copied();
-        if !mirrored.clone().all(|(name, axis)| by_channel(name, axis) == Some(negative.len())) {
-            continue;
-        }
-        flips.extend(mirrored.map(|(name, axis)| (name.to_string(), axis, negative.clone())));
-    }
-    for (name, axis, negative) in flips.into_iter().filter(|(.., negative)| negative.contains(&true)) {
-        let Some(tensor) = graph.constants.get_mut(&name) else { continue };
-        let Some(values) = tensor.as_f32() else { continue };
-        let inner: usize = tensor.dims[axis + 1..].iter().product();
-        let sign = |i: usize| if negative[i / inner.max(1) % negative.len()] { -1.0 } else { 1.0 };
-        let values = values.iter().enumerate().map(|(i, v)| v * sign(i)).collect();
-        *tensor = Arc::new(Tensor::f32(&tensor.dims, values));
     }
 }

@@ -5,8 +5,10 @@
 //! ends in the same bits.
 
 mod finite;
+mod resume;
 mod run;
 mod scoring;
+mod step;
 
 use crate::{
     TrainError,

@@ -1,25 +1,23 @@
-//! A training under way: stages entered, steps made, checkpoints taken and gone on from.
+//! A training under way: what it is made of, stages entered, epochs run through.
 
-use super::{Setup, StepReport, Watcher};
+use super::{Setup, StepReport, Watcher, resume::identity};
 use crate::{
     TrainError,
     checkpoint::{Checkpoint, Tally},
     ema::MovingAverage,
-    loss::{Loss, LossError},
-    network::{Network, Quantizers, scale_rows},
-    optimizer::{Group, Optimizer, State, clip_global_norm},
-    quantizers::{Decays, kure},
-    random::Random,
+    loss::Loss,
+    network::{Network, Quantizers},
+    optimizer::{Group, Optimizer, State},
+    quantizers::Decays,
     recipe::{Fold, Phase, Recipe},
     schedule::Schedule,
 };
-use fewbits_data::{LabelledBatch, Loader};
+use fewbits_data::LabelledBatch;
 use fewbits_graph::{
-    Tensor,
     exec::{Executor, Mode, infer},
     tape::{Config, Kind, Leaf, Leaves, Statistics, Tape, quantizer_leaf},
 };
-use fewbits_quant::{plan::model_sha256, stats::sampling_stride};
+use fewbits_quant::stats::sampling_stride;
 
 /// Elements of an activation that its quantizer is set from.
 const STARTING_ELEMENTS: usize = 1 << 16;
@@ -39,17 +37,17 @@ pub(super) struct Run<'a> {
     pub(super) stage: Stage,
     pub(super) quantizers: Quantizers,
     pub(super) leaves: Leaves,
-    optimizer: Optimizer,
+    pub(super) optimizer: Optimizer,
     /// Of values and of statistics.
     pub(super) average: Option<[MovingAverage; 2]>,
-    gradients: Vec<f32>,
-    tapes: Vec<(Vec<usize>, Tape)>,
-    teacher: Option<Executor<'a>>,
+    pub(super) gradients: Vec<f32>,
+    pub(super) tapes: Vec<(Vec<usize>, Tape)>,
+    pub(super) teacher: Option<Executor<'a>>,
     pub(super) step: usize,
     pub(super) best: [Vec<f32>; 2],
     pub(super) best_score: Option<(f64, usize)>,
-    tally: Tally,
-    identity: String,
+    pub(super) tally: Tally,
+    pub(super) identity: String,
 }
 
 impl<'a> Run<'a> {
@@ -105,53 +103,6 @@ impl<'a> Run<'a> {
         if training.batches() < self.recipe().accumulate { Err(TrainError::NoBatch) } else { Ok(()) }
     }
 
-    fn go_on(&mut self, checkpoint: Checkpoint) -> Result<(), TrainError> {
-        if checkpoint.identity != self.identity {
-            let what = "it was made with other settings, another network or other data".into();
-            return Err(TrainError::Checkpoint { path: "state.safetensors".into(), what });
-        }
-        self.step = checkpoint.step;
-        // The state is of the stage of the last step made; the next one is entered when its first step is made.
-        let stage = self.stage_of(self.step.saturating_sub(1) / self.steps_per_epoch());
-        self.enter(stage, false)?;
-        let fits = checkpoint.values.len() == self.leaves.values.len()
-            && checkpoint.statistics.len() == self.leaves.statistics.len()
-            && self
-                .average
-                .as_ref()
-                .is_none_or(|both| [0, 1].iter().all(|&i| both[i].values.len() == checkpoint.average[i].len()))
-            && [0, checkpoint.statistics.len()].contains(&checkpoint.best[1].len());
-        if !fits {
-            let what = "it holds another number of parameters".into();
-            return Err(TrainError::Checkpoint { path: "state.safetensors".into(), what });
-        }
-        self.leaves.values = checkpoint.values;
-        self.leaves.statistics = checkpoint.statistics;
-        self.optimizer.resume(checkpoint.optimizer)?;
-        for (average, values) in self.average.iter_mut().flatten().zip(checkpoint.average) {
-            (average.values, average.updates) = (values, checkpoint.average_updates);
-        }
-        self.best = checkpoint.best;
-        self.best_score = checkpoint.best_score;
-        self.tally = checkpoint.tally;
-        Ok(())
-    }
-
-    fn checkpoint(&self) -> Checkpoint {
-        Checkpoint {
-            identity: self.identity.clone(),
-            step: self.step,
-            values: self.leaves.values.clone(),
-            statistics: self.leaves.statistics.clone(),
-            optimizer: self.optimizer.state().clone(),
-            average: self.average.as_ref().map(|both| both.each_ref().map(|a| a.values.clone())).unwrap_or_default(),
-            average_updates: self.average.as_ref().map_or(0, |[values, _]| values.updates),
-            best: self.best.clone(),
-            best_score: self.best_score,
-            tally: self.tally,
-        }
-    }
-
     pub(super) fn recipe(&self) -> &'a Recipe {
         self.setup.recipe
     }
@@ -178,7 +129,7 @@ impl<'a> Run<'a> {
     }
 
     /// Enters a stage; with `start`, quantizers that are new are set from weights and a first batch.
-    fn enter(&mut self, stage: Stage, start: bool) -> Result<(), TrainError> {
+    pub(super) fn enter(&mut self, stage: Stage, start: bool) -> Result<(), TrainError> {
         let before = std::mem::replace(&mut self.stage, stage);
         self.tapes.clear();
         let phase: &Phase = &self.recipe().phases[stage.phase];
@@ -358,111 +309,4 @@ impl<'a> Run<'a> {
         config.fold_batch = fold == Fold::Batch;
         config
     }
-
-    /// Where the tape for batches of `shape` is; it is made if there is none.
-    fn tape(&mut self, shape: &[usize]) -> Result<usize, TrainError> {
-        if let Some(position) = self.tapes.iter().position(|(own, _)| own == shape) {
-            return Ok(position);
-        }
-        let config = self.config();
-        let tape = Tape::compile(self.network.graph(), &self.leaves, &[shape.to_vec()], &config)?;
-        self.tapes.push((shape.to_vec(), tape));
-        Ok(self.tapes.len() - 1)
-    }
-
-    /// Loss of a batch; its gradient is in `self.gradients`.
-    fn gradient(&mut self, batch: &LabelledBatch) -> Result<Loss, TrainError> {
-        let (recipe, threads, step) = (self.setup.recipe, self.setup.threads, self.step);
-        let position = self.tape(&batch.shape)?;
-        let unrounded = self.network.round_biases(&self.quantizers, &mut self.leaves, recipe.fold.on_folded());
-        let tape = &mut self.tapes[position].1;
-        tape.forward(&mut self.leaves, &[&batch.data], threads);
-        let taught = match &mut self.teacher {
-            Some(teacher) => Some(teacher.run(&[Tensor::f32(&batch.shape, batch.data.clone())])?.swap_remove(0)),
-            None => None,
-        };
-        let mut gradient = vec![0.0; tape.output(0).len()];
-        let taught = taught.as_ref().and_then(|t| t.as_f32());
-        let loss = recipe.objective.evaluate(tape.output(0), &batch.labels, taught, &mut gradient);
-        let loss = match loss {
-            Ok(loss) => loss,
-            Err(LossError::NotFinite { of: "network's", .. }) => {
-                let tensor = self.first_not_finite(batch);
-                return Err(TrainError::NotFinite { step, what: "an element", tensor });
-            }
-            Err(source) => return Err(TrainError::Loss { step, source }),
-        };
-        // Further outputs take no part in the loss.
-        let others: Vec<Vec<f32>> =
-            (1..self.setup.graph.outputs.len()).map(|i| vec![0.0; tape.output(i).len()]).collect();
-        let gradients: Vec<&[f32]> = std::iter::once(&gradient[..]).chain(others.iter().map(|g| &g[..])).collect();
-        tape.backward(&self.leaves, &[&batch.data], &gradients, &mut self.gradients, threads);
-        unrounded.restore(&mut self.leaves);
-        let ranges: Vec<(String, [f32; 2])> = tape.ranges().map(|(name, range)| (name.into(), range)).collect();
-        for (name, range) in ranges {
-            let numbers = self.leaves.get_mut(&quantizer_leaf(&name));
-            if let (Some(numbers), Some(laid)) = (numbers, self.quantizers.all.get(&name)) {
-                laid.quantizer.follow(numbers, range);
-            }
-        }
-        Ok(loss)
-    }
-
-    /// One step of the optimizer.
-    fn update(&mut self, learning_rate: f64) -> Result<(), TrainError> {
-        let recipe = self.setup.recipe;
-        if recipe.kure > 0.0 {
-            let weights: Vec<_> = self.leaves.parameters.iter().filter(|leaf| leaf.kind == Kind::Weight).collect();
-            let factor = recipe.kure / weights.len().max(1) as f64;
-            let fold = recipe.fold.on_folded();
-            for leaf in &weights {
-                // What is rounded is what is to be flat.
-                let folding = fold.then(|| self.network.folding(&leaf.name, &self.leaves)).flatten();
-                let mut weight = self.leaves.values[leaf.range.clone()].to_vec();
-                let mut gradient = vec![0.0; weight.len()];
-                folding.iter().for_each(|factors| scale_rows(&mut weight, factors));
-                kure::penalty(&weight, kure::UNIFORM, factor, &mut gradient);
-                folding.iter().for_each(|factors| scale_rows(&mut gradient, factors));
-                self.gradients[leaf.range.clone()].iter_mut().zip(&gradient).for_each(|(g, own)| *g += own);
-            }
-        }
-        self.check(&self.gradients, "a gradient")?;
-        if recipe.clip_norm > 0.0 {
-            clip_global_norm(&mut self.gradients, recipe.clip_norm);
-        }
-        self.optimizer.step(learning_rate as f32, &mut self.leaves.values, &self.gradients, self.setup.threads);
-        self.quantizers.project(&mut self.leaves);
-        if !recipe.fold.on_folded() {
-            self.network.project(&mut self.leaves);
-        }
-        self.check(&self.leaves.values, "a value")?;
-        if let Some([values, statistics]) = &mut self.average {
-            values.update(&self.leaves.values);
-            statistics.update(&self.leaves.statistics);
-        }
-        Ok(())
-    }
-}
-
-/// What must be the same for a run to go on.
-fn identity(setup: &Setup<'_>) -> String {
-    let leaves = Leaves::new(setup.graph, &Default::default());
-    let parameters: Vec<String> =
-        leaves.parameters.iter().map(|leaf| format!("{}{:?}", leaf.name, leaf.dims)).collect();
-    let data = [setup.training, setup.validation].map(|l| (fingerprint(l), l.batches(), l.settings()));
-    // Recomputing changes no number.
-    let recipe = Recipe { recompute: false, ..setup.recipe.clone() };
-    let teacher = setup.teacher.map(model_sha256);
-    let start = model_sha256(setup.graph);
-    format!("{recipe:?} {} {data:?} {start} {teacher:?} {}", setup.target.name, parameters.join(" "))
-}
-
-/// A number that other files or labels would change.
-fn fingerprint(loader: &Loader) -> u64 {
-    loader.labels().fold(0, |so_far, (sample, label)| {
-        let name = loader.dataset().name(sample);
-        let bytes = name.file_name().unwrap_or_default().as_encoded_bytes();
-        let words = bytes.chunks(8).map(|part| part.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
-        Random::keyed(&[so_far, label as u64].into_iter().chain(words).collect::<Vec<_>>()).next_u64()
-    })
 }
