@@ -8,6 +8,11 @@
 //! data inputs and on its output; the output grid stands behind an activation that the target absorbs. Operators that only move
 //! elements pass grids on.
 
+mod inputs_and_outputs;
+mod layer_inputs;
+mod readers;
+mod reasons;
+
 use crate::{
     ranges::Reader,
     target::{Style, Target},
@@ -205,83 +210,6 @@ impl<'a> Placer<'a> {
         (0..count).filter(move |&i| rule.role(i) == Role::Data).filter_map(|i| node.input(i))
     }
 
-    /// Layers, and the operators between layers that the target computes in integers and whose neighbour on some side is one of
-    /// these: among float operators a node would only be rounded. Activations that they absorb are among them.
-    fn joined(&self) -> Vec<bool> {
-        let count = self.graph.nodes.len();
-        let between = |i: usize| self.before_layer[i] && self.behind_layer[i] && self.has_integer_kernel(i);
-        let candidates: Vec<usize> = (0..count).filter(|&i| self.is_layer(i) || between(i)).collect();
-        let mut joined = vec![false; count];
-        let mut found = true;
-        while std::mem::take(&mut found) {
-            for &i in candidates.iter().chain(candidates.iter().rev()) {
-                let absorbed = self.absorbed(i).map(|(r, _)| r);
-                let mut outputs = self.graph.nodes[absorbed.unwrap_or(i)].outputs.iter();
-                let joins = self.is_layer(i)
-                    || self.data_inputs(&self.graph.nodes[i]).any(|name| self.holds_codes(name, &joined))
-                    || outputs.any(|name| self.gives_codes(name, &joined));
-                if joins && !joined[i] {
-                    found = true;
-                    absorbed.into_iter().chain([i]).for_each(|node| joined[node] = true);
-                }
-            }
-        }
-        joined
-    }
-
-    /// Whether `tensor` is a graph input or comes from a node of `joined`, moved about or not.
-    fn holds_codes(&self, tensor: &str, joined: &[bool]) -> bool {
-        match self.producers.get(tensor) {
-            Some(&p) if self.moves(p) => self.holds_codes(&self.graph.nodes[p].inputs[0], joined),
-            Some(&p) => joined[p],
-            None => self.graph.constant(tensor).is_none(),
-        }
-    }
-
-    /// Whether a node of `joined` reads `tensor`, moved about or not.
-    fn gives_codes(&self, tensor: &str, joined: &[bool]) -> bool {
-        self.readers(tensor).iter().any(|&r| {
-            joined[r] || (self.moves(r) && self.graph.nodes[r].outputs.iter().any(|o| self.gives_codes(o, joined)))
-        })
-    }
-
-    fn inputs_and_outputs(&mut self) {
-        for (i, joined) in self.joined().into_iter().enumerate() {
-            if self.is_layer(i) {
-                self.place_layer(i);
-            } else if joined && self.has_integer_kernel(i) {
-                let inputs: Vec<&str> = self.data_inputs(&self.graph.nodes[i]).collect();
-                inputs.into_iter().for_each(|name| self.need_grid(name));
-                self.place_output(i);
-                self.integer.insert(i, "integer kernel".into());
-            }
-        }
-        // ONNX Runtime rounds the weights of a float transposed convolution between Q and DQ by itself, if they are not rounded yet.
-        for i in 0..self.graph.nodes.len() {
-            let node = &self.graph.nodes[i];
-            let one_group = matches!(&node.op, Op::ConvTranspose(conv) if conv.group == 1);
-            let kept = self.keep_float.contains(&node.name);
-            if one_group && !kept && self.sites.contains_key(&node.inputs[0]) && self.sites.contains_key(node.output())
-            {
-                self.place_weight(i);
-            }
-        }
-    }
-
-    fn place_layer(&mut self, i: usize) {
-        let node = &self.graph.nodes[i];
-        let input = node.inputs[0].as_str();
-        self.need_grid(input);
-        self.place_weight(i);
-        let writes_floats = self.target.float_output.iter().any(|op| op == node.op.name()) && !self.before_layer[i];
-        if writes_floats {
-            self.integer.insert(i, "integer sums, float output".into());
-        } else {
-            self.place_output(i);
-            self.integer.insert(i, "integer kernel".into());
-        }
-    }
-
     fn place_weight(&mut self, i: usize) {
         let node = &self.graph.nodes[i];
         let Some((weight, axis)) = self.weight(i) else { return };
@@ -308,43 +236,6 @@ impl<'a> Placer<'a> {
         (bounds.0 <= 0.0 && bounds.1 >= 0.0).then_some((r, bounds))
     }
 
-    /// Puts the grid of an integer operator's output on the output, or behind the activation that the target absorbs.
-    fn place_output(&mut self, i: usize) {
-        let node = &self.graph.nodes[i];
-        let output = node.output();
-        match self.absorbed(i) {
-            Some((r, bounds)) => {
-                let activation = &self.graph.nodes[r];
-                self.sites.insert(activation.output().into(), Site::activation(Some(bounds)));
-                self.integer.insert(r, format!("computed by the output grid of `{}`", node.name));
-            }
-            None => {
-                self.sites.entry(output.into()).or_insert(Site::activation(None));
-            }
-        }
-    }
-
-    /// Makes sure that `tensor` has a grid: its own, or, behind operators that move elements, that of their input.
-    fn need_grid(&mut self, tensor: &str) {
-        if self.sites.contains_key(tensor) {
-            return;
-        }
-        let mover = self.producers.get(tensor).copied().filter(|&p| self.moves(p));
-        match mover {
-            Some(p) => {
-                let node = &self.graph.nodes[p];
-                let from = node.inputs[0].clone();
-                self.need_grid(&from);
-                for output in node.outputs.iter().filter(|o| !o.is_empty()) {
-                    self.sites.insert(output.clone(), Site::SameAs(from.clone()));
-                }
-            }
-            None => {
-                self.sites.insert(tensor.into(), Site::activation(None));
-            }
-        }
-    }
-
     /// Whether the node moves elements about without changing them.
     fn moves(&self, node: usize) -> bool {
         let op = &self.graph.nodes[node];
@@ -355,36 +246,6 @@ impl<'a> Placer<'a> {
             && op.op.def().quant_rule().output == OutRule::SameAsInput
             && self.graph.constant(&op.inputs[0]).is_none()
             && pads_zero
-    }
-
-    fn layer_inputs(&mut self) {
-        for i in 0..self.graph.nodes.len() {
-            let node = &self.graph.nodes[i];
-            if self.is_layer(i) {
-                self.sites.entry(node.inputs[0].clone()).or_insert(Site::activation(None));
-                self.place_weight(i);
-                self.integer.insert(i, "integer kernel (fused with what follows it)".into());
-            } else if let (Op::Add(_), false) = (&node.op, self.keep_float.contains(&node.name)) {
-                self.place_residual(i);
-            } else if self.before_layer[i] && self.behind_layer[i] && self.has_integer_kernel(i) {
-                self.sites.entry(node.inputs[0].clone()).or_insert(Site::activation(None));
-                self.integer.insert(i, "integer kernel".into());
-            }
-        }
-    }
-
-    /// Of an addition behind a layer, the other (shortcut) input gets the grid: between the layer and the addition there is none.
-    fn place_residual(&mut self, i: usize) {
-        let node = &self.graph.nodes[i];
-        let from_layer = |name: &String| {
-            self.producers.get(name.as_str()).is_some_and(|&p| self.is_layer(p)) && self.readers(name).len() == 1
-        };
-        let Some(main) = node.inputs.iter().rposition(from_layer) else { return };
-        let shortcut = &node.inputs[1 - main];
-        if self.graph.constant(shortcut).is_none() {
-            self.sites.entry(shortcut.clone()).or_insert(Site::activation(None));
-            self.integer.insert(i, "fused into the layer before it".into());
-        }
     }
 
     /// Whether the layer is a first or a last one.
@@ -401,45 +262,6 @@ impl<'a> Placer<'a> {
                 *feeds_layer = true;
                 *edge |= of_edge;
             }
-        }
-    }
-
-    /// Notes for each activation through which function it is read.
-    fn mark_readers(&mut self) {
-        let names: Vec<String> = self.sites.keys().cloned().collect();
-        for name in names {
-            let found = self.reader_of(&name);
-            if let Some(Site::Activation { reader, .. }) = self.sites.get_mut(&name) {
-                *reader = found;
-            }
-        }
-    }
-
-    fn reader_of(&self, name: &str) -> Reader {
-        let integer = |i: usize| self.integer.contains_key(&i);
-        let activation = |i: usize| {
-            use fewbits_graph::op::Activation;
-            match self.graph.nodes[i].op.def().activation(&[]) {
-                Some(Activation::LeakyRelu { alpha }) => Reader::LeakyRelu { alpha },
-                Some(Activation::Sigmoid) => Reader::Sigmoid,
-                Some(Activation::HardSwish) => Reader::HardSwish,
-                _ => Reader::Identity,
-            }
-        };
-        match *self.readers(name) {
-            _ if self.graph.is_output(name) => Reader::Identity,
-            [one] if integer(one) => activation(one),
-            [gate, product] if integer(gate) && integer(product) => {
-                let (gate, product) = (&self.graph.nodes[gate], &self.graph.nodes[product]);
-                let inputs_fit = product.inputs.iter().all(|input| input == name || input == gate.output());
-                let gate_only = self.readers(gate.output()).len() == 1;
-                match (&gate.op, &product.op) {
-                    (Op::Sigmoid(_), Op::Mul(_)) if inputs_fit && gate_only => Reader::Silu,
-                    (Op::HardSigmoid(_), Op::Mul(_)) if inputs_fit && gate_only => Reader::HardSwish,
-                    _ => Reader::Identity,
-                }
-            }
-            _ => Reader::Identity,
         }
     }
 
@@ -472,46 +294,6 @@ impl<'a> Placer<'a> {
         };
         let nodes = (0..self.graph.nodes.len()).map(runtime).collect();
         Placement { nodes, sites: self.sites }
-    }
-
-    fn why_float(&self, i: usize) -> String {
-        let node = &self.graph.nodes[i];
-        let op = node.op.name();
-        if self.keep_float.contains(&node.name) {
-            return "kept float on request".into();
-        }
-        if is_layer_input_slot(node) {
-            return "rounds what layers multiply to fewer bits".into();
-        }
-        if matches!(node.op, Op::Opaque(_)) {
-            return format!("operator {op} is unknown to Fewbits");
-        }
-        if self.graph.weighs_softmax(i, &self.producers) {
-            return "decodes a softmax behind the last layer".into();
-        }
-        if self.graph.decodes_boxes(i, &self.producers) {
-            return "turns boxes, whose coordinates no grid holds, into corners".into();
-        }
-        if self.target.layers.iter().any(|l| l == op) {
-            return "its weight is not a float constant, or it is a Gemm that does more than multiply and add a bias"
-                .into();
-        }
-        if writes_floats(node) && self.target.integer.iter().any(|o| o == op) {
-            return format!("no integer kernel computes this form of {op}");
-        }
-        if let Some(reason) = self.target.float_reasons.get(op) {
-            return reason.clone();
-        }
-        if !self.behind_layer[i] {
-            return "before the first layer, or arithmetic on shapes".into();
-        }
-        if !self.before_layer[i] {
-            return "behind the last layer: output decoding keeps its full range in float".into();
-        }
-        if self.target.integer.iter().any(|o| o == op) {
-            return "among operators that are computed in float".into();
-        }
-        format!("{} has no integer kernel for {op}", self.target.runtime)
     }
 }
 
