@@ -1,6 +1,6 @@
 use super::*;
 use fewbits_graph::{
-    Attr, Attrs, DType, Node, ValueInfo,
+    Attr, Attrs, DType, Node, Op, ValueInfo,
     exec::{Executor, Mode, Tapped},
 };
 use fewbits_kernels::Threads;
