@@ -4,11 +4,13 @@
 //! the names of the float network back. So the tensors to compare are those that both graphs compute under one name, and no graph
 //! has to be rewritten first. Memory is one set of tensors per worker, however many samples there are.
 
+mod ablation;
 mod explain;
 mod on_grid;
 mod pairs;
 mod rescaled;
 
+pub use ablation::{Ablation, ablations};
 pub use explain::{Cause, Explanation};
 
 use crate::{

@@ -8,7 +8,9 @@ use super::{
 };
 use fewbits::{
     Error,
-    compare::{Comparison, FLOAT_THRESHOLD_DB, QUANTIZED_THRESHOLD_DB, Side, TensorDifference, compare},
+    compare::{
+        Ablation, Comparison, FLOAT_THRESHOLD_DB, QUANTIZED_THRESHOLD_DB, Side, TensorDifference, ablations, compare,
+    },
     stream::Source,
 };
 use fewbits_graph::exec::Mode;
@@ -37,6 +39,9 @@ pub struct Args {
     /// SQNR below which a tensor counts as diverged [default: 20 for a quantized model, 100 for float against float]
     #[arg(long, value_name = "DB", allow_hyphen_values = true)]
     threshold: Option<f64>,
+    /// Also say how close the outputs would come without the grids of one kind of activation
+    #[arg(long)]
+    ablate: bool,
     #[command(flatten)]
     preprocess: PreprocessArgs,
 }
@@ -49,6 +54,8 @@ struct Report {
     seconds: f64,
     #[serde(flatten)]
     comparison: Comparison,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ablations: Option<Vec<Ablation>>,
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
@@ -63,20 +70,20 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let both_float = matches!((mode_a, mode_b), (Mode::Float, Mode::Float));
     let usual = if both_float { FLOAT_THRESHOLD_DB } else { QUANTIZED_THRESHOLD_DB };
     let start = Instant::now();
-    let comparison = compare(
-        Side { path: &args.a, graph: &a.graph, mode: mode_a },
-        Side { path: &args.b, graph: &b.graph, mode: mode_b },
-        &source,
-        args.threshold.unwrap_or(usual),
-        out.global.threads,
-        &*out.progress(),
-    )?;
+    let sides =
+        [Side { path: &args.a, graph: &a.graph, mode: mode_a }, Side { path: &args.b, graph: &b.graph, mode: mode_b }];
+    let (threads, progress) = (out.global.threads, out.progress());
+    let threshold_db = args.threshold.unwrap_or(usual);
+    let comparison = compare(sides[0], sides[1], &source, threshold_db, threads, &*progress)?;
+    let ablate = || ablations(sides[0], sides[1], &source, threads, &*progress);
+    let ablations = args.ablate.then(ablate).transpose()?;
     let report = Report {
         a: args.a.display().to_string(),
         b: args.b.display().to_string(),
         modes: [mode_name(mode_a), mode_name(mode_b)],
         seconds: start.elapsed().as_secs_f64(),
         comparison,
+        ablations,
     };
     out.result(&report, &text(&report, out.global.verbose));
     Ok(Verdict::Done)
@@ -117,7 +124,24 @@ fn text(report: &Report, verbose: bool) -> String {
         lines.extend([String::new(), "why:".into()]);
         lines.extend(explanations.iter().map(|why| format!("  {}: {}", why.tensor, why.message)));
     }
+    if let Some(ablations) = report.ablations.as_ref().filter(|ablations| !ablations.is_empty()) {
+        lines
+            .extend([String::new(), "outputs, by fake quantization, without the grids of activations that are".into()]);
+        lines.extend(ablations.iter().map(ablation));
+    }
     lines.join("\n")
+}
+
+fn ablation(of: &Ablation) -> String {
+    let (grids, all) = (of.grids, if of.grids == 1 { "grid" } else { "grids" });
+    let what = match of.without.as_str() {
+        "none" => "(with all of them)".into(),
+        "all" => format!("any ({grids} {all}): weights and biases alone"),
+        "input" => "the input".into(),
+        "layer inputs" => format!("rounded for layers alone ({grids} {all})"),
+        op => format!("written by {op} ({grids} {all})"),
+    };
+    format!("  {what:<48} {:7.1} dB", of.sqnr_db)
 }
 
 fn table(tensors: &[TensorDifference], verbose: bool) -> Vec<String> {

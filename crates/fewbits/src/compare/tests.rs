@@ -45,16 +45,20 @@ fn with_weight(name: &str, change: impl Fn(&mut [f32])) -> Graph {
     graph
 }
 
-fn on_samples(a: &Graph, b: &Graph, mode: Mode<'_>, threshold: f64, threads: usize) -> Result<Comparison, Error> {
+fn with_samples<R>(then: impl FnOnce(&Source<'_>) -> R) -> R {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.npy");
     let mut bytes = Vec::new();
     npy::write(&mut bytes, &[7, 2, 5, 5], npy::Elements::F32(&varied(350))).unwrap();
     std::fs::write(&path, bytes).unwrap();
     let dataset = Dataset::open(&path, &OpenOptions::default()).unwrap();
-    let source = Source { dataset: &dataset, preprocess: &Preprocess::default(), indices: dataset.first(None) };
+    then(&Source { dataset: &dataset, preprocess: &Preprocess::default(), indices: dataset.first(None) })
+}
+
+fn on_samples(a: &Graph, b: &Graph, mode: Mode<'_>, threshold: f64, threads: usize) -> Result<Comparison, Error> {
     let side = |name: &'static str, graph, mode| Side { path: Path::new(name), graph, mode };
-    compare(side("a.onnx", a, Mode::Float), side("b.onnx", b, mode), &source, threshold, threads, &Silent)
+    let (a, b) = (side("a.onnx", a, Mode::Float), side("b.onnx", b, mode));
+    with_samples(|source| compare(a, b, source, threshold, threads, &Silent))
 }
 
 fn float(a: &Graph, b: &Graph) -> Comparison {
@@ -328,4 +332,20 @@ fn channels_on_other_scales_are_no_noise() {
     let louder = float(&network(), &louder);
     assert_eq!(louder.tensors.iter().map(|t| t.rescaled).collect::<Vec<_>>(), [false, false, true, true, false]);
     assert_eq!(louder.first_divergence.as_deref(), Some("scores"));
+}
+
+#[test]
+fn what_a_kind_of_grid_costs_is_found_by_leaving_it_out() {
+    let (graph, grids) = (network(), grids(&[("c2", 2)]));
+    let found = with_samples(|source| {
+        let side = |name: &'static str, mode| Side { path: Path::new(name), graph: &graph, mode };
+        ablations(side("a.onnx", Mode::Float), side("b.onnx", Mode::Integer(&grids)), source, 2, &Silent).unwrap()
+    });
+    let of: BTreeMap<_, _> = found.iter().map(|a| (a.without.as_str(), (a.grids, a.sqnr_db))).collect();
+    assert_eq!(
+        of.iter().map(|(kind, (grids, _))| (*kind, *grids)).collect::<Vec<_>>(),
+        [("Conv", 1), ("Relu", 1), ("all", 3), ("input", 1), ("none", 0)]
+    );
+    assert!(["Conv", "all"].iter().all(|kind| of[kind].1 > of["none"].1 + 10.0), "{of:?}");
+    assert!(["Relu", "input"].iter().all(|kind| (of[kind].1 - of["none"].1).abs() < 3.0), "{of:?}");
 }
