@@ -1,25 +1,26 @@
 //! Training a model file: data sets in, a folder with the run and the trained networks out.
 //!
 //! The run folder holds `epochs.csv`, `steps.jsonl` and `scales.jsonl` (the log), `state.safetensors` (the latest checkpoint), and at
-//! the end `float.onnx` (the trained float network) and `plan.json` (what makes the quantized file of it).
+//! the end `float.onnx` (the trained float network), `plan.json` (what makes the quantized file of it), and, when all is written,
+//! `summary.json` (what was found, and every setting).
 
 mod equalized;
 mod folder;
+mod results;
 
 use crate::{Error, Model, evaluate::evaluate, progress::Progress, stream::Source};
 use fewbits_data::{Augment, Dataset, Loader, LoaderOptions, Preprocess};
-use fewbits_graph::{Graph, Grids, exec::Mode, passes};
+use fewbits_graph::{Graph, Grids, exec::Mode};
 use fewbits_kernels::Threads;
-use fewbits_quant::{Plan, Step, calibrate::Policy, target::Target};
+use fewbits_quant::{Plan, calibrate::Policy, target::Target};
 use fewbits_train::{
     TrainError,
     checkpoint::Checkpoint,
-    network::Goal,
     recipe::Recipe,
-    trainer::{self, Outcome, Setup},
+    trainer::{self, Setup},
 };
 pub use folder::is_result;
-use folder::{FLOAT, Folder, PLAN, STATE};
+use folder::{Folder, STATE};
 use serde::Serialize;
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
 
@@ -64,6 +65,8 @@ pub struct Request<'a> {
     pub overwrite: bool,
     /// The run folder.
     pub out: &'a Path,
+    /// Where the network that ships goes; `None` for nowhere. There is none if what was trained cannot be deployed.
+    pub output: Option<&'a Path>,
     /// Worker threads, 0 for one per core.
     pub threads: usize,
 }
@@ -98,7 +101,7 @@ pub struct Trained {
     pub summary: Summary,
     /// The trained float network.
     pub float: Graph,
-    /// The network that ships, and its grids; of a float training the float network itself.
+    /// The network that ships, and its grids; `None` of a float training and of what has no integer form.
     pub deployed: Option<(Graph, Grids)>,
     /// The plan that makes it of `float`.
     pub plan: Option<Plan>,
@@ -192,7 +195,7 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
                 let top1 = |mode| Ok::<_, Error>(evaluate(&graph, mode, &source, request.threads, progress)?.main());
                 summary.fake_top1 = top1(Mode::FakeQuant(&grids))?;
                 summary.integer_top1 = Some(top1(Mode::Integer(&grids))?);
-                plan = Some(plan_of(request, goal, &outcome, &float, (&graph, &grids), &summary)?);
+                plan = Some(results::plan(request, goal, &outcome, &float, (&graph, &grids), &summary)?);
                 deployed = Some((graph, grids));
             }
             Err(error @ TrainError::NotDeployable { .. }) => summary.not_deployable = Some(chain(&error)),
@@ -200,12 +203,9 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
         }
     }
     summary.seconds = folder.seconds_before + begun.elapsed().as_secs_f64();
-    if let Some(plan) = &plan {
-        plan.save(&request.out.join(PLAN))?;
-    }
-    // It comes last: a folder with it is that of a finished run.
-    fewbits_onnx::write(&request.out.join(FLOAT), &float, float.opset)?;
-    Ok(Trained { summary, float, deployed, plan, log: folder.rows })
+    let trained = Trained { summary, float, deployed, plan, log: folder.rows };
+    results::write(request, &trained, source.stated())?;
+    Ok(trained)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -216,35 +216,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
-}
-
-/// The plan that makes the deployed network of the trained float network.
-fn plan_of(
-    request: &Request<'_>,
-    goal: &Goal,
-    outcome: &Outcome,
-    float: &Graph,
-    (graph, grids): (&Graph, &Grids),
-    summary: &Summary,
-) -> Result<Plan, Error> {
-    let (prepared, _) = passes::prepare(float).map_err(Error::graph(&request.model.path))?;
-    let preprocess = serde_json::to_value(request.preprocess).expect("numbers and names are valid JSON");
-    let mut plan = Plan::new(&prepared, &request.target.name, preprocess);
-    plan.tensors = grids.clone();
-    let changed = |name: &&String| prepared.constants.get(*name).is_some_and(|old| *old != graph.constants[*name]);
-    plan.patches =
-        graph.constants.keys().filter(changed).map(|name| (name.clone(), graph.constants[name].clone())).collect();
-    plan.history.push(Step {
-        method: goal.method.name().into(),
-        config: describe(request),
-        metrics: serde_json::json!({
-            "best_epoch": outcome.best.1,
-            "fake_top1": summary.fake_top1,
-            "integer_top1": summary.integer_top1,
-        }),
-        seed: request.recipe.seed,
-    });
-    Ok(plan)
 }
 
 /// Every setting of a training, resolved.

@@ -9,8 +9,8 @@ use super::{
     quantize::command_line,
 };
 use fewbits::{
-    Error, Model, export, plan, report,
-    train::{Request, Trained, describe, is_result, train},
+    Error, Model, plan, report,
+    train::{Request, Trained, is_result, train},
 };
 use fewbits_data::Augment;
 use fewbits_graph::DType;
@@ -163,25 +163,10 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         resume: args.resume,
         overwrite: args.overwrite,
         out: &args.out,
+        output: Some(&path),
         threads: out.global.threads,
     };
     let trained = train(&request, &*out.progress())?;
-    let stated = (!training.is_prepared()).then_some(&preprocess);
-    match &trained.deployed {
-        Some((graph, grids)) => {
-            let qdq = export::qdq(graph, grids, &target, &describe(&request), stated)?;
-            export::write(&path, &qdq)?;
-        }
-        None if method.is_none() => {
-            let mut float = trained.float.clone();
-            if let Some(preprocess) = stated {
-                let text = serde_json::to_string(preprocess).expect("numbers and names are valid JSON");
-                float.metadata.insert(fewbits_data::preprocess::METADATA_KEY.into(), text);
-            }
-            fewbits_onnx::write(&path, &float, float.opset)?;
-        }
-        None => {}
-    }
     if let Some(path) = &args.report {
         report::write(path, &report::of_training(&request, &trained, &command_line())?)?;
     }

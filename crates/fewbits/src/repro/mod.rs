@@ -220,6 +220,7 @@ impl Request<'_> {
             resume: true,
             overwrite: false,
             out,
+            output: None,
             threads: self.threads,
         }
     }

@@ -21,6 +21,8 @@ use std::{
 pub const STATE: &str = "state.safetensors";
 pub const FLOAT: &str = "float.onnx";
 pub const PLAN: &str = "plan.json";
+/// A folder with it is that of a finished run.
+pub const SUMMARY: &str = "summary.json";
 /// The quantized file, unless it goes elsewhere.
 const MODEL: &str = "model.onnx";
 const EPOCHS: &str = "epochs.csv";
@@ -96,7 +98,7 @@ impl<'a> Folder<'a> {
 
     /// Whether the folder is of a run that was interrupted.
     pub fn is_unfinished(&self) -> bool {
-        self.out.join(STATE).exists() && !self.out.join(FLOAT).exists()
+        self.out.join(STATE).exists() && !self.out.join(SUMMARY).exists()
     }
 
     /// Begins the log; of a run that goes on, what is behind `step` is cut off.
@@ -110,9 +112,8 @@ impl<'a> Folder<'a> {
             [STATE, SCALES, MODEL].iter().try_for_each(|name| remove(&self.out.join(name)))?;
         }
         if is_run {
-            // These tell besides that a run is finished.
             Plan::remove(&self.out.join(PLAN));
-            remove(&self.out.join(FLOAT))?;
+            [SUMMARY, FLOAT].iter().try_for_each(|name| remove(&self.out.join(name)))?;
         }
         if step == 0 {
             fs::write(&steps, "")?;

@@ -93,7 +93,7 @@ fn a_network_of_the_zoo_learns() {
     assert!(top1[5] > 70.0, "chance is 50 %: {top1:?}");
     assert_eq!(
         studio.desk.names("float"),
-        ["epochs.csv", "float.onnx", "model.onnx", "state.safetensors", "steps.jsonl"]
+        ["epochs.csv", "float.onnx", "model.onnx", "state.safetensors", "steps.jsonl", "summary.json"]
     );
     assert!(Model::load(Path::new(&studio.desk.path("float/model.onnx"))).unwrap().preprocess().unwrap().is_some());
 }
@@ -318,14 +318,14 @@ fn an_interrupted_run_is_not_wiped_out() {
     assert_eq!(train(&model, &[]).status.code(), Some(0), "a finished run may be begun anew");
     assert!(studio.results("run") == before);
     // What a run leaves that is interrupted behind its last checkpoint.
-    for file in ["float.onnx", "plan.json", "model.onnx"] {
+    for file in ["summary.json", "float.onnx", "plan.json", "model.onnx"] {
         std::fs::remove_file(studio.desk.path(&format!("run/{file}"))).unwrap();
     }
     let refused = error(train(&model, &[]));
     assert!(refused.contains("not finished") && refused.contains("--resume to go on, or --overwrite"), "{refused}");
     assert_eq!(train(&model, &["--resume"]).status.code(), Some(0));
     assert!(studio.results("run") == before);
-    std::fs::remove_file(studio.desk.path("run/float.onnx")).unwrap();
+    std::fs::remove_file(studio.desk.path("run/summary.json")).unwrap();
     assert_eq!(train(&model, &["--overwrite"]).status.code(), Some(0));
     assert!(studio.results("run") == before);
 }

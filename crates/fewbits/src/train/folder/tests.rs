@@ -66,6 +66,8 @@ fn results_of_an_earlier_run_go_when_one_begins() {
     }
     assert!(folder(out.path(), &steps).is_unfinished());
     fs::write(path(FLOAT), "").unwrap();
+    assert!(folder(out.path(), &steps).is_unfinished(), "it may be somebody else's");
+    fs::write(path(SUMMARY), "").unwrap();
     assert!(!folder(out.path(), &steps).is_unfinished());
     assert!(is_result(out.path(), &path(FLOAT)) && !is_result(out.path(), &path("notes.txt")));
     assert!(!is_result(out.path(), &path("nowhere")));
