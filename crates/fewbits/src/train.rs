@@ -151,9 +151,10 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
     };
     let training = loader(request.training, request.augment, request.batch, request.training_limit, true)?;
     let validation = loader(request.validation, Augment::default(), SCORING_BATCH, request.validation_limit, false)?;
-    let graph = equalized::equalized(request, progress)?;
+    let (graph, scaled) = equalized::equalized(request, progress)?;
     let setup = Setup {
         graph: &graph,
+        scaled: &scaled,
         target: request.target,
         recipe: request.recipe,
         training: &training,

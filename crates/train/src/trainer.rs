@@ -25,12 +25,15 @@ use fewbits_graph::{
 use fewbits_kernels::Threads;
 use fewbits_quant::target::Target;
 use run::Run;
+use std::collections::BTreeMap;
 
 /// What a training needs.
 #[derive(Debug)]
 pub struct Setup<'a> {
     /// The float network.
     pub graph: &'a Graph,
+    /// What elements of its constants were multiplied by, by name, where it is another one scaled: they learn as if they were not.
+    pub scaled: &'a BTreeMap<String, Vec<f32>>,
     /// Where it will run.
     pub target: &'a Target,
     /// How it is trained.

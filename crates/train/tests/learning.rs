@@ -13,12 +13,13 @@ use fewbits_train::{
     TrainError,
     checkpoint::Checkpoint,
     network::Goal,
+    optimizer::Rule,
     quantizers::{Method, Offset, Settings},
     random::Random,
     recipe::{Phase, Recipe},
     trainer::{EpochReport, Outcome, Setup, StepReport, Watcher, train},
 };
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 const SIDE: usize = 8;
 const CLASSES: usize = 3;
@@ -129,6 +130,15 @@ impl Watcher for Log {
 }
 
 fn run(graph: &Graph, recipe: &Recipe, batch: usize) -> Result<(Outcome, Log), TrainError> {
+    run_scaled(graph, &BTreeMap::new(), recipe, batch)
+}
+
+fn run_scaled(
+    graph: &Graph,
+    scaled: &BTreeMap<String, Vec<f32>>,
+    recipe: &Recipe,
+    batch: usize,
+) -> Result<(Outcome, Log), TrainError> {
     let data = Arc::new(pictures());
     let preprocess = Preprocess { scale: 255.0, mean: vec![0.5], std: vec![0.25], ..Preprocess::default() };
     let loader = |training: bool| {
@@ -139,6 +149,7 @@ fn run(graph: &Graph, recipe: &Recipe, batch: usize) -> Result<(Outcome, Log), T
     let target = "ort".parse().unwrap();
     let setup = Setup {
         graph,
+        scaled,
         target: &target,
         recipe,
         training: &training,
@@ -219,6 +230,31 @@ fn an_offset_fixed_at_the_minimum_stays() {
     let (first, last) = (numbers(&log.values[0]), numbers(log.values.last().unwrap()));
     assert!(first[1] < -0.1 && first[1] == last[1], "{first:?} became {last:?}");
     assert!(last[0] < first[0], "the scale decays: {first:?} became {last:?}");
+}
+
+#[test]
+fn a_scaled_network_learns_as_the_one_it_was() {
+    // Powers of two, so that nothing is rounded otherwise.
+    let scales: Vec<f32> = (0..CHANNELS).map(|c| [1.0, 16.0, 0.25, 4.0][c % 4]).collect();
+    let graph = network(true);
+    let (mut other, mut scaled) = (graph.clone(), BTreeMap::new());
+    let by = |name: &str, i: usize| if name == "conv2.weight" { scales[i / 9 % CHANNELS] } else { 1.0 / scales[i] };
+    for name in ["norm1.scale", "norm1.bias", "conv2.weight"] {
+        let tensor = other.constants.get_mut(name).unwrap();
+        let factors: Vec<f32> = (0..tensor.len()).map(|i| by(name, i)).collect();
+        let values = tensor.as_f32().unwrap().iter().zip(&factors).map(|(value, factor)| value * factor).collect();
+        *tensor = Arc::new(Tensor::f32(&tensor.dims, values));
+        scaled.insert(name.to_string(), factors);
+    }
+    for rule in [Rule::Sgd { momentum: 0.9, nesterov: true }, Rule::Adam(Default::default())] {
+        let recipe = Recipe { rule, clip_norm: 1.0, ..recipe(None, 2) };
+        let losses = |log: &Log| log.steps.iter().map(|step| step.loss.total).collect::<Vec<_>>();
+        let [(_, plain), (_, with), (_, without)] =
+            [(&graph, &BTreeMap::new()), (&other, &scaled), (&other, &BTreeMap::new())]
+                .map(|(graph, scaled)| run_scaled(graph, scaled, &recipe, BATCH).unwrap());
+        assert_eq!(losses(&plain), losses(&with), "{rule:?}");
+        assert_ne!(losses(&plain), losses(&without), "{rule:?}");
+    }
 }
 
 #[test]

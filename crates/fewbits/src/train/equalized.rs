@@ -10,11 +10,11 @@ use crate::{
     progress::Progress,
     stream::Source,
 };
-use fewbits_graph::{Graph, Node, Op, passes};
+use fewbits_graph::{Graph, Node, Op, Tensor, passes};
 use fewbits_methods::equalization::{self, Config, Group, groups};
 use fewbits_quant::target::Style;
 use fewbits_train::recipe::Fold;
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Images that show what reaches the ceilings of Clips.
 const SAMPLES: usize = 32;
@@ -28,13 +28,16 @@ pub(super) fn applies(request: &Request<'_>) -> bool {
     request.equalize && folded && goals.any(|goal| !goal.policy.per_channel)
 }
 
-/// The float network of `request`, equalized if that [`applies`].
-pub(super) fn equalized<'a>(request: &'a Request<'_>, progress: &dyn Progress) -> Result<Cow<'a, Graph>, Error> {
+/// The float network of `request`, equalized if that [`applies`], and what its constants were multiplied by.
+pub(super) fn equalized(
+    request: &Request<'_>,
+    progress: &dyn Progress,
+) -> Result<(Graph, BTreeMap<String, Vec<f32>>), Error> {
     let model = request.model;
     if !applies(request) {
-        return Ok(Cow::Borrowed(&model.graph));
+        return Ok((model.graph.clone(), BTreeMap::new()));
     }
-    let graph =
+    let mut graph =
         passes::trainable(&model.graph, request.recipe.fold == Fold::Merged).map_err(Error::graph(&model.path))?;
     let (folded, _) = passes::prepare(&graph).map_err(Error::graph(&model.path))?;
     let tensors: Vec<String> = groups(&folded).iter().flat_map(Group::observed).cloned().collect();
@@ -47,5 +50,14 @@ pub(super) fn equalized<'a>(request: &'a Request<'_>, progress: &dyn Progress) -
         ..Config::default()
     };
     let moved = equalization::equalize(&folded, &stats, config).moved;
-    Ok(Cow::Owned(equalization::unfolded(graph, &folded, &moved)))
+    let mut factors = BTreeMap::new();
+    for (name, own) in equalization::unfolded(&graph, &folded, &moved) {
+        let old = &graph.constants[&name];
+        let (Some(values), Some(own)) = (old.as_f32(), own.as_f32()) else { continue };
+        let scaled = values.iter().zip(own).map(|(value, factor)| value * factor).collect();
+        let scaled = Arc::new(Tensor::f32(&old.dims, scaled));
+        graph.constants.insert(name.clone(), scaled);
+        factors.insert(name, own.to_vec());
+    }
+    Ok((graph, factors))
 }

@@ -404,7 +404,13 @@ fn before_it_is_folded_the_network_is_equalized_through_its_normalizations() {
     assert!(folded.nodes.iter().all(|node| !matches!(node.op, Op::BatchNormalization(_))));
     let (before, stats) = run_observing(&folded, &["c1", "r1", "n2"]);
     let done = equalize(&folded, &stats, Config { per_channel: false, ..Config::default() });
-    let trained = unfolded(graph.clone(), &folded, &done.moved);
+    let mut trained = graph.clone();
+    for (name, factors) in unfolded(&graph, &folded, &done.moved) {
+        let [old, factors] = [&graph.constants[&name], &factors].map(|tensor| tensor.as_f32().unwrap());
+        let scaled = old.iter().zip(factors).map(|(old, factor)| old * factor).collect();
+        let dims = graph.constants[&name].dims.clone();
+        trained.constants.insert(name, Arc::new(Tensor::f32(&dims, scaled)));
+    }
     assert_ne!(trained.constants["gamma"], graph.constants["gamma"]);
     assert_eq!(
         [&trained.constants["mean"], &trained.constants["variance"]],
@@ -425,5 +431,5 @@ fn before_it_is_folded_the_network_is_equalized_through_its_normalizations() {
     // A weight that another layer reads, too, stays, and so does its group.
     let mut shared = graph.clone();
     shared.nodes.push(Node { name: "again".into(), outputs: vec!["z".into()], ..shared.nodes[4].clone() });
-    assert_eq!(unfolded(shared.clone(), &folded, &done.moved).constants["gamma"], shared.constants["gamma"]);
+    assert!(!unfolded(&shared, &folded, &done.moved).contains_key("gamma"));
 }

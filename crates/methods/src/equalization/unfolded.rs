@@ -5,17 +5,23 @@
 
 use super::{Axes, Edit, Group, edited};
 use fewbits_graph::{Graph, Op, Tensor};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-/// `graph` with the channels of each group of `moved` scaled that has the same tensors and layers here as in `folded`, its folded form
-/// (where nodes of one name are the same, and tensors of one name as well).
-pub fn unfolded(mut graph: Graph, folded: &Graph, moved: &[(Group, Vec<f64>)]) -> Graph {
+/// What each element of a constant of `graph` is multiplied by so that the channels of `moved` are scaled: of those groups that have the same
+/// tensors and layers here as in `folded`, its folded form (where nodes of one name are the same, and tensors of one name as well).
+pub fn unfolded(graph: &Graph, folded: &Graph, moved: &[(Group, Vec<f64>)]) -> BTreeMap<String, Arc<Tensor>> {
+    let mut ones = graph.clone();
+    for tensor in ones.constants.values_mut().filter(|tensor| tensor.as_f32().is_some()) {
+        *tensor = Arc::new(Tensor::f32(&tensor.dims, vec![1.0; tensor.len()]));
+    }
+    let mut factors = BTreeMap::new();
     for (group, scales) in moved {
-        if let Some(new) = applied(&graph, folded, group, scales) {
-            graph.constants.extend(new);
+        if let Some(new) = applied(&ones, folded, group, scales) {
+            factors.extend(new.iter().cloned());
+            ones.constants.extend(new);
         }
     }
-    graph
+    factors
 }
 
 /// As [`super::applied`].

@@ -13,8 +13,9 @@ use fewbits_graph::{
     Tensor,
     tape::{Kind, Tape, quantizer_leaf},
 };
+use std::ops::Range;
 
-impl Run<'_> {
+impl<'a> Run<'a> {
     /// Where the tape for batches of `shape` is; it is made if there is none.
     pub(super) fn tape(&mut self, shape: &[usize]) -> Result<usize, TrainError> {
         if let Some(position) = self.tapes.iter().position(|(own, _)| own == shape) {
@@ -83,10 +84,19 @@ impl Run<'_> {
             }
         }
         self.check(&self.gradients, "a gradient")?;
+        // Scaled parameters learn as if they were not: with `w' = f·w`, `∂L/∂w = f·∂L/∂w'`.
+        let scaled = self.scaled();
+        for (range, factors) in &scaled {
+            self.gradients[range.clone()].iter_mut().zip(*factors).for_each(|(g, f)| *g *= f);
+            self.leaves.values[range.clone()].iter_mut().zip(*factors).for_each(|(w, f)| *w /= f);
+        }
         if recipe.clip_norm > 0.0 {
             clip_global_norm(&mut self.gradients, recipe.clip_norm);
         }
         self.optimizer.step(learning_rate as f32, &mut self.leaves.values, &self.gradients, self.setup.threads);
+        for (range, factors) in scaled {
+            self.leaves.values[range].iter_mut().zip(factors).for_each(|(w, f)| *w *= f);
+        }
         self.quantizers.project(&mut self.leaves);
         if !recipe.fold.on_folded() {
             self.network.project(&mut self.leaves);
@@ -97,5 +107,14 @@ impl Run<'_> {
             statistics.update(&self.leaves.statistics);
         }
         Ok(())
+    }
+
+    /// Parameters that came scaled, and by what each element.
+    fn scaled(&self) -> Vec<(Range<usize>, &'a [f32])> {
+        let own = |(name, factors): (&String, &'a Vec<f32>)| {
+            let leaf = self.leaves.parameter(name).filter(|leaf| leaf.range.len() == factors.len())?;
+            Some((leaf.range.clone(), &factors[..]))
+        };
+        self.setup.scaled.iter().filter_map(own).collect()
     }
 }
