@@ -50,6 +50,8 @@ def main():
     args = parser.parse_args()
     if args.aimet_on:
         return aimet(args.model, args.aimet_on, args.iterations[0])
+    if not args.out:
+        parser.error("the following arguments are required: --out")
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:
@@ -60,17 +62,17 @@ def main():
         ours += ["--weights", "4", "--activations", "8", "--method", "adaround", "--edge-bits", "4", "--no-mirror", "--iterations"]
         theirs = [sys.executable, __file__, "--model", args.model, "--aimet-on", images, "--iterations"]
         programs = {"fewbits": lambda n: [*ours, str(n)], "AIMET": lambda n: [*theirs, str(n), str(n)]}
-        rows = []
-        for iterations in args.iterations:
-            for name, command in programs.items():
-                rows.append([os.path.basename(args.model), args.images, name, iterations, f"{seconds(command(iterations)):.1f}"])
-                print(*rows[-1], sep=", ", flush=True)
-    is_new = not os.path.exists(args.out)
-    with open(args.out, "a", newline="") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(["model", "images", "program", "iterations", "seconds"])
-        writer.writerows(rows)
+        is_new = not os.path.exists(args.out)
+        with open(args.out, "a", newline="") as file:
+            rows = csv.writer(file)
+            if is_new:
+                rows.writerow(["model", "images", "program", "iterations", "seconds"])
+            for iterations in args.iterations:
+                for name, command in programs.items():
+                    row = [os.path.basename(args.model), args.images, name, iterations, f"{seconds(command(iterations)):.1f}"]
+                    rows.writerow(row)
+                    file.flush()
+                    print(*row, sep=", ", flush=True)
 
 
 if __name__ == "__main__":

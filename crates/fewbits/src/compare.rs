@@ -8,15 +8,15 @@ mod ablation;
 mod explain;
 mod on_grid;
 mod pairs;
-mod rescaled;
+mod rescaling;
 
-pub use ablation::{Ablation, ablations};
+pub use ablation::{Ablation, Without, ablations};
 pub use explain::{Cause, Explanation};
 
 use crate::{
     Error, Model,
     progress::Progress,
-    sqnr::Sqnr,
+    sqnr::{BalancedSqnr, Sqnr},
     stream::{Run, Seen, Source, stream},
 };
 use explain::{Evidence, explanations};
@@ -30,6 +30,7 @@ use fewbits_kernels::Threads;
 use fewbits_methods::classes;
 use on_grid::OnGrid;
 use pairs::{GridsByValues, check_inputs, common_tensors, grids, grids_by_values, mismatch, output_pairs};
+use rescaling::Channels;
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -121,16 +122,12 @@ pub fn compare(
         held: grids_by_values(b),
         factors: BTreeMap::new(),
     };
-    let indices = source.indices.iter().copied().take(rescaled::SAMPLES).collect();
+    // Evenly spread: files are often sorted by class.
+    let every = source.indices.len().div_ceil(rescaling::SAMPLES).max(1);
+    let indices = source.indices.iter().copied().step_by(every).collect();
     let look = run(&pair, &Source { indices, ..*source }, threads, progress)?;
-    // What a network puts out is meant as it is.
-    let scales = |(name, channels): (&String, &Vec<Sqnr>)| {
-        let own = !a.graph.is_output(name) && !b.graph.is_output(name);
-        Some((name.clone(), rescaled::factors(channels).filter(|_| own)?))
-    };
-    let pair = Pair { factors: look.tensors.iter().filter_map(scales).collect(), ..pair };
-    let is_all = source.indices.len() <= rescaled::SAMPLES && pair.factors.is_empty();
-    let total = if is_all { look } else { run(&pair, source, threads, progress)? };
+    let pair = Pair { factors: rescaling::factors(b.graph, &look.tensors), ..pair };
+    let total = if every == 1 && pair.factors.is_empty() { look } else { run(&pair, source, threads, progress)? };
     let found = conclude(&pair, &total, threshold_db);
     let evidence = Evidence {
         graphs: [a.graph, b.graph],
@@ -162,15 +159,17 @@ fn run(pair: &Pair<'_>, source: &Source<'_>, threads: usize, progress: &dyn Prog
     // As many as there are workers: whoever finishes a chunk takes one and puts it back.
     let idle: Mutex<Vec<Executor<'_>>> = Mutex::default();
     let run = Run { graph: a.graph, mode: a.mode, observed: pair.names.clone() };
-    let mut total = Sums { outputs: vec![Sqnr::default(); pair.outputs.len()], ..Sums::default() };
+    let count = pair.outputs.len();
+    let (outputs, balanced) = (vec![Sqnr::default(); count], vec![BalancedSqnr::default(); count]);
+    let mut total = Sums { outputs, balanced, ..Sums::default() };
     progress.begin("comparing", source.indices.len().div_ceil(Model::fixed_batch(a.graph).unwrap_or(1)));
     stream(
         &run,
         source,
         threads,
         progress,
-        |_| BTreeMap::new(),
-        |seen: &mut BTreeMap<String, Observed>, tensor| {
+        |first| (first, BTreeMap::new()),
+        |(_, seen): &mut (usize, BTreeMap<String, Observed>), tensor| {
             seen.insert(tensor.name.into(), Observed::of(tensor));
         },
         |seen_a, chunk| {
@@ -237,8 +236,9 @@ struct Sums {
     /// Samples whose largest score is at the same place, if there are scores.
     agreeing: Option<usize>,
     outputs: Vec<Sqnr>,
-    /// By channel.
-    tensors: BTreeMap<String, Vec<Sqnr>>,
+    /// The same outputs, all channels alike.
+    balanced: Vec<BalancedSqnr>,
+    tensors: BTreeMap<String, Channels>,
     /// The first network's values on grids of the second.
     on_grids: BTreeMap<String, OnGrid>,
 }
@@ -252,9 +252,10 @@ impl Sums {
         };
         self.samples += chunk.samples;
         self.outputs.iter_mut().zip(&chunk.outputs).for_each(|(sum, more)| sum.add(more));
+        self.balanced.iter_mut().zip(&chunk.balanced).for_each(|(sum, more)| sum.merge(more));
         for (name, more) in chunk.tensors {
             match self.tensors.get_mut(&name) {
-                Some(sum) => sum.iter_mut().zip(&more).for_each(|(sum, more)| sum.add(more)),
+                Some(sum) => sum.add(&more),
                 None => _ = self.tensors.insert(name, more),
             }
         }
@@ -272,7 +273,7 @@ fn chunk_sums(
     executor: &mut Executor<'_>,
     pair: &Pair<'_>,
     source: &Source<'_>,
-    mut seen_a: BTreeMap<String, Observed>,
+    (first, mut seen_a): (usize, BTreeMap<String, Observed>),
     chunk: &Seen,
 ) -> Result<Sums, Error> {
     let (samples, [a, b]) = (chunk.batch.indices.len(), pair.sides);
@@ -287,18 +288,18 @@ fn chunk_sums(
     sums.on_grids.extend(on_grids(&pair.held, &Model::input(a.graph)?.name, &chunk.batch.data, &chunk.batch.shape));
     let mut misfit = None;
     let mut tap = |tensor: Tapped<'_>| {
-        let Some(mut first) = seen_a.remove(tensor.name) else { return };
-        let (name, second) = (tensor.name, Observed::of(tensor));
-        if first.dims != second.dims {
-            misfit.get_or_insert_with(|| format!("tensor `{name}`: {:?} and {:?}", first.dims, second.dims));
-        } else if !first.values.is_empty() && !second.values.is_empty() {
+        let Some(mut own) = seen_a.remove(tensor.name) else { return };
+        let (name, other) = (tensor.name, Observed::of(tensor));
+        if own.dims != other.dims {
+            misfit.get_or_insert_with(|| format!("tensor `{name}`: {:?} and {:?}", own.dims, other.dims));
+        } else if !own.values.is_empty() && !other.values.is_empty() {
             let real = |t: &Observed| rows(&t.dims, t.values.len(), size, samples);
             if let Some(factors) = pair.factors.get(name) {
-                rescaled::scale(&mut first.values, &first.dims, factors);
+                rescaling::scale(&mut own.values, &own.dims, factors);
             }
-            let (values, others) = (&first.values[..real(&first)], &second.values[..real(&second)]);
-            sums.tensors.insert(name.into(), rescaled::by_channel(values, others, &first.dims));
-            sums.on_grids.extend(on_grids(&pair.held, name, values, &first.dims));
+            let (values, others) = (&own.values[..real(&own)], &other.values[..real(&other)]);
+            sums.tensors.insert(name.into(), Channels::of(values, others, &own.dims, first));
+            sums.on_grids.extend(on_grids(&pair.held, name, values, &own.dims));
         }
     };
     let sample_error =
@@ -315,7 +316,11 @@ fn chunk_sums(
         }
         let (first, second) = (floats(first), floats(second));
         let count = rows(&outputs[j].dims, first.len(), size, samples);
-        sums.outputs.push(Sqnr::of(&first[..count], &second[..count.min(second.len())]));
+        let (first, second) = (&first[..count], &second[..count.min(second.len())]);
+        sums.outputs.push(Sqnr::of(first, second));
+        let mut balanced = BalancedSqnr::default();
+        balanced.add(&outputs[j].dims, first, second);
+        sums.balanced.push(balanced);
     }
     sums.agreeing = pair.outputs.first().and_then(|&(i, j)| agreeing(&chunk.outputs[i], &outputs[j], samples));
     Ok(sums)
@@ -357,8 +362,8 @@ fn agreeing(a: &Tensor, b: &Tensor, samples: usize) -> Option<usize> {
 
 fn conclude(pair: &Pair<'_>, total: &Sums, threshold_db: f64) -> Comparison {
     let [a, b] = pair.sides.map(|side| side.graph);
-    let all = rescaled::total(&total.outputs);
-    let measured = total.tensors.iter().map(|(name, channels)| (name.as_str(), rescaled::total(channels))).collect();
+    let all: Sqnr = total.outputs.iter().copied().sum();
+    let measured = total.tensors.iter().map(|(name, channels)| (name.as_str(), channels.total())).collect();
     let mut tensors = in_order(b, &measured);
     tensors.iter_mut().for_each(|t| t.rescaled = pair.factors.contains_key(&t.name));
     let producers = b.producers();

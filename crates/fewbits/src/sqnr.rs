@@ -20,17 +20,20 @@ impl Sqnr {
     /// The signal `x` and its approximation `y`.
     pub fn of(x: &[f32], y: &[f32]) -> Self {
         let mut sums = Sqnr::default();
-        for (&x, &y) in x.iter().zip(y) {
-            let (x, y) = (f64::from(x), f64::from(y));
-            // Equal infinities have no distance.
-            let apart = if x == y { 0.0 } else { x - y };
-            sums.signal += x * x;
-            sums.other += y * y;
-            sums.product += x * y;
-            sums.noise += apart * apart;
-            sums.largest = if apart.is_nan() { f64::INFINITY } else { sums.largest.max(apart.abs()) };
-        }
+        x.iter().zip(y).for_each(|(x, y)| sums.push(*x, *y));
         sums
+    }
+
+    /// Adds an element.
+    pub fn push(&mut self, x: f32, y: f32) {
+        let (x, y) = (f64::from(x), f64::from(y));
+        // Equal infinities have no distance.
+        let apart = if x == y { 0.0 } else { x - y };
+        self.signal += x * x;
+        self.other += y * y;
+        self.product += x * y;
+        self.noise += apart * apart;
+        self.largest = if apart.is_nan() { f64::INFINITY } else { self.largest.max(apart.abs()) };
     }
 
     /// Adds more elements of the same signals.
@@ -53,10 +56,15 @@ impl Sqnr {
         (self.signal > least && self.other > least && gain > 0.0 && gain.is_finite()).then_some(gain)
     }
 
-    /// The same with `x` multiplied by `factor`; the largest difference is not known any more, and stays.
+    /// The same with `x` multiplied by `factor`, but for the largest difference, which is not known any more.
     pub fn scaled(&self, factor: f64) -> Self {
+        if factor == 1.0 {
+            return *self;
+        }
         let (signal, product) = (self.signal * factor * factor, self.product * factor);
-        Sqnr { signal, product, noise: (signal - 2.0 * product + self.other).max(0.0), ..*self }
+        let noise = signal - 2.0 * product + self.other;
+        // Rounding may bring it below zero; what is not a number stays so.
+        Sqnr { signal, product, noise: if noise < 0.0 { 0.0 } else { noise }, ..*self }
     }
 
     /// Whether no element differs.
@@ -83,6 +91,14 @@ impl Sqnr {
     /// Largest difference of two elements; infinite if one of them is NaN.
     pub fn max_abs_diff(&self) -> f64 {
         self.largest
+    }
+}
+
+impl std::iter::Sum for Sqnr {
+    fn sum<I: Iterator<Item = Sqnr>>(parts: I) -> Sqnr {
+        let mut total = Sqnr::default();
+        parts.for_each(|part| total.add(&part));
+        total
     }
 }
 
@@ -133,6 +149,18 @@ impl BalancedSqnr {
         }
     }
 
+    /// Adds what another one has seen of the same output.
+    pub fn merge(&mut self, more: &BalancedSqnr) {
+        self.channels.resize(self.channels.len().max(more.channels.len()), Channel::default());
+        for (sum, more) in self.channels.iter_mut().zip(&more.channels) {
+            sum.count += more.count;
+            sum.sum += more.sum;
+            sum.squares += more.squares;
+            sum.noise += more.noise;
+        }
+        self.divergence = [0, 1].map(|i| self.divergence[i] + more.divergence[i]);
+    }
+
     /// Sum over the channels of noise by variance, and how many channels there are. A channel that never moves does not count.
     fn shares(&self) -> (f64, f64) {
         let share = |c: &Channel| {
@@ -181,6 +209,18 @@ mod tests {
         assert_eq!((equal.db(), equal.max_abs_diff(), equal.is_exact()), (200.0, 0.0, true));
         let broken = Sqnr::of(&[1.0], &[f32::NAN]);
         assert_eq!((broken.db(), broken.max_abs_diff()), (-200.0, f64::INFINITY));
+    }
+
+    #[test]
+    fn a_scaled_signal_is_compared_on_its_scale() {
+        let sqnr = Sqnr::of(&[1.0, 2.0, -2.0], &[3.0, 6.0, -6.3]);
+        let gain = sqnr.gain(0.0).unwrap();
+        let (expected, noise) =
+            ((3.0 + 12.0 + 12.6) / 9.0, |f: f64| (f - 3.0).powi(2) + (2.0 * f - 6.0).powi(2) + (2.0 * f - 6.3).powi(2));
+        assert!((gain - expected).abs() < 1e-6);
+        assert!((sqnr.scaled(gain).noise - noise(gain)).abs() < 1e-5 && noise(gain) < noise(3.0));
+        assert_eq!((sqnr.gain(100.0), Sqnr::of(&[1.0], &[-1.0]).gain(0.0)), (None, None));
+        assert_eq!(Sqnr::of(&[1.0, 1.0], &[2.0, f32::NAN]).scaled(2.0).db(), -200.0);
     }
 
     #[test]

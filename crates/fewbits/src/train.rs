@@ -2,9 +2,9 @@
 //!
 //! The run folder holds `epochs.csv`, `steps.jsonl` and `scales.jsonl` (the log), `state.safetensors` (the latest checkpoint), and at
 //! the end `float.onnx` (the trained float network), `plan.json` (what makes the quantized file of it), and, when all is written,
-//! `summary.json` (what was found, and every setting).
+//! `summary.json` (what was found, and how).
 
-mod equalized;
+mod equalization;
 mod folder;
 mod results;
 
@@ -151,7 +151,13 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
     };
     let training = loader(request.training, request.augment, request.batch, request.training_limit, true)?;
     let validation = loader(request.validation, Augment::default(), SCORING_BATCH, request.validation_limit, false)?;
-    let (graph, scaled) = equalized::equalized(request, progress)?;
+    let state = request.out.join(STATE);
+    let resumed = if request.resume && state.exists() { Some(Checkpoint::read(&state)?) } else { None };
+    let mut folder = Folder::new(request, progress);
+    if resumed.is_none() && !request.overwrite && folder.is_unfinished() {
+        return Err(Error::Unfinished { folder: request.out.into() });
+    }
+    let (graph, scaled) = equalization::equalized(request, progress)?;
     let setup = Setup {
         graph: &graph,
         scaled: &scaled,
@@ -162,12 +168,6 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
         teacher: request.teacher,
         threads: &threads,
     };
-    let state = request.out.join(STATE);
-    let resumed = if request.resume && state.exists() { Some(Checkpoint::read(&state)?) } else { None };
-    let mut folder = Folder::new(request, progress);
-    if resumed.is_none() && !request.overwrite && folder.is_unfinished() {
-        return Err(Error::Unfinished { folder: request.out.into() });
-    }
     progress.begin("scoring the float network", 1);
     let indices = request.validation.subset(request.validation_limit.unwrap_or(usize::MAX));
     let source = Source { indices, dataset: request.validation, preprocess: request.preprocess };
@@ -247,7 +247,7 @@ pub fn describe(request: &Request<'_>) -> serde_json::Value {
         "target": request.target.name,
         "phases": recipe.phases.iter().map(phase).collect::<Vec<_>>(),
         "fold": recipe.fold.to_string(),
-        "equalize": equalized::applies(request),
+        "equalize": equalization::applies(request),
         "freeze_at": recipe.freeze_at,
         "snap_at": recipe.snap_at,
         "optimizer": recipe.rule,

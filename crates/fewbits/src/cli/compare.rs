@@ -9,7 +9,8 @@ use super::{
 use fewbits::{
     Error,
     compare::{
-        Ablation, Comparison, FLOAT_THRESHOLD_DB, QUANTIZED_THRESHOLD_DB, Side, TensorDifference, ablations, compare,
+        Ablation, Comparison, FLOAT_THRESHOLD_DB, QUANTIZED_THRESHOLD_DB, Side, TensorDifference, Without, ablations,
+        compare,
     },
     stream::Source,
 };
@@ -124,7 +125,7 @@ fn text(report: &Report, verbose: bool) -> String {
         lines.extend([String::new(), "why:".into()]);
         lines.extend(explanations.iter().map(|why| format!("  {}: {}", why.tensor, why.message)));
     }
-    if let Some(ablations) = report.ablations.as_ref().filter(|ablations| !ablations.is_empty()) {
+    if let Some(ablations) = &report.ablations {
         lines
             .extend([String::new(), "outputs, by fake quantization, without the grids of activations that are".into()]);
         lines.extend(ablations.iter().map(ablation));
@@ -134,12 +135,12 @@ fn text(report: &Report, verbose: bool) -> String {
 
 fn ablation(of: &Ablation) -> String {
     let (grids, all) = (of.grids, if of.grids == 1 { "grid" } else { "grids" });
-    let what = match of.without.as_str() {
-        "none" => "(with all of them)".into(),
-        "all" => format!("any ({grids} {all}): weights and biases alone"),
-        "input" => "the input".into(),
-        "layer inputs" => format!("rounded for layers alone ({grids} {all})"),
-        op => format!("written by {op} ({grids} {all})"),
+    let what = match &of.without {
+        Without::Nothing => "(with all of them)".into(),
+        Without::Activations => format!("any ({grids} {all}): weights alone"),
+        Without::Input => "the input".into(),
+        Without::LayerInputs => format!("rounded for layers alone ({grids} {all})"),
+        Without::Op(op) => format!("written by {op} ({grids} {all})"),
     };
     format!("  {what:<48} {:7.1} dB", of.sqnr_db)
 }

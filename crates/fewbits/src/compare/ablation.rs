@@ -3,33 +3,43 @@
 //! Noise of single tensors says where it arises, not what it does to the outputs: a kind whose every tensor looks harmless may be most of what
 //! goes wrong behind them.
 
-use super::{Side, pairs::grids};
-use crate::{
-    Error,
-    progress::Progress,
-    quantize::output_sqnr,
-    stream::{Source, outputs},
-};
-use fewbits_graph::{Graph, Grids, Op, exec::Mode};
+use super::{Pair, Side, output_pairs, pairs::grids, run};
+use crate::{Error, progress::Progress, sqnr::BalancedSqnr, stream::Source};
+use fewbits_graph::{Graph, Grids, exec::Mode, passes::is_layer_input_slot};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Activations that stay float.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Without {
+    /// None: the network as it is.
+    Nothing,
+    /// What enters the network.
+    Input,
+    /// What is rounded in front of layers alone.
+    LayerInputs,
+    /// What operators of this type write.
+    Op(String),
+    /// All: what is left is the noise of weights.
+    Activations,
+}
 
 /// The network with fewer grids.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ablation {
-    /// Operator that writes the activations that are float now; `input` for what enters the network, `layer inputs` for what is rounded in
-    /// front of layers alone; `none` and `all` for the network as it is and with float activations everywhere.
-    pub without: String,
+    /// Activations that are float now. Biases of layers that read them are not rounded any more than the file has them.
+    pub without: Without,
     /// How many grids that are.
     pub grids: usize,
     /// How close the outputs come to the first network's, all channels alike, in dB: of class scores by the Kullback-Leibler divergence.
     pub sqnr_db: f64,
 }
 
-/// `b` by fake quantization with all of its grids, without those of each kind of activation, and with those of weights and biases alone.
+/// `b` by fake quantization with all of its grids, without those of each kind of activation, and without any.
 ///
 /// # Errors
-/// Errors of the data and of the networks.
+/// [`Error::Usage`] if `b` has no grids or outputs do not fit each other; errors of the data and of the networks.
 pub fn ablations(
     a: Side<'_>,
     b: Side<'_>,
@@ -37,43 +47,45 @@ pub fn ablations(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<Ablation>, Error> {
-    let Some(all) = b.mode.grids() else { return Ok(vec![]) };
-    let mut references = Vec::new();
-    outputs(a.graph, a.mode, source, threads, progress, |seen| {
-        references.push(seen.outputs);
-        Ok(())
-    })?;
-    let kinds = kinds(b);
-    let everything = kinds.values().flatten().copied().collect();
-    let nothing = BTreeSet::new();
-    let named = [("none", &nothing)].into_iter();
-    let named = named.chain(kinds.iter().map(|(kind, tensors)| (*kind, tensors))).chain([("all", &everything)]);
-    let ablation = |(kind, tensors): (&str, &BTreeSet<&str>)| {
-        let left = Grids(all.0.iter().filter(|(name, _)| !tensors.contains(all.owner(name))).map(owned).collect());
-        let sqnr_db = output_sqnr(b.graph, Mode::FakeQuant(&left), source, &references, threads, progress)?;
-        Ok(Ablation { without: kind.into(), grids: tensors.len(), sqnr_db })
+    let Some(all) = b.mode.grids() else {
+        return Err(Error::Usage {
+            what: format!("`{}` is compared in float: there are no grids to leave out", b.path.display()),
+            hint: "--ablate needs a quantized model, or a float one with its --plan".into(),
+        });
     };
-    named.map(ablation).collect()
-}
-
-fn owned<K: Clone, V: Clone>((name, quant): (&K, &V)) -> (K, V) {
-    (name.clone(), quant.clone())
+    let mut kinds = kinds(b);
+    let every: BTreeSet<&str> = kinds.values().flatten().copied().collect();
+    kinds.extend([(Without::Nothing, BTreeSet::new()), (Without::Activations, every)]);
+    let ablation = |(without, tensors): (Without, BTreeSet<&str>)| {
+        let left = all.0.iter().filter(|(name, _)| !tensors.contains(all.owner(name)));
+        let left = Grids(left.map(|(name, quant)| (name.clone(), quant.clone())).collect());
+        let pair = Pair {
+            sides: [a, Side { mode: Mode::FakeQuant(&left), ..b }],
+            outputs: output_pairs(a, b)?,
+            names: vec![],
+            held: BTreeMap::new(),
+            factors: BTreeMap::new(),
+        };
+        let sqnr_db = BalancedSqnr::db(&run(&pair, source, threads, progress)?.balanced);
+        Ok(Ablation { without, grids: tensors.len(), sqnr_db })
+    };
+    kinds.into_iter().map(ablation).collect()
 }
 
 /// Activations that have a grid of their own, by what writes them.
-fn kinds<'a>(side: Side<'a>) -> BTreeMap<&'a str, BTreeSet<&'a str>> {
+fn kinds<'a>(side: Side<'a>) -> BTreeMap<Without, BTreeSet<&'a str>> {
     let producers = side.graph.producers();
-    let mut kinds: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut kinds: BTreeMap<Without, BTreeSet<&str>> = BTreeMap::new();
     for (name, _) in grids(side).filter(|(name, _)| side.graph.constant(name).is_none()) {
-        let kind = producers.get(name).map_or("input", |&i| kind(side.graph, i));
-        kinds.entry(kind).or_default().insert(name);
+        let without = producers.get(name).map_or(Without::Input, |&i| written_by(side.graph, i));
+        kinds.entry(without).or_default().insert(name);
     }
     kinds
 }
 
-fn kind(graph: &Graph, node: usize) -> &str {
-    match &graph.nodes[node].op {
-        Op::Identity(_) => "layer inputs",
-        op => op.name(),
+fn written_by(graph: &Graph, node: usize) -> Without {
+    match &graph.nodes[node] {
+        node if is_layer_input_slot(node) => Without::LayerInputs,
+        node => Without::Op(node.op.name().into()),
     }
 }

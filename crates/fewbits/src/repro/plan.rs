@@ -157,7 +157,12 @@ pub fn row_recipe(row: &Row, effort: &Effort, images: usize, seed: u64) -> Optio
         policy: Policy { per_channel: false, ..Policy::new(row.weights, row.activations, EDGE_BITS) },
         offsets_everywhere: *method == Method::LsqPlus,
     };
-    let learning_rate = if row.weights.min(row.activations) == 8 { 0.001 } else { 0.01 };
+    let learning_rate = match row.weights.min(row.activations) {
+        8 => 0.001,
+        // Frozen normalizations do not bear large steps.
+        _ if fold.on_folded() => 0.0025,
+        _ => 0.01,
+    };
     let phase = Phase { epochs: effort.epochs, goal: Some(goal) };
     Some(Recipe { fold: *fold, freeze_at: fold.freeze_at(), ..recipe(phase, learning_rate, effort.batch, 1e-4, seed) })
 }

@@ -69,7 +69,9 @@ struct ScaleLine {
 /// Whether `path` is a file that a training into the folder `out` removes or replaces.
 pub fn is_result(out: &Path, path: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().ok();
-    real(path).is_some_and(|path| [FLOAT, PLAN, MODEL].iter().any(|name| real(&out.join(name)).as_ref() == Some(&path)))
+    real(path).is_some_and(|path| {
+        [FLOAT, PLAN, MODEL, SUMMARY].iter().any(|name| real(&out.join(name)).as_ref() == Some(&path))
+    })
 }
 
 impl<'a> Folder<'a> {
@@ -98,7 +100,14 @@ impl<'a> Folder<'a> {
 
     /// Whether the folder is of a run that was interrupted.
     pub fn is_unfinished(&self) -> bool {
-        self.out.join(STATE).exists() && !self.out.join(SUMMARY).exists()
+        self.out.join(STATE).exists() && !self.is_summed_up()
+    }
+
+    /// Whether there is a summary that a run has written: others have files of this name, too.
+    fn is_summed_up(&self) -> bool {
+        let text = fs::read_to_string(self.out.join(SUMMARY)).unwrap_or_default();
+        let found: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        found["settings"]["fewbits"].is_string()
     }
 
     /// Begins the log; of a run that goes on, what is behind `step` is cut off.

@@ -22,7 +22,13 @@ pub(super) fn write(request: &Request<'_>, trained: &Trained, stated: Option<&Pr
     }
     // It comes last: a folder with it is that of a finished run.
     let path = request.out.join(SUMMARY);
-    let found = serde_json::json!({ "summary": trained.summary, "settings": describe(request) });
+    let found = serde_json::json!({
+        "summary": trained.summary,
+        "seed": request.recipe.seed,
+        "data": [request.training.path(), request.validation.path()],
+        "preprocess": request.preprocess,
+        "settings": describe(request),
+    });
     fewbits_files::replace(&path, format!("{found:#}\n").as_bytes()).map_err(Error::io("write", &path))
 }
 

@@ -60,7 +60,7 @@ mod weights;
 
 pub use groups::{Group, groups};
 pub use silu::silu_patches;
-pub use unfolded::unfolded;
+pub use unfolded::unfolded_factors;
 
 use fewbits_graph::{Graph, Tensor};
 use fewbits_quant::{

@@ -405,7 +405,7 @@ fn before_it_is_folded_the_network_is_equalized_through_its_normalizations() {
     let (before, stats) = run_observing(&folded, &["c1", "r1", "n2"]);
     let done = equalize(&folded, &stats, Config { per_channel: false, ..Config::default() });
     let mut trained = graph.clone();
-    for (name, factors) in unfolded(&graph, &folded, &done.moved) {
+    for (name, factors) in unfolded_factors(&graph, &folded, &done.moved) {
         let [old, factors] = [&graph.constants[&name], &factors].map(|tensor| tensor.as_f32().unwrap());
         let scaled = old.iter().zip(factors).map(|(old, factor)| old * factor).collect();
         let dims = graph.constants[&name].dims.clone();
@@ -431,5 +431,11 @@ fn before_it_is_folded_the_network_is_equalized_through_its_normalizations() {
     // A weight that another layer reads, too, stays, and so does its group.
     let mut shared = graph.clone();
     shared.nodes.push(Node { name: "again".into(), outputs: vec!["z".into()], ..shared.nodes[4].clone() });
-    assert!(!unfolded(&shared, &folded, &done.moved).contains_key("gamma"));
+    assert!(!unfolded_factors(&shared, &folded, &done.moved).contains_key("gamma"));
+    // So does one that is read through a normalization which the reader takes in.
+    let mut before = graph.clone();
+    before.nodes[4].inputs[0] = "n3".into();
+    let inputs = ["n2", "gamma", "beta", "mean", "variance"].map(String::from).to_vec();
+    before.nodes.insert(4, Node { name: "n3".into(), inputs, outputs: vec!["n3".into()], ..graph.nodes[3].clone() });
+    assert!(!unfolded_factors(&before, &folded, &done.moved).contains_key("w3"));
 }

@@ -7,9 +7,9 @@ use super::{Axes, Edit, Group, edited};
 use fewbits_graph::{Graph, Op, Tensor};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// What each element of a constant of `graph` is multiplied by so that the channels of `moved` are scaled: of those groups that have the same
-/// tensors and layers here as in `folded`, its folded form (where nodes of one name are the same, and tensors of one name as well).
-pub fn unfolded(graph: &Graph, folded: &Graph, moved: &[(Group, Vec<f64>)]) -> BTreeMap<String, Arc<Tensor>> {
+/// What each element of a constant of `graph` is multiplied by so that the channels of `moved`, groups of `folded`, its folded form, are scaled.
+/// Nodes and tensors of one name are the same in both; groups with a layer that reads what is not there when folded are left alone.
+pub fn unfolded_factors(graph: &Graph, folded: &Graph, moved: &[(Group, Vec<f64>)]) -> BTreeMap<String, Arc<Tensor>> {
     let mut ones = graph.clone();
     for tensor in ones.constants.values_mut().filter(|tensor| tensor.as_f32().is_some()) {
         *tensor = Arc::new(Tensor::f32(&tensor.dims, vec![1.0; tensor.len()]));
@@ -41,8 +41,11 @@ fn applied(graph: &Graph, folded: &Graph, group: &Group, scales: &[f64]) -> Opti
             edits.push((bias, graph.constant(bias)?.dims.len().checked_sub(1)?, &divide));
         }
     }
+    let shared = folded.producers();
     for &reader in &group.readers {
         let layer = graph.nodes.iter().position(|node| node.name == folded.nodes[reader].name)?;
+        // A normalization in front of it that it takes in would have to be scaled.
+        shared.get(graph.nodes[layer].input(0)?)?;
         edits.push((graph.nodes[layer].input(1)?, Axes::of(graph, layer)?.read, &multiply));
     }
     let readers = graph.consumers();

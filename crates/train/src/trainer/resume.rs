@@ -65,7 +65,9 @@ pub(super) fn identity(setup: &Setup<'_>) -> String {
     let recipe = Recipe { recompute: false, ..setup.recipe.clone() };
     let teacher = setup.teacher.map(model_sha256);
     let start = model_sha256(setup.graph);
-    format!("{recipe:?} {} {data:?} {start} {teacher:?} {}", setup.target.name, parameters.join(" "))
+    let scaled = setup.scaled.iter().map(|(name, factors)| (name, mixed(factors.iter().map(|f| f.to_bits().into()))));
+    let scaled: Vec<_> = scaled.collect();
+    format!("{recipe:?} {} {data:?} {start} {scaled:?} {teacher:?} {}", setup.target.name, parameters.join(" "))
 }
 
 /// A number that other files or labels would change.
@@ -74,6 +76,11 @@ fn fingerprint(loader: &Loader) -> u64 {
         let name = loader.dataset().name(sample);
         let bytes = name.file_name().unwrap_or_default().as_encoded_bytes();
         let words = bytes.chunks(8).map(|part| part.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
-        Random::keyed(&[so_far, label as u64].into_iter().chain(words).collect::<Vec<_>>()).next_u64()
+        mixed([so_far, label as u64].into_iter().chain(words))
     })
+}
+
+/// A number that other words would change.
+fn mixed(words: impl Iterator<Item = u64>) -> u64 {
+    Random::keyed(&words.collect::<Vec<_>>()).next_u64()
 }

@@ -99,8 +99,8 @@ pub struct RecipeArgs {
     /// Offsets of LSQ+: none, minimum or learned
     #[arg(long, default_value = "learned", value_parser = ["none", "minimum", "learned"], value_name = "OFFSET")]
     pub offset: String,
-    /// Where scales start: method, lsq, lsq+, lsq+abs, mse or minmax
-    #[arg(long, default_value = "method", value_name = "RULE")]
+    /// Where scales start: mse (least squared error), method (as its paper has it), lsq, lsq+, lsq+abs or minmax
+    #[arg(long, default_value = "mse", value_name = "RULE")]
     pub start: String,
     /// Count the images of the batch in LSQ's gradient scale
     #[arg(long)]
@@ -192,6 +192,8 @@ impl RecipeArgs {
                 // Without normalization, large steps diverge.
                 _ if fold == Fold::Merged => 0.0005,
                 (Some(_), _) if !policy.is_low() => 0.001,
+                // Nor with one that is frozen half of the time.
+                _ if fold.on_folded() => 0.0025,
                 (Some(_), _) => 0.01,
             }),
             quantizer_rate: self.scale_rate.unwrap_or(method.map_or(1.0, Method::quantizer_rate)),

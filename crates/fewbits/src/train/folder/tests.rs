@@ -67,7 +67,9 @@ fn results_of_an_earlier_run_go_when_one_begins() {
     assert!(folder(out.path(), &steps).is_unfinished());
     fs::write(path(FLOAT), "").unwrap();
     assert!(folder(out.path(), &steps).is_unfinished(), "it may be somebody else's");
-    fs::write(path(SUMMARY), "").unwrap();
+    fs::write(path(SUMMARY), "{\"count\": 3}").unwrap();
+    assert!(folder(out.path(), &steps).is_unfinished(), "so may this");
+    fs::write(path(SUMMARY), "{\"settings\": {\"fewbits\": \"0.1.0\"}}").unwrap();
     assert!(!folder(out.path(), &steps).is_unfinished());
     assert!(is_result(out.path(), &path(FLOAT)) && !is_result(out.path(), &path("notes.txt")));
     assert!(!is_result(out.path(), &path("nowhere")));
