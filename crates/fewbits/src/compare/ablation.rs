@@ -3,7 +3,11 @@
 //! Noise of single tensors says where it arises, not what it does to the outputs: a kind whose every tensor looks harmless may be most of what
 //! goes wrong behind them.
 
-use super::{Pair, Side, output_pairs, pairs::grids, run};
+use super::{
+    Side,
+    pairs::{grids, output_pairs},
+    pass::{Pair, run},
+};
 use crate::{Error, progress::Progress, sqnr::BalancedSqnr, stream::Source};
 use fewbits_graph::{Graph, Grids, exec::Mode, passes::is_layer_input_slot};
 use serde::Serialize;

@@ -1,7 +1,14 @@
-use super::*;
+use super::{
+    pass::{agreeing, plain, rows},
+    *,
+};
 use crate::progress::Silent;
 use fewbits_data::{Dataset, OpenOptions, Preprocess, npy};
-use fewbits_graph::{Attr, Attrs, DType, Dim, Grid, Grids, Node, Op, QuantParams, TensorQuant, ValueInfo};
+use fewbits_graph::{
+    Attr, Attrs, DType, Dim, Grid, Grids, Node, Op, QuantParams, Tensor, TensorQuant, ValueInfo,
+    exec::{Executor, Tapped},
+};
+use fewbits_kernels::Threads;
 use std::sync::Arc;
 
 fn node(name: &str, op: &str, attrs: Attrs, inputs: &[&str], output: &str) -> Node {
