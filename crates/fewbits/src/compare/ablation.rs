@@ -23,10 +23,11 @@ pub enum Without {
     Input,
     /// What is rounded in front of layers alone.
     LayerInputs,
-    /// What operators of this type write.
-    Op(String),
     /// All: what is left is the noise of weights.
     Activations,
+    /// What operators of this type write.
+    #[serde(untagged)]
+    Op(String),
 }
 
 /// The network with fewer grids.
