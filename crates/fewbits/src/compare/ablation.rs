@@ -5,7 +5,7 @@
 
 use super::{
     Side,
-    pairs::{grids, output_pairs},
+    pairs::{check_inputs, grids, output_pairs},
     pass::{Pair, run},
 };
 use crate::{Error, progress::Progress, sqnr::BalancedSqnr, stream::Source};
@@ -44,7 +44,7 @@ pub struct Ablation {
 /// `b` by fake quantization with all of its grids, without those of each kind of activation, and without any.
 ///
 /// # Errors
-/// [`Error::Usage`] if `b` has no grids or outputs do not fit each other; errors of the data and of the networks.
+/// [`Error::Usage`] if `b` has no grids or inputs or outputs do not fit each other; errors of the data and of the networks.
 pub fn ablations(
     a: Side<'_>,
     b: Side<'_>,
@@ -58,6 +58,7 @@ pub fn ablations(
             hint: "--ablate needs a quantized model, or a float one with its --plan".into(),
         });
     };
+    check_inputs(a, b)?;
     let mut kinds = kinds(b);
     let every: BTreeSet<&str> = kinds.values().flatten().copied().collect();
     kinds.extend([(Without::Nothing, BTreeSet::new()), (Without::Activations, every)]);

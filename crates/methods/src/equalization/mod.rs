@@ -62,7 +62,7 @@ pub use groups::{Group, groups};
 pub use silu::silu_patches;
 pub use unfolded::unfolded_factors;
 
-use fewbits_graph::{Graph, Tensor};
+use fewbits_graph::{Graph, Op, Tensor};
 use fewbits_quant::{
     Stats,
     ranges::{Prior, optimum},
@@ -146,13 +146,17 @@ pub fn equalize(graph: &Graph, stats: &Stats, config: Config) -> Equalized {
     done
 }
 
-/// Weights and biases of `group` with `scales` moved; `None` if the shapes do not fit.
+/// Weights and biases of `group` with `scales` moved; `None` if the shapes do not fit. What writes may be a BatchNormalization behind a layer.
 fn applied(graph: &Graph, group: &Group, scales: &[f64]) -> Option<Vec<(String, Arc<Tensor>)>> {
     let (divide, multiply) = (|c: usize| 1.0 / scales[c], |c: usize| scales[c]);
     let mut edits: Vec<Edit> = Vec::new();
     for &writer in &group.writers {
         let node = &graph.nodes[writer];
-        edits.push((node.input(1)?, Axes::of(graph, writer)?.written, &divide));
+        let written = match node.op {
+            Op::BatchNormalization(_) => 0,
+            _ => Axes::of(graph, writer)?.written,
+        };
+        edits.push((node.input(1)?, written, &divide));
         if let Some(bias) = node.input(2) {
             // A Gemm may have it as a row.
             edits.push((bias, graph.constant(bias)?.dims.len().checked_sub(1)?, &divide));
@@ -161,16 +165,11 @@ fn applied(graph: &Graph, group: &Group, scales: &[f64]) -> Option<Vec<(String, 
     for &reader in &group.readers {
         edits.push((&graph.nodes[reader].inputs[1], Axes::of(graph, reader)?.read, &multiply));
     }
-    edited(graph, edits, scales.len())
-}
-
-/// The constants that `edits` change, each of which has `channels` channels; `None` if one has not.
-fn edited(graph: &Graph, edits: Vec<Edit>, channels: usize) -> Option<Vec<(String, Arc<Tensor>)>> {
     // A layer may write and read a group.
     let mut new: BTreeMap<&str, Tensor> = BTreeMap::new();
     for (name, axis, factor) in edits {
         let old = new.get(name).or(graph.constant(name).map(|t| &**t))?;
-        let tensor = scaled(old, axis, channels, factor)?;
+        let tensor = scaled(old, axis, scales.len(), factor)?;
         new.insert(name, tensor);
     }
     Some(new.into_iter().map(|(name, tensor)| (name.to_string(), Arc::new(tensor))).collect())
