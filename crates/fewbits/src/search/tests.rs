@@ -1,9 +1,10 @@
 //! Searches on the demo network.
 
 use super::*;
-use crate::{demo, progress::Silent, quantize::Ranges, stream::outputs};
+use crate::{demo, methods::Method, progress::Silent, quantize::Ranges, stream::outputs};
 use fewbits_graph::{Graph, exec::Mode};
 use fewbits_quant::{RangeRule, calibrate::Policy};
+use fewbits_search::Level;
 use std::sync::Mutex;
 
 fn searched_as(

@@ -17,6 +17,28 @@ pub(super) enum Join {
     Max,
 }
 
+impl Join {
+    pub fn neutral(self) -> f32 {
+        match self {
+            Join::Sum => 0.0,
+            Join::Max => f32::NEG_INFINITY,
+        }
+    }
+
+    /// `total[i]` = all lanes' numbers at `at + i`, joined.
+    pub fn rows(self, total: &mut [f32], lanes: &[Vec<f32>], at: usize) {
+        let len = total.len();
+        total.copy_from_slice(&lanes[0][at..][..len]);
+        for lane in &lanes[1..] {
+            let pairs = total.iter_mut().zip(&lane[at..][..len]);
+            match self {
+                Join::Sum => pairs.for_each(|(t, x)| *t += x),
+                Join::Max => pairs.for_each(|(t, x)| *t = t.max(*x)),
+            }
+        }
+    }
+}
+
 /// Where a value is found.
 #[derive(Clone, Debug)]
 pub(super) enum Home {

@@ -2,7 +2,7 @@
 
 use super::{
     Initialize,
-    item::{Join, ValueId},
+    item::ValueId,
     leaves::Leaves,
     normalization::Normalization,
     schedule::{ByImages, Once, Own, Place, Ready, Schedule, Segment, Source, lanes},
@@ -297,28 +297,6 @@ impl ByImages {
                 }
                 Own::Rows { .. } => drop(slots.next()),
                 Own::Local { .. } => {}
-            }
-        }
-    }
-}
-
-impl Join {
-    fn neutral(self) -> f32 {
-        match self {
-            Join::Sum => 0.0,
-            Join::Max => f32::NEG_INFINITY,
-        }
-    }
-
-    /// `total[i]` = all lanes' numbers at `at + i`, joined.
-    fn rows(self, total: &mut [f32], lanes: &[Vec<f32>], at: usize) {
-        let len = total.len();
-        total.copy_from_slice(&lanes[0][at..][..len]);
-        for lane in &lanes[1..] {
-            let pairs = total.iter_mut().zip(&lane[at..][..len]);
-            match self {
-                Join::Sum => pairs.for_each(|(t, x)| *t += x),
-                Join::Max => pairs.for_each(|(t, x)| *t = t.max(*x)),
             }
         }
     }

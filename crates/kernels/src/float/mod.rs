@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod batch_norm;
+mod columns;
 pub mod conv;
 mod depthwise;
 mod depthwise_backward;
@@ -24,6 +25,7 @@ pub mod vectors;
 mod weight_gradient;
 
 pub use activation::Activation;
+pub use columns::add_columns;
 pub use conv::{ConvPlan, Epilogue, PackedConv};
 pub use depthwise_backward::DepthwiseBackward;
 pub use elementwise::map;
@@ -31,7 +33,7 @@ pub use input_gradient::InputGradient;
 pub use pool::{PoolGeometry, Pooling, pool};
 pub use resize::{ResizeAxis, resize};
 pub use softmax::softmax;
-pub use weight_gradient::{WeightGradient, add_columns};
+pub use weight_gradient::WeightGradient;
 
 /// A pointer into an output slice whose tasks write disjoint parts.
 #[derive(Clone, Copy)]
