@@ -78,6 +78,9 @@ pub fn refine(
         return Ok(quantized);
     }
     let (seen, held) = split(source, Model::fixed_batch(&quantized.float).unwrap_or(1));
+    if seen.indices == held.indices {
+        progress.line("so few samples that steps are judged on those that they learn from: give 16 or more");
+    }
     // Where equalization clips what is hardly ever seen, the rescaled network is not quite the same.
     let references = float_outputs(&quantized.prepared, &held, threads, progress)?;
     let closeness =
@@ -109,8 +112,10 @@ pub fn refine(
             (start.clone(), start, Mark { settings: described, best_db, ..Mark::default() })
         }
     };
-    for stage in stages.iter().skip(mark.done.len()) {
+    for (number, stage) in stages.iter().enumerate().skip(mark.done.len()) {
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let left: Vec<String> = stages[number..].iter().map(Stage::name).collect();
+            progress.line(&format!("time is up: {} left out; a longer --time-budget helps", left.join(", ")));
             break;
         }
         let stage_begun = Instant::now();

@@ -264,6 +264,7 @@ fn step(step: &refine::Step) -> Step {
         after_db: step.after_db,
         kept: step.kept,
         seconds: step.seconds,
+        findings: step.findings.clone(),
     }
 }
 

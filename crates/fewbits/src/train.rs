@@ -9,7 +9,7 @@ mod folder;
 mod results;
 
 use crate::{Error, Model, evaluate::evaluate, progress::Progress, stream::Source};
-use fewbits_data::{Augment, Dataset, Loader, LoaderOptions, Preprocess};
+use fewbits_data::{Augment, Dataset, Loader, LoaderOptions, Preprocess, RandomCrop};
 use fewbits_graph::{Graph, Grids, exec::Mode};
 use fewbits_kernels::Threads;
 use fewbits_quant::{Plan, calibrate::Policy, target::Target};
@@ -138,6 +138,7 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
             hint: "export it with a symbolic batch dimension, e.g. `N`",
         });
     }
+    check_images(request)?;
     let loader = |data: &Arc<Dataset>, augment: Augment, batch: usize, limit: Option<usize>, training: bool| {
         let options = LoaderOptions {
             batch,
@@ -209,6 +210,26 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
     Ok(trained)
 }
 
+/// Refuses images that the network is not for, and classes of the two data sets that are not the same.
+fn check_images(request: &Request<'_>) -> Result<(), Error> {
+    if let (RandomCrop::Resized(side), Some((height, width))) = (request.augment.crop, request.model.input_size())
+        && [height, width] != [side; 2]
+    {
+        return Err(Error::Usage {
+            what: format!("--augment rrc{side} makes images of {side}x{side}, the network takes {height}x{width}"),
+            hint: format!("e.g. rrc{height}; or crop4,flip"),
+        });
+    }
+    let [training, validation] = [request.training, request.validation].map(|data| data.class_names());
+    match training.iter().zip(validation).find(|(own, other)| own != other) {
+        Some((own, other)) => Err(Error::Usage {
+            what: format!("the classes of --data and --val differ: `{own}` and `{other}` have the same number"),
+            hint: "sorted names of sub-folders number the classes: both folders need the same".into(),
+        }),
+        None => Ok(()),
+    }
+}
+
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -240,6 +261,7 @@ pub fn describe(request: &Request<'_>) -> serde_json::Value {
             "edge_bits": policy.map(|policy| policy.edge_bits),
             "bits_of": policy.map(single).filter(|bits| !bits.is_empty()),
             "per_channel": policy.map(|policy| policy.per_channel),
+            "quantizers": phase.goal.as_ref().map(|goal| &goal.settings),
         })
     };
     serde_json::json!({
@@ -263,6 +285,8 @@ pub fn describe(request: &Request<'_>) -> serde_json::Value {
         "accumulate": recipe.accumulate,
         "average": recipe.average,
         "batch": request.batch,
+        "limits": [request.training_limit, request.validation_limit],
+        "teacher": request.teacher.map(fewbits_quant::plan::model_sha256),
         "augment": request.augment.to_string(),
     })
 }

@@ -88,6 +88,9 @@ pub struct Step {
     pub kept: bool,
     /// How long it took.
     pub seconds: f64,
+    /// What its methods decided, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<String>,
 }
 
 /// What a training saw, epoch by epoch.

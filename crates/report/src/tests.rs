@@ -30,8 +30,15 @@ fn hostile() -> Report {
         preparation: vec![text()],
         trials: vec![Trial { rule: text(), sqnr_db: 21.75, chosen: true }],
         steps: vec![
-            Step { methods: text(), before_db: 10.0, after_db: 14.5, kept: true, seconds: 12.0 },
-            Step { methods: text(), before_db: 14.5, after_db: 13.25, kept: false, seconds: 3.0 },
+            Step {
+                methods: text(),
+                before_db: 10.0,
+                after_db: 14.5,
+                kept: true,
+                seconds: 12.0,
+                findings: vec!["3 < 4".into()],
+            },
+            Step { methods: text(), before_db: 14.5, after_db: 13.25, kept: false, seconds: 3.0, findings: vec![] },
         ],
         sensitivity: Some(Sensitivity {
             damage: text(),
@@ -100,7 +107,8 @@ fn a_page_says_what_the_report_holds() {
         "minmax",
         "20 % zeros",
         "21.75",
-        "from 10.0 to 14.5 dB in 15.0 s",
+        "SQNR of the outputs, in 15.0 s",
+        "3 &lt; 4</span>",
         "+4.50",
         "−1.25",
         "dropped",

@@ -43,6 +43,9 @@ pub enum TrainError {
         /// Its shape, for one image.
         dims: Vec<usize>,
     },
+    /// The teacher cannot be computed on the network's images.
+    #[error("the teacher does not take the images that the network is trained on")]
+    Teacher(#[source] GraphError),
     /// A quantizer cannot be run in integers.
     #[error("the quantizer of `{tensor}` has no integer form")]
     NotDeployable {
@@ -113,6 +116,9 @@ impl TrainError {
             TrainError::Graph(e) => e.hint(),
             TrainError::NotFinite { .. } | TrainError::Loss { source: LossError::NotFinite { .. }, .. } => {
                 Some("lower --learning-rate, or clip gradients with --clip-norm 1".into())
+            }
+            TrainError::Teacher(_) | TrainError::Loss { source: LossError::Teacher { .. }, .. } => {
+                Some("--distill needs a network with the same input and classes, for any batch size".into())
             }
             TrainError::NotDeployable { .. } => {
                 Some("evaluate it with fake quantization (`fewbits repro` does), or take lsq, lsq+ or lsq-bn".into())

@@ -2,7 +2,7 @@
 
 use super::{
     Verdict,
-    output::{Output, check_folders},
+    output::{Output, check_files},
     subject::{SubjectArgs, mode_name},
 };
 use fewbits::{
@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
-    check_folders([args.latency_table.as_deref()])?;
+    check_files([args.latency_table.as_deref()], [])?;
     let model = args.subject.load()?;
     let mode = args.subject.mode(&model)?;
     if let Some(path) = &args.latency_table {

@@ -1,6 +1,9 @@
 //! `fewbits export`: the ONNX file of a model and a plan.
 
-use super::{Verdict, output::Output};
+use super::{
+    Verdict,
+    output::{Output, check_files},
+};
 use fewbits::{Error, Model, export, plan};
 use fewbits_quant::{Plan, target::Target};
 use serde::Serialize;
@@ -30,6 +33,7 @@ struct Report {
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
+    check_files([Some(&*args.output)], [Some(&*args.model), Some(&*args.plan)])?;
     let model = Model::load(&args.model)?;
     let stored = Plan::load(&args.plan)?;
     let name = args.target.clone().unwrap_or_else(|| stored.target.clone());

@@ -11,7 +11,7 @@ use fewbits::{
 use serde::Serialize;
 use std::{
     io::{self, IsTerminal, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// The two streams, under the global flags.
@@ -21,13 +21,29 @@ pub struct Output {
     pub global: Global,
 }
 
-/// Checks, before anything long begins, that the folders of the files to be written are there, and that none of the files is a folder.
+/// Checks, before anything long begins, that the folders of the files to be written are there, that none of the files is a folder, and that
+/// none is one that is read, or written twice.
 ///
 /// # Errors
 /// [`Error::Usage`] for the first of which that is not so.
-pub fn check_folders<'a>(files: impl IntoIterator<Item = Option<&'a Path>>) -> Result<(), Error> {
-    let is_lost = |file: &&Path| file.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
-    match files.into_iter().flatten().find(|file| is_lost(file) || file.is_dir()) {
+pub fn check_files<'a>(
+    written: impl IntoIterator<Item = Option<&'a Path>>,
+    read: impl IntoIterator<Item = Option<&'a Path>>,
+) -> Result<(), Error> {
+    let written: Vec<&Path> = written.into_iter().flatten().collect();
+    let mut taken: Vec<PathBuf> = read.into_iter().flatten().filter(|file| file.is_file()).map(place).collect();
+    for file in &written {
+        if taken.contains(&place(file)) {
+            return Err(Error::Usage {
+                what: format!("`{}` would be written over: it is named twice", file.display()),
+                hint: "give each file that is written a name of its own".into(),
+            });
+        }
+        taken.push(place(file));
+    }
+    let is_lost =
+        |file: &&&Path| file.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
+    match written.iter().find(|file| is_lost(file) || file.is_dir()) {
         None => Ok(()),
         Some(file) if file.is_dir() => Err(Error::Usage {
             what: format!("`{}` cannot be written: it is a folder", file.display()),
@@ -38,6 +54,13 @@ pub fn check_folders<'a>(files: impl IntoIterator<Item = Option<&'a Path>>) -> R
             hint: "make it first".into(),
         }),
     }
+}
+
+/// Where `file` is, however it is named.
+fn place(file: &Path) -> PathBuf {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let beside = || folder.canonicalize().ok().zip(file.file_name()).map(|(folder, name)| folder.join(name));
+    file.canonicalize().ok().or_else(beside).unwrap_or_else(|| file.into())
 }
 
 impl Output {

@@ -3,7 +3,7 @@
 use super::{
     Verdict,
     data::PreprocessArgs,
-    output::{Output, check_folders},
+    output::{Output, check_files},
 };
 use fewbits::stream::Source;
 use fewbits::{
@@ -163,7 +163,8 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let start = Instant::now();
     let target: Target = args.target.parse()?;
     check(args)?;
-    check_folders([args.output.as_deref(), args.plan.as_deref(), args.report.as_deref()])?;
+    let written = [args.output.as_deref(), args.plan.as_deref(), args.report.as_deref()];
+    check_files(written, [Some(&*args.model), args.calib.as_deref()])?;
     let model = Model::load(&args.model)?;
     let dataset = dataset(&model, args, out)?;
     let preprocess = args.preprocess.resolve(&model, &dataset, out)?;

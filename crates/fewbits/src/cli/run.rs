@@ -3,7 +3,7 @@
 use super::{
     Verdict,
     data::PreprocessArgs,
-    output::{Output, check_folders},
+    output::{Output, check_files},
     subject::{SubjectArgs, mode_name},
 };
 use fewbits::{
@@ -42,7 +42,7 @@ struct Report {
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
-    check_folders([Some(&*args.output)])?;
+    check_files([Some(&*args.output)], [Some(&*args.subject.model), Some(&*args.data)])?;
     let model = args.subject.load()?;
     let mode = args.subject.mode(&model)?;
     let graph = &model.graph;

@@ -3,7 +3,7 @@
 use super::{
     Verdict,
     data::PreprocessArgs,
-    output::{Output, check_folders},
+    output::{Output, check_files},
     quantize::command_line,
 };
 use fewbits::{
@@ -152,7 +152,8 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         });
     }
     check(args)?;
-    check_folders([args.output.as_deref(), args.report.as_deref()])?;
+    let read = [Some(&*args.model), Some(&*args.calib), args.val.as_deref(), args.latency_table.as_deref()];
+    check_files([args.output.as_deref(), args.report.as_deref()], read)?;
     let model = Model::load(&args.model)?;
     // Labels are those of --val.
     let unlabelled = PreprocessArgs { labels: None, ..args.preprocess.clone() };

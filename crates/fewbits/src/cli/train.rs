@@ -5,7 +5,7 @@ mod recipe;
 use super::{
     Verdict,
     data::PreprocessArgs,
-    output::{Output, check_folders},
+    output::{Output, check_files},
     quantize::command_line,
 };
 use fewbits::{
@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
     activations: u8,
     /// Bits of single layers as a plan of this model has them, in place of --weights and --activations
-    #[arg(long, value_name = "PLAN.json")]
+    #[arg(long, conflicts_with_all = ["weights", "activations"], value_name = "PLAN.json")]
     plan: Option<PathBuf>,
     /// Bits of weights and inputs of first and last layers, if more than the above
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
@@ -101,8 +101,18 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         name => Some(parse::<Method>("--method", name)?),
     };
     let path = args.output.clone().unwrap_or_else(|| args.out.join("model.onnx"));
-    check_folders([args.output.as_deref(), args.report.as_deref()])?;
+    if method == Some(Method::Qil) && args.output.is_some() {
+        return Err(Error::Usage {
+            what: "--output with --method qil, which has no integer form".into(),
+            hint: "leave --output out: it is scored by fake quantization".into(),
+        });
+    }
     let read = [Some(&*args.model), args.plan.as_deref(), args.recipe.distill.as_deref().map(Path::new)];
+    let data = [Some(&*args.data), Some(&*args.val), args.val_labels.as_deref(), args.preprocess.labels.as_deref()];
+    // The run folder is made when all is known to be well.
+    let outside = |file: &&Path| file.parent() != Some(&args.out);
+    let written = [args.output.as_deref(), args.report.as_deref()].map(|file| file.filter(outside));
+    check_files(written, read.into_iter().chain(data))?;
     if let Some(path) = read.into_iter().flatten().find(|path| is_result(&args.out, path)) {
         return Err(Error::Usage {
             what: format!("`{}` would be replaced by what is trained", path.display()),
@@ -123,11 +133,13 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let preprocess = args.preprocess.resolve(&model, &training, out)?;
     let planned = args.plan.as_deref().map(|path| plan::layer_bits(&model, path)).transpose()?;
     let [weight_bits_of, activation_bits_of] = planned.unwrap_or_default();
+    // A plan says which tensors have few bits.
+    let widths = if args.plan.is_some() { [8, 8] } else { [args.weights, args.activations] };
     let policy = Policy {
         per_channel: args.granularity == "channel",
         weight_bits_of,
         activation_bits_of,
-        ..Policy::new(args.weights, args.activations, args.edge_bits)
+        ..Policy::new(widths[0], widths[1], args.edge_bits)
     };
     let recipe = args.recipe.recipe(method, &policy, out.global.seed)?;
     if method.is_some() && args.edge_bits > args.weights.min(args.activations) {
@@ -136,7 +148,17 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let teacher = match args.recipe.distill.as_deref() {
         None => None,
         Some("self") => Some(model.graph.clone()),
-        Some(path) => Some(Model::load(path.as_ref())?.graph),
+        Some(path) => {
+            let teacher = Model::load(path.as_ref())?;
+            if teacher.grids.is_some() {
+                return Err(Error::Model {
+                    path: path.into(),
+                    what: "it is quantized".into(),
+                    hint: "give a float network as --distill",
+                });
+            }
+            Some(teacher.graph)
+        }
     };
     if teacher.as_ref().is_some_and(|graph| graph.outputs.first().is_none_or(|info| info.dtype != DType::F32)) {
         return Err(Error::Usage {

@@ -302,7 +302,14 @@ fn wrong_inputs_are_errors_before_anything_is_written() {
         assert!(output.status.code() == Some(2) && error.contains(flag), "{flag} {number}: {error}");
     }
     refuse(&model, &["--distill", "nowhere.onnx"], &["nowhere.onnx"]);
+    refuse(&model, &["--distill", &quantized], &["demo.int8.onnx", "it is quantized"]);
+    refuse(&model, &["--distill", &few], &["160 outputs", "the teacher 48"]);
+    refuse(&model, &["--distill", &fixed], &["the teacher does not take", "[16, 3, 32, 32]"]);
+    refuse(&model, &["--augment", "rrc48"], &["rrc48", "32x32"]);
     refuse(&model, &["-o", &path("no/such/model.onnx")], &["no/such"]);
+    refuse(&model, &["-o", &model], &["demo.onnx", "named twice"]);
+    refuse(&model, &["-o", &path("one"), "--report", &path("one")], &["named twice"]);
+    refuse(&model, &["-o", &path("qil.onnx"), "--method", "qil"], &["no integer form"]);
     let floats = studio.desk.save("floats.npy", &[16, 3, 32, 32], Elements::F32(&[0.5; 16 * 3 * 32 * 32]));
     let few_labels = studio.desk.save("few.npy", &[16], Elements::I64(&[0; 16]));
     let arrays = ["train", &model, "--out", &out, "--data", &floats, "--labels", &few_labels, "--val", &floats];

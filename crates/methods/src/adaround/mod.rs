@@ -24,7 +24,8 @@
 //! each sample) in place of whole ones. It begins at the codes that the draft has. Thousands of steps at a higher rate in place of 10,000, of batches of 16 in place of 32.
 //!
 //! Half of the elements of the layer's input, drawn anew in each step, are the float network's ([`Config::mix`] = 0.5, as QDrop has it); in
-//! the paper all are the quantized network's. The push of roundings towards 0 and 1 has the paper's factor `λ = 0.01`, but they are settled
+//! the paper all are the quantized network's. The push of roundings towards 0 and 1 has the paper's factor `λ = 0.01` up to four bits, a quarter of it with each
+//! bit more, where steps are finer; but they are settled
 //! for good one after the other between 30 % and 90 % of the steps, those nearest to their end first, and what is left goes on learning; the
 //! paper settles all at the end. Grids of weights are symmetric and narrow, with a scale for each output channel unless asked otherwise.
 

@@ -26,7 +26,8 @@
 //! higher rate in place of 20,000, of batches of 16 in place of 32; biases and scales of activations are learned in the same steps, not after the roundings.
 //!
 //! Half of the elements of the block's input, drawn anew in each step, are the float network's ([`Config::mix`] = 0.5, as QDrop has it); in
-//! the paper all are the quantized network's. `λ` is 0.01 for every network (the authors take 0.1 for MobileNetV2). Roundings are settled for
+//! the paper all are the quantized network's. `λ` is 0.01 for every network (the authors take 0.1 for MobileNetV2), a quarter
+//! of it with each bit beyond four. Roundings are settled for
 //! good between 30 % and 90 % of the steps, those nearest to their end first; the paper settles all at the end. Grids of weights are
 //! symmetric and narrow, where the authors' have a zero point.
 

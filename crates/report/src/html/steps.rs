@@ -5,19 +5,23 @@ use crate::report::Report;
 use std::fmt::{self, Write};
 
 pub(super) fn section(out: &mut String, report: &Report) -> fmt::Result {
-    let Some(first) = report.steps.first() else { return Ok(()) };
-    out.write_str(
-        "<h2>What each step bought</h2><p class=\"soft\">SQNR of the outputs, on samples that the methods do not see",
-    )?;
-    if let Some(last) = report.steps.iter().rfind(|step| step.kept) {
-        let seconds: f64 = report.steps.iter().map(|step| step.seconds).sum();
-        let bought = minus(format!("{:.1} to {:.1} dB", first.before_db, last.after_db));
-        write!(out, ": from {bought} in {seconds:.1} s")?;
+    if report.steps.is_empty() {
+        return Ok(());
     }
-    out.write_str(".</p><div class=\"scroll\"><table><tr><th>methods<th class=\"n\">before<th>behind, dB<th class=\"n\">gain<th class=\"n\">time<th></tr>")?;
+    let seconds: f64 = report.steps.iter().map(|step| step.seconds).sum();
+    write!(
+        out,
+        "<h2>What each step bought</h2><p class=\"soft\">SQNR of the outputs, in {seconds:.1} s. Equalization, absorption and bias \
+         correction are measured on the first calibration samples and with weights of at least 8 bits; the steps behind them with the bits \
+         asked for, on samples held back from their methods."
+    )?;
+    out.write_str("</p><div class=\"scroll\"><table><tr><th>methods<th class=\"n\">before<th>behind, dB<th class=\"n\">gain<th class=\"n\">time<th></tr>")?;
     let most = report.steps.iter().map(|s| s.after_db).filter(|db| db.is_finite()).fold(1.0, f64::max).min(FULL_SQNR);
     for step in &report.steps {
         write!(out, "<tr><td><code>{}</code>", escape(&step.methods))?;
+        for finding in &step.findings {
+            write!(out, "<br><span class=\"soft\">{}</span>", escape(finding))?;
+        }
         write!(out, "<td class=\"n\">{}", minus(format!("{:.2}", step.before_db)))?;
         sqnr(out, step.after_db, most, 2)?;
         write!(out, "<td class=\"n\">{}", minus(format!("{:+.2}", step.after_db - step.before_db)))?;

@@ -4,10 +4,12 @@
 //! number, and an offset. Elements that are not finite are passed over; if none but zeros are left the scale is 1.
 
 use super::QuantizerError;
+use serde::Serialize;
 use std::{fmt, str::FromStr};
 
 /// Whose mean and deviation LSQ+ takes for weights: the equation reads either way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stat {
     /// The weights'.
     #[default]
@@ -17,7 +19,8 @@ pub enum Stat {
 }
 
 /// A rule for the first scale (and offset).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Start {
     /// `method`: what the method's paper does; least squares for activations, and at 8 bits, where LSQ's rule is far too wide.
     #[default]

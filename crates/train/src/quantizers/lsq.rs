@@ -17,9 +17,11 @@ use super::{
     Decays, Deployable, NotDeployable, fake_quant::FakeQuant, finite, full, init, init::Start, scale_after_step,
 };
 use fewbits_graph::{Grid, tape::Quantizer};
+use serde::Serialize;
 
 /// What the offset of activations does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Offset {
     /// There is none.
     None,

@@ -1,6 +1,7 @@
 //! Choices within the methods; the defaults are those of the papers unless a field says otherwise.
 
 use super::{Offset, QuantizerError, init::Start};
+use serde::Serialize;
 use std::{fmt, str::FromStr};
 
 /// Which signs the elements of a tensor have.
@@ -16,7 +17,8 @@ pub enum Signs {
 }
 
 /// The four ways in which LSQ+ quantizes activations (table 1 of the paper).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Configuration {
     /// 1: codes from 0, no offset; what LSQ does. Negative lobes become 0. Tensors of [`Signs::Both`] are signed all the same.
     UnsignedSymmetric,
@@ -50,7 +52,8 @@ impl fmt::Display for Configuration {
 }
 
 /// Which weights go with PACT's activations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PactWeights {
     /// As in the paper.
     #[default]
@@ -60,7 +63,7 @@ pub enum PactWeights {
 }
 
 /// Choices within the methods.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Settings {
     /// LSQ+: how activations are quantized.
     pub configuration: Configuration,

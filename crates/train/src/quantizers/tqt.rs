@@ -8,7 +8,9 @@
 //! *When it helps*: hardware that can only shift. *When it fails*: a factor of two between scales is coarse below 5 bits.
 //!
 //! *Source*: Jain, Gural, Wu, Dick, "Trained quantization thresholds for accurate and efficient fixed-point inference", MLSys 2020,
-//! equations 4–8. *Departures*: activations start at the power of two with the least squared error, in the middle of its range.
+//! equations 4–8. *Departures*: with normalizations that are not folded before rounding (`--fold none`, the default), the scale of a weight that ships is its
+//! power of two times the normalization's; `--fold running` ships powers of two. One threshold for each channel unless a tensor is asked
+//! for. Activations start at the power of two with the least squared error, in the middle of its range.
 
 use super::{Deployable, NotDeployable, fake_quant::FakeQuant, finite, full, init, init::Start};
 use fewbits_graph::{Grid, tape::Quantizer};

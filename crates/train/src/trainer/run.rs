@@ -5,7 +5,7 @@ use crate::{
     TrainError,
     checkpoint::{Checkpoint, Tally},
     ema::MovingAverage,
-    loss::Loss,
+    loss::{Loss, LossError},
     network::{Network, Quantizers},
     optimizer::{Group, Optimizer, State},
     quantizers::Decays,
@@ -14,6 +14,7 @@ use crate::{
 };
 use fewbits_data::LabelledBatch;
 use fewbits_graph::{
+    Tensor,
     exec::{Executor, Mode, infer},
     tape::{Config, Kind, Leaf, Leaves, Statistics, Tape, quantizer_leaf},
 };
@@ -98,6 +99,16 @@ impl<'a> Run<'a> {
         for loader in [training, validation] {
             if let Some((sample, label)) = loader.labels().find(|(_, label)| *label >= classes) {
                 return Err(TrainError::Label { sample: loader.dataset().name(sample), label, classes });
+            }
+        }
+        if let Some(teacher) = self.setup.teacher {
+            let batch = self.first_batch()?;
+            let images = [Tensor::f32(&batch.shape, batch.data.clone())];
+            let mut teacher = Executor::new(teacher, Mode::Float, self.setup.threads);
+            let taught = teacher.run(&images).map_err(TrainError::Teacher)?;
+            let (student, teacher) = (batch.labels.len() * classes, taught.first().map_or(0, Tensor::len));
+            if student != teacher {
+                return Err(TrainError::Loss { step: 0, source: LossError::Teacher { student, teacher } });
             }
         }
         if training.batches() < self.recipe().accumulate { Err(TrainError::NoBatch) } else { Ok(()) }
@@ -231,17 +242,19 @@ impl<'a> Run<'a> {
     /// Sets the numbers of activation quantizers from the first batch, each when those before it are set.
     fn start_activations(&mut self) -> Result<(), TrainError> {
         let batch = self.first_batch()?;
-        let fold = self.recipe().fold.on_folded();
-        let mut config = self.network.config(&self.quantizers, Statistics::Running, fold, true);
-        config.forward_only = true;
+        // With the statistics that steps have: the running ones of a network with initial weights are those of nothing.
+        let mut config = Config { stops: true, forward_only: true, recompute: false, ..self.config() };
+        config.fold_batch = false;
         let mut tape = Tape::compile(self.network.graph(), &self.leaves, std::slice::from_ref(&batch.shape), &config)?;
         let quantizers = &self.quantizers;
+        let statistics = self.leaves.statistics.clone();
         tape.forward_initializing(&mut self.leaves, &[&batch.data], self.setup.threads, &mut |name, x, numbers| {
             let Some(quantizer) = quantizers.get(name) else { return };
             let stride = sampling_stride(x.len(), STARTING_ELEMENTS);
             let some: Vec<f32> = x.iter().step_by(stride).copied().collect();
             numbers.copy_from_slice(&quantizer.initial(&some)[..numbers.len()]);
         });
+        self.leaves.statistics = statistics;
         Ok(())
     }
 

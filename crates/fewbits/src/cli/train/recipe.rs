@@ -58,10 +58,10 @@ pub struct RecipeArgs {
     #[arg(long, value_name = "TEACHER.onnx|self")]
     pub distill: Option<String>,
     /// Weight of the teacher in the loss
-    #[arg(long, default_value_t = 1.0, value_parser = cli::amount, value_name = "X")]
+    #[arg(long, default_value_t = 1.0, value_parser = cli::amount, requires = "distill", value_name = "X")]
     pub distill_weight: f64,
     /// Temperature of the distillation
-    #[arg(long, default_value_t = 1.0, value_parser = cli::positive, value_name = "X")]
+    #[arg(long, default_value_t = 1.0, value_parser = cli::positive, requires = "distill", value_name = "X")]
     pub temperature: f64,
     /// How BatchNormalization and quantized weights go together: none, batch, corrected, running or merged
     /// [default: corrected for lsq-bn, else none]
