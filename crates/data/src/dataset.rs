@@ -204,7 +204,7 @@ impl Dataset {
     /// Reads one sample. Panics if `index` is not below [`Dataset::len`].
     pub fn read(&self, index: usize) -> Result<Sample, DataError> {
         assert!(index < self.len(), "sample {index} of {}", self.len());
-        match &self.store {
+        let sample = match &self.store {
             Store::Files(files) => {
                 let path = &files[index];
                 let bytes = std::fs::read(path).map_err(|e| DataError::io(path, "read", e))?;
@@ -214,6 +214,12 @@ impl Dataset {
             Store::Tensors { shape, rows } => Ok(Sample::Tensor { shape: shape.clone(), data: rows[index].clone() }),
             Store::Array(images) => images.read(index),
             Store::Cifar(batches) => Ok(Sample::Image(batches.read(index)?)),
+        }?;
+        match &sample {
+            Sample::Tensor { data, .. } if !data.iter().all(|x| x.is_finite()) => {
+                Err(DataError::NotFinite { path: self.path.clone(), sample: index })
+            }
+            _ => Ok(sample),
         }
     }
 

@@ -122,6 +122,14 @@ pub enum DataError {
         /// What it holds.
         found: Vec<String>,
     },
+    /// An array with an element that no image has.
+    #[error("{}: sample {sample} has elements that are infinite or not a number", path.display())]
+    NotFinite {
+        /// The array.
+        path: PathBuf,
+        /// Which sample, counted from 0.
+        sample: usize,
+    },
     /// As many labels as images are needed.
     #[error("{}: {images} images, but {labels} labels", path.display())]
     LabelCount {
@@ -252,6 +260,7 @@ impl DataError {
             }
             Self::UnusedLabels { .. } => "labels of folders and lists are their own; leave out --labels".into(),
             Self::NoImageArray { .. } => "name the images `images` (or `x`) and the labels `labels` (or `y`)".into(),
+            Self::NotFinite { .. } => "leave the sample out: ranges, codes and losses of it would mean nothing".into(),
             Self::Label { .. } => "class indices are counted from 0".into(),
             Self::ImagesFolder { .. } => "add `--images DIR`".into(),
             Self::SmallerThanCrop { crop, .. } => format!("add `--resize {crop}` (or more), or a smaller `--crop`"),

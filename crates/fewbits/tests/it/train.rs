@@ -316,6 +316,14 @@ fn wrong_inputs_are_errors_before_anything_is_written() {
     let augmented = [&arrays[..], &["--val-labels", &few_labels, "--batch", "8", "--augment", "flip"]].concat();
     let error = String::from_utf8(program(&augmented).stderr).unwrap();
     assert!(error.contains("augment") && error.contains("\nhint: ") && !Path::new(&out).exists(), "{error}");
+    let mut values = [0.5; 16 * 3 * 32 * 32];
+    values[3 * 3 * 32 * 32] = f32::NAN;
+    let broken = studio.desk.save("broken.npy", &[16, 3, 32, 32], Elements::F32(&values));
+    let arrays = ["train", &model, "--out", &out, "--data", &broken, "--labels", &few_labels, "--val", &floats];
+    let error = program(&[&arrays[..], &["--val-labels", &few_labels, "--batch", "16"]].concat()).stderr;
+    let error = String::from_utf8(error).unwrap();
+    assert!(error.contains("broken.npy: sample 3") && error.contains("\nhint: "), "{error}");
+    assert!(!Path::new(&out).exists(), "{error}");
     let unlabelled = path("train.npy");
     for args in [
         vec!["train", &model, "--out", &out, "--data", &unlabelled, "--val", &unlabelled],
