@@ -46,7 +46,7 @@ pub struct Args {
     /// float, lsq, lsq+, lsq-bn, pact, dsq, qil, dorefa, tqt, sawb or qat
     #[arg(long, default_value = "lsq+", value_name = "NAME")]
     method: String,
-    /// Bits of weights
+    /// Bits of weights; the levels of pact, dsq, dorefa and sawb, none of which is zero, ship in grids of a bit more below 8
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
     weights: u8,
     /// Bits of the activations that layers multiply; others keep 8
