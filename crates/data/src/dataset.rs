@@ -208,13 +208,13 @@ impl Dataset {
             Store::Files(files) => {
                 let path = &files[index];
                 let bytes = std::fs::read(path).map_err(|e| DataError::io(path, "read", e))?;
-                Ok(Sample::Image(decode(&bytes, path)?))
+                Sample::Image(decode(&bytes, path)?)
             }
-            Store::Images(images) => Ok(Sample::Image(images[index].clone())),
-            Store::Tensors { shape, rows } => Ok(Sample::Tensor { shape: shape.clone(), data: rows[index].clone() }),
-            Store::Array(images) => images.read(index),
-            Store::Cifar(batches) => Ok(Sample::Image(batches.read(index)?)),
-        }?;
+            Store::Images(images) => Sample::Image(images[index].clone()),
+            Store::Tensors { shape, rows } => Sample::Tensor { shape: shape.clone(), data: rows[index].clone() },
+            Store::Array(images) => images.read(index)?,
+            Store::Cifar(batches) => Sample::Image(batches.read(index)?),
+        };
         match &sample {
             Sample::Tensor { data, .. } if !data.iter().all(|x| x.is_finite()) => {
                 Err(DataError::NotFinite { path: self.path.clone(), sample: index })

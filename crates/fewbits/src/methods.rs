@@ -195,6 +195,9 @@ impl FromStr for Methods {
                 let mut list = text.split(',').map(str::parse).collect::<Result<Vec<Method>, _>>()?;
                 list.sort();
                 list.dedup();
+                if [Method::BiasCorrection, Method::BiasCorrectionAnalytic].iter().all(|method| list.contains(method)) {
+                    return Err("bias-correction and bias-correction-analytic take the same means off: take one".into());
+                }
                 let scales: Vec<String> = list.iter().filter(|m| m.chooses_scales()).map(Method::to_string).collect();
                 match scales.len() {
                     0 | 1 => Ok(Methods::List(list)),
@@ -223,6 +226,7 @@ mod tests {
         assert_eq!("none".parse::<Methods>().unwrap().to_string(), "none");
         assert!(Methods::Auto.deployable() && methods.deployable());
         assert!(!"comq,zero-point-phase".parse::<Methods>().unwrap().deployable());
+        assert!("bias-correction-analytic,bias-correction".parse::<Methods>().unwrap_err().contains("take one"));
         assert_eq!("equalize,comq,omse,bn-tune".parse::<Methods>().unwrap().rounding(), [Method::Omse, Method::Comq]);
         assert!("mixed-clipping,omse".parse::<Methods>().unwrap_err().contains("mixed-clipping and omse"));
         assert!("basic,comq".parse::<Methods>().unwrap_err().contains("stands alone"));

@@ -16,7 +16,7 @@ use fewbits_train::{
     optimizer::Rule,
     quantizers::{Method, Offset, Settings},
     random::Random,
-    recipe::{Phase, Recipe},
+    recipe::{Fold, Phase, Recipe},
     trainer::{EpochReport, Outcome, Setup, StepReport, Watcher, train},
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -171,6 +171,25 @@ fn every_method_learns() {
         assert_eq!(log.steps.len(), 30);
         let start = log.steps[0].loss.total;
         assert!(losses[4] < 0.8 * start && losses[4] < losses[0], "{method:?}: {start}, then {losses:?}");
+    }
+}
+
+/// A normalization undoes any factor of the layer before it, also where its running statistics, here those of initial weights, know
+/// nothing of it.
+#[test]
+fn scales_of_activations_start_with_the_statistics_that_steps_have() {
+    for fold in [Fold::None, Fold::Corrected] {
+        let start = |factor: f32| {
+            let mut graph = network(true);
+            let weight = graph.constants["conv2.weight"].clone();
+            let scaled = weight.as_f32().unwrap().iter().map(|w| factor * w).collect();
+            graph.constants.insert("conv2.weight".into(), Arc::new(Tensor::f32(&weight.dims, scaled)));
+            let recipe = Recipe { fold, freeze_at: 1.0, learning_rate: 1e-9, ..recipe(Some(goal(Method::Lsq)), 1) };
+            let (_, log) = run(&graph, &recipe, BATCH).unwrap();
+            log.epochs[0].scales.iter().find(|(name, _)| name == "relu2").unwrap().1
+        };
+        let ratio = start(1024.0) / start(1.0);
+        assert!((ratio - 1.0).abs() < 0.01, "{fold}: {ratio}");
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
-    check_files([args.latency_table.as_deref()], [])?;
+    check_files([args.latency_table.as_deref()], args.subject.files())?;
     let model = args.subject.load()?;
     let mode = args.subject.mode(&model)?;
     if let Some(path) = &args.latency_table {

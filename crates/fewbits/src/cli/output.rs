@@ -21,18 +21,16 @@ pub struct Output {
     pub global: Global,
 }
 
-/// Checks, before anything long begins, that the folders of the files to be written are there, that none of the files is a folder, and that
-/// none is one that is read, or written twice.
+/// Checks, before anything long begins, that none of the files to be written is one that is read, or written already.
 ///
 /// # Errors
 /// [`Error::Usage`] for the first of which that is not so.
-pub fn check_files<'a>(
+pub fn check_names<'a>(
     written: impl IntoIterator<Item = Option<&'a Path>>,
     read: impl IntoIterator<Item = Option<&'a Path>>,
 ) -> Result<(), Error> {
-    let written: Vec<&Path> = written.into_iter().flatten().collect();
     let mut taken: Vec<PathBuf> = read.into_iter().flatten().filter(|file| file.is_file()).map(place).collect();
-    for file in &written {
+    for file in written.into_iter().flatten() {
         if taken.contains(&place(file)) {
             return Err(Error::Usage {
                 what: format!("`{}` would be written over: it is named twice", file.display()),
@@ -41,9 +39,16 @@ pub fn check_files<'a>(
         }
         taken.push(place(file));
     }
-    let is_lost =
-        |file: &&&Path| file.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
-    match written.iter().find(|file| is_lost(file) || file.is_dir()) {
+    Ok(())
+}
+
+/// Checks that their folders are there, and that none of them is a folder.
+///
+/// # Errors
+/// [`Error::Usage`] for the first of which that is not so.
+pub fn check_folders<'a>(files: impl IntoIterator<Item = Option<&'a Path>>) -> Result<(), Error> {
+    let is_lost = |file: &&Path| file.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.is_dir());
+    match files.into_iter().flatten().find(|file| is_lost(file) || file.is_dir()) {
         None => Ok(()),
         Some(file) if file.is_dir() => Err(Error::Usage {
             what: format!("`{}` cannot be written: it is a folder", file.display()),
@@ -54,6 +59,18 @@ pub fn check_files<'a>(
             hint: "make it first".into(),
         }),
     }
+}
+
+/// [`check_names`] and [`check_folders`].
+///
+/// # Errors
+/// Theirs.
+pub fn check_files<'a>(
+    written: impl IntoIterator<Item = Option<&'a Path>> + Clone,
+    read: impl IntoIterator<Item = Option<&'a Path>>,
+) -> Result<(), Error> {
+    check_names(written.clone(), read)?;
+    check_folders(written)
 }
 
 /// Where `file` is, however it is named.

@@ -136,13 +136,6 @@ fn check(args: &Args) -> Result<(), Error> {
     let learns =
         by_time || [Method::AdaRound, Method::Brecq, Method::QDrop].iter().any(|method| methods.demands(*method));
     let steps = methods.explore(&policy) || matches!(&methods, Methods::List(list) if !list.is_empty());
-    let corrections = [Method::BiasCorrection, Method::BiasCorrectionAnalytic].map(|method| methods.demands(method));
-    if corrections == [true; 2] {
-        return Err(Error::Usage {
-            what: "--method bias-correction and bias-correction-analytic take the same means off".into(),
-            hint: "name one of them".into(),
-        });
-    }
     let unused = [
         (args.policy.iterations.is_some() && !learns, "--iterations", "--method adaround, brecq or qdrop"),
         (

@@ -194,8 +194,8 @@ fn recipe(request: &Request<'_>) -> String {
     };
     format!(
         "{images} images; {float}; rows: {epochs} epochs from the float network, SGD with Nesterov momentum 0.9, cosine, \
-         learning rate 0.01 (8/8: 0.001; folded 0.0025) for batches of 128, batch {batch}, runs {seeds}, one scale per weight tensor, first \
-         and last layer 8 bits"
+         learning rate 0.01 (8/8: 0.001; folded 0.0025) for batches of 128, batch {batch}, runs {seeds}, one scale per \
+         weight tensor, first and last layer 8 bits"
     )
 }
 

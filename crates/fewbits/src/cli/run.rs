@@ -42,7 +42,7 @@ struct Report {
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
-    check_files([Some(&*args.output)], [Some(&*args.subject.model), Some(&*args.data)])?;
+    check_files([Some(&*args.output)], args.subject.files().into_iter().chain([Some(&*args.data)]))?;
     let model = args.subject.load()?;
     let mode = args.subject.mode(&model)?;
     let graph = &model.graph;

@@ -35,6 +35,11 @@ impl SubjectArgs {
         load(&self.model, self.plan.as_deref())
     }
 
+    /// The files that are read.
+    pub fn files(&self) -> [Option<&Path>; 2] {
+        [Some(&self.model), self.plan.as_deref()]
+    }
+
     /// The mode that was asked for.
     pub fn mode<'m>(&self, model: &'m Model) -> Result<Mode<'m>, Error> {
         mode(model, self.mode)

@@ -5,7 +5,7 @@ mod recipe;
 use super::{
     Verdict,
     data::PreprocessArgs,
-    output::{Output, check_files},
+    output::{Output, check_folders, check_names},
     quantize::command_line,
 };
 use fewbits::{
@@ -101,9 +101,9 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         name => Some(parse::<Method>("--method", name)?),
     };
     let path = args.output.clone().unwrap_or_else(|| args.out.join("model.onnx"));
-    if method == Some(Method::Qil) && args.output.is_some() {
+    if let Some(method) = method.filter(|method| !method.is_deployable() && args.output.is_some()) {
         return Err(Error::Usage {
-            what: "--output with --method qil, which has no integer form".into(),
+            what: format!("--output with --method {}, which has no integer form", method.name()),
             hint: "leave --output out: it is scored by fake quantization".into(),
         });
     }
@@ -111,8 +111,8 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let data = [Some(&*args.data), Some(&*args.val), args.val_labels.as_deref(), args.preprocess.labels.as_deref()];
     // The run folder is made when all is known to be well.
     let outside = |file: &&Path| file.parent() != Some(&args.out);
-    let written = [args.output.as_deref(), args.report.as_deref()].map(|file| file.filter(outside));
-    check_files(written, read.into_iter().chain(data))?;
+    check_names([Some(&*path), args.report.as_deref()], read.into_iter().chain(data))?;
+    check_folders([args.output.as_deref(), args.report.as_deref()].map(|file| file.filter(outside)))?;
     if let Some(path) = read.into_iter().flatten().find(|path| is_result(&args.out, path)) {
         return Err(Error::Usage {
             what: format!("`{}` would be replaced by what is trained", path.display()),

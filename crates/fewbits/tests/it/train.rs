@@ -261,6 +261,16 @@ fn divergence_ends_with_the_tensor_and_leaves_no_model() {
     }
 }
 
+/// A folder with one picture, of class `class`.
+fn desk_folder(desk: &Desk, folder: &str, class: &str) -> String {
+    let first = desk.names("pictures").swap_remove(0);
+    let picture = desk.names(&format!("pictures/{first}")).swap_remove(0);
+    std::fs::create_dir_all(desk.path(&format!("{folder}/{class}"))).unwrap();
+    let from = desk.path(&format!("pictures/{first}/{picture}"));
+    std::fs::copy(from, desk.path(&format!("{folder}/{class}/{picture}"))).unwrap();
+    desk.path(folder)
+}
+
 #[test]
 fn wrong_inputs_are_errors_before_anything_is_written() {
     let studio = Studio::new(32, 16);
@@ -309,6 +319,8 @@ fn wrong_inputs_are_errors_before_anything_is_written() {
     refuse(&model, &["-o", &path("no/such/model.onnx")], &["no/such"]);
     refuse(&model, &["-o", &model], &["demo.onnx", "named twice"]);
     refuse(&model, &["-o", &path("one"), "--report", &path("one")], &["named twice"]);
+    let inside = path("run/one");
+    refuse(&model, &["-o", &inside, "--report", &inside], &["named twice"]);
     refuse(&model, &["-o", &path("qil.onnx"), "--method", "qil"], &["no integer form"]);
     let floats = studio.desk.save("floats.npy", &[16, 3, 32, 32], Elements::F32(&[0.5; 16 * 3 * 32 * 32]));
     let few_labels = studio.desk.save("few.npy", &[16], Elements::I64(&[0; 16]));
@@ -323,6 +335,12 @@ fn wrong_inputs_are_errors_before_anything_is_written() {
     let error = program(&[&arrays[..], &["--val-labels", &few_labels, "--batch", "16"]].concat()).stderr;
     let error = String::from_utf8(error).unwrap();
     assert!(error.contains("broken.npy: sample 3") && error.contains("\nhint: "), "{error}");
+    assert!(!Path::new(&out).exists(), "{error}");
+    let other = desk_folder(&studio.desk, "other", "zebra");
+    let pictures = path("pictures");
+    let error = program(&["train", &model, "--out", &out, "--data", &pictures, "--val", &other, "--batch", "2"]).stderr;
+    let error = String::from_utf8(error).unwrap();
+    assert!(error.contains("the classes of --data and --val differ") && error.contains("`zebra`"), "{error}");
     assert!(!Path::new(&out).exists(), "{error}");
     let unlabelled = path("train.npy");
     for args in [

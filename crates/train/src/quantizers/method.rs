@@ -70,6 +70,11 @@ impl Method {
         matches!(self, Method::Dsq | Method::MovingAverage)
     }
 
+    /// Whether activations have a form that integer kernels compute.
+    pub fn is_deployable(self) -> bool {
+        self != Method::Qil
+    }
+
     /// `Err` unless the method quantizes to `bits` bits.
     fn check(self, tensor: &'static str, bits: u8) -> Result<(), QuantizerError> {
         let fits = (2..=8).contains(&bits);

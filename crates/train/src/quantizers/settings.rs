@@ -57,6 +57,7 @@ impl fmt::Display for Configuration {
 pub enum PactWeights {
     /// As in the paper.
     #[default]
+    #[serde(rename = "dorefa")]
     DoReFa,
     /// As in its successor.
     Sawb,

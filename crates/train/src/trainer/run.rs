@@ -76,7 +76,8 @@ impl<'a> Run<'a> {
             identity: identity(setup),
         };
         run.leaves = Leaves::new(run.network.graph(), &Default::default());
-        run.check_data()?;
+        let classes = run.check_data()?;
+        run.check_teacher(classes)?;
         match resume {
             None => run.enter(run.stage_of(0), true)?,
             Some(checkpoint) => run.go_on(checkpoint)?,
@@ -87,8 +88,8 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    /// Refuses labels that the network has no class for, and fewer images than a step takes.
-    fn check_data(&self) -> Result<(), TrainError> {
+    /// How many classes the network has. Refuses labels of others, and fewer images than a step takes.
+    fn check_data(&self) -> Result<usize, TrainError> {
         let Setup { training, validation, .. } = *self.setup;
         let facts = infer(self.network.graph(), &[[&[1], &self.image()?[..]].concat()])?;
         let output = self.setup.graph.outputs.first().and_then(|output| facts.get(&output.name));
@@ -101,17 +102,19 @@ impl<'a> Run<'a> {
                 return Err(TrainError::Label { sample: loader.dataset().name(sample), label, classes });
             }
         }
-        if let Some(teacher) = self.setup.teacher {
-            let batch = self.first_batch()?;
-            let images = [Tensor::f32(&batch.shape, batch.data.clone())];
-            let mut teacher = Executor::new(teacher, Mode::Float, self.setup.threads);
-            let taught = teacher.run(&images).map_err(TrainError::Teacher)?;
-            let (student, teacher) = (batch.labels.len() * classes, taught.first().map_or(0, Tensor::len));
-            if student != teacher {
-                return Err(TrainError::Loss { step: 0, source: LossError::Teacher { student, teacher } });
-            }
+        if training.batches() < self.recipe().accumulate { Err(TrainError::NoBatch) } else { Ok(classes) }
+    }
+
+    /// Refuses a teacher that cannot be computed on a batch, or knows another number of classes.
+    fn check_teacher(&mut self, classes: usize) -> Result<(), TrainError> {
+        let batch = self.first_batch()?;
+        let Some(teacher) = &mut self.teacher else { return Ok(()) };
+        let taught = teacher.run(&[Tensor::f32(&batch.shape, batch.data.clone())]).map_err(TrainError::Teacher)?;
+        let (student, teacher) = (batch.labels.len() * classes, taught.first().map_or(0, Tensor::len));
+        match student == teacher {
+            true => Ok(()),
+            false => Err(TrainError::Loss { step: 0, source: LossError::Teacher { student, teacher } }),
         }
-        if training.batches() < self.recipe().accumulate { Err(TrainError::NoBatch) } else { Ok(()) }
     }
 
     pub(super) fn recipe(&self) -> &'a Recipe {
@@ -243,8 +246,7 @@ impl<'a> Run<'a> {
     fn start_activations(&mut self) -> Result<(), TrainError> {
         let batch = self.first_batch()?;
         // With the statistics that steps have: the running ones of a network with initial weights are those of nothing.
-        let mut config = Config { stops: true, forward_only: true, recompute: false, ..self.config() };
-        config.fold_batch = false;
+        let config = Config { stops: true, forward_only: true, recompute: false, ..self.config() };
         let mut tape = Tape::compile(self.network.graph(), &self.leaves, std::slice::from_ref(&batch.shape), &config)?;
         let quantizers = &self.quantizers;
         let statistics = self.leaves.statistics.clone();
