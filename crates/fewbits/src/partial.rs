@@ -32,6 +32,9 @@ pub struct Mark {
     pub findings: Vec<String>,
     /// How long it took so far.
     pub seconds: f64,
+    /// How long all took, from the first command on.
+    #[serde(default)]
+    pub spent: f64,
 }
 
 /// The files.

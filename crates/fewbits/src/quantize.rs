@@ -26,6 +26,7 @@ use fewbits_methods::{
     aciq::bits::share_out,
     bias_correction,
     expectation::{self, Normals},
+    layers,
 };
 use fewbits_quant::{Range, RangeRule, Stats, calibrate, importance, placement::Placement};
 use serde::Serialize;
@@ -37,7 +38,7 @@ pub use layout::laid_out;
 use layout::{observed_tensors, patched, placed};
 pub use reshape::Reshaped;
 use reshape::{RESHAPING_SAMPLES, reshape};
-pub use settings::{CANDIDATES, Ranges, Settings};
+pub use settings::{CANDIDATES, Ranges, Settings, TIME_BUDGET};
 
 /// Replacement constants by name.
 pub type Patches = BTreeMap<String, Arc<Tensor>>;
@@ -117,12 +118,26 @@ pub fn quantize(
     // Folded graphs have the tensors of the unfolded one.
     let normals =
         expectation::of_normalizations(&passes::trainable(&model.graph, false).map_err(Error::graph(&model.path))?);
+    if settings.methods.demands(Method::BiasCorrectionAnalytic) && normals.is_empty() {
+        return Err(Error::Usage {
+            what: "--method bias-correction-analytic takes the statistics of BatchNormalizations, and the network has none"
+                .into(),
+            hint: "take bias-correction, which measures means on the calibration samples".into(),
+        });
+    }
     let reshaped = match &settings.reshaped {
         Some(reshaped) => reshaped.clone(),
         None => reshape(&prepared, &facts, normals, settings, &first(RESHAPING_SAMPLES), threads, progress)?,
     };
     let Reshaped { mut patches, ranges, normals, mut steps } = reshaped.clone();
     let (graph, placement) = placed(&prepared, &patches, settings);
+    if layers(&graph, &placement).is_empty() && settings.keep_float.is_empty() {
+        return Err(Error::Model {
+            path: model.path.clone(),
+            what: "it has no layer that can be quantized".into(),
+            hint: "`fewbits inspect` says of each node why it stays float",
+        });
+    }
     let facts = exec::infer(&graph, &shapes).map_err(Error::graph(&model.path))?;
     let rules = match settings.ranges {
         Ranges::Auto => CANDIDATES.to_vec(),

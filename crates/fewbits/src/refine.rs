@@ -16,7 +16,12 @@ use fewbits_methods::{BlockMethod, Draft, Ground, Mirrored, Samples, Walk, e2e_q
 use fewbits_quant::weights::guard_bias;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::{collections::BTreeMap, fmt, sync::OnceLock, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 pub(crate) use stage::{Stage, stages};
 
@@ -53,12 +58,17 @@ fn is_zero(number: &f64) -> bool {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Step { methods, before_db, after_db, .. } = self;
-        let verdict = if self.kept { "kept" } else { "dropped" };
+        let verdict = match (self.kept, after_db < before_db) {
+            (true, false) => "kept",
+            // Nothing that is measured and harms is kept.
+            (true, true) => "taken as asked, though it harms",
+            (false, _) => "dropped",
+        };
         write!(f, "{methods:<34} {before_db:6.2} -> {after_db:6.2} dB  {:5.1} s  {verdict}", self.seconds)
     }
 }
 
-/// Takes `quantized` through the steps of `settings`. The time budget counts from `begun`.
+/// Takes `quantized` through the steps of `settings`. The time budget counts from `begun`, less what killed runs of the same took.
 ///
 /// # Errors
 /// Errors of the data, the network and the methods.
@@ -72,9 +82,9 @@ pub fn refine(
     begun: Instant,
 ) -> Result<Quantized, Error> {
     let exploring = settings.methods.explore(&settings.policy);
-    let deadline = begun.checked_add(settings.time_budget).filter(|_| exploring);
-    let stages = stages(settings, deadline);
-    if stages.is_empty() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+    let is_over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| Instant::now() >= deadline);
+    let deadline = |spent: Duration| begun.checked_add(settings.time_budget - spent).filter(|_| exploring);
+    if stages(settings, None).is_empty() || is_over(deadline(Duration::ZERO)) {
         return Ok(quantized);
     }
     let (seen, held) = split(source, Model::fixed_batch(&quantized.float).unwrap_or(1));
@@ -112,8 +122,12 @@ pub fn refine(
             (start.clone(), start, Mark { settings: described, best_db, ..Mark::default() })
         }
     };
+    // Of the whole quantization, by killed runs.
+    let earlier = mark.spent;
+    let deadline = deadline(Duration::from_secs_f64(earlier).min(settings.time_budget));
+    let stages = stages(settings, deadline);
     for (number, stage) in stages.iter().enumerate().skip(mark.done.len()) {
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if is_over(deadline) {
             let left: Vec<String> = stages[number..].iter().map(Stage::name).collect();
             progress.line(&format!("time is up: {} left out; a longer --time-budget helps", left.join(", ")));
             break;
@@ -121,9 +135,9 @@ pub fn refine(
         let stage_begun = Instant::now();
         let runs = Runs::of(&seen, float);
         // Of the blocks that a killed run was through with.
-        let (earlier, spent) = (mark.findings.clone(), mark.seconds);
+        let (found, spent) = (mark.findings.clone(), mark.seconds);
         let seconds = || spent + stage_begun.elapsed().as_secs_f64();
-        let findings = || [&earlier[..], &stage.findings()].concat();
+        let findings = || [&found[..], &stage.findings()].concat();
         let mut agreed = true;
         match stage {
             Stage::Walk(methods) => {
@@ -137,6 +151,7 @@ pub fn refine(
                 }
                 walk_through(&mut walk, &mut next, &methods, deadline, progress, |blocks, next| {
                     (mark.blocks, mark.findings, mark.seconds) = (blocks, findings(), seconds());
+                    mark.spent = earlier + begun.elapsed().as_secs_f64();
                     partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
                 })?;
             }
@@ -160,6 +175,7 @@ pub fn refine(
             next = best.clone();
         }
         (mark.blocks, mark.findings, mark.seconds) = (0, vec![], 0.0);
+        mark.spent = earlier + begun.elapsed().as_secs_f64();
         if let Some(partial) = &mut partial {
             partial.write(&best, &next, &mark, true)?;
         }

@@ -55,6 +55,14 @@ pub enum TrainError {
         #[source]
         source: NotDeployable,
     },
+    /// Ranges would be watched until the training is over.
+    #[error("a phase has {batches} batches, and qat watches {delay} before it rounds activations")]
+    Delay {
+        /// Of the phase.
+        batches: usize,
+        /// Batches that are watched.
+        delay: u32,
+    },
     /// There are fewer images than a step takes.
     #[error("there are fewer training images than a step takes")]
     NoBatch,
@@ -134,6 +142,7 @@ impl TrainError {
             TrainError::Lost { .. } | TrainError::NormBefore { .. } => {
                 Some("take --fold merged, which folds normalizations before training, or --method float".into())
             }
+            TrainError::Delay { .. } => Some("give a smaller --delay, or more --epochs".into()),
             TrainError::NoBatch => Some("give a smaller --batch, or fewer batches to --accumulate".into()),
             TrainError::Label { .. } => {
                 Some("class indices count from 0; `fewbits zoo ARCH --classes N` makes a network for N classes".into())

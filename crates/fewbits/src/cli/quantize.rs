@@ -10,7 +10,7 @@ use fewbits::{
     Error, Model, distill, export,
     methods::{self, Method, Methods},
     plan,
-    quantize::{Quantized, Ranges, Settings, quantize},
+    quantize::{Quantized, Ranges, Settings, TIME_BUDGET, quantize},
     report,
     summary::{Summary, summarize},
 };
@@ -91,9 +91,9 @@ pub struct PolicyArgs {
     granularity: String,
     #[arg(long, value_name = "NAME[,NAME…]", help = method_help())]
     method: Option<Methods>,
-    /// How long it may take with `--method auto`, e.g. 90s or 10m; a step under way then ends with what it has
-    #[arg(long, default_value = "10m", value_parser = super::duration, value_name = "TIME")]
-    time_budget: Duration,
+    /// How long it may take with `--method auto`, e.g. 90s or 10m; a step under way then ends with what it has [default: 10m]
+    #[arg(long, value_parser = super::duration, value_name = "TIME")]
+    time_budget: Option<Duration>,
     /// Steps for each layer or block whose rounding is learned [default: 2000 with adaround, 500 with brecq and
     /// qdrop, with auto as many as time allows up to 2000]
     #[arg(long, value_parser = super::count(), value_name = "N")]
@@ -143,6 +143,7 @@ fn check(args: &Args) -> Result<(), Error> {
             "--image-iterations",
             "--method zeroq-data",
         ),
+        (args.policy.time_budget.is_some() && !methods.explore(&policy), "--time-budget", "--method auto"),
         (args.no_mirror && !steps, "--no-mirror", "--method auto or a list"),
         (args.resume && !steps, "--resume", "--method auto or a list"),
         (
@@ -153,9 +154,7 @@ fn check(args: &Args) -> Result<(), Error> {
     ];
     match unused.iter().find(|(given, ..)| *given) {
         None => Ok(()),
-        Some((_, flag, with)) => {
-            Err(Error::Usage { what: format!("{flag} does nothing here"), hint: format!("it goes with {with}") })
-        }
+        Some((_, flag, with)) => Err(Error::idle(flag, with)),
     }
 }
 
@@ -178,7 +177,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         ranges: args.policy.ranges,
         methods: args.policy.methods(),
         keep_float: args.keep_float.iter().cloned().collect::<BTreeSet<_>>(),
-        time_budget: args.policy.time_budget,
+        time_budget: args.policy.time_budget.unwrap_or(TIME_BUDGET),
         iterations: args.policy.iterations,
         mirrors: !args.no_mirror,
         seed: out.global.seed,

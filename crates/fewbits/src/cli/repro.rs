@@ -77,6 +77,8 @@ struct Report<'a> {
     published: String,
     here: &'a str,
     proxy: bool,
+    /// Images that are scored.
+    images: usize,
     float_published: f64,
     float_top1: Option<f64>,
     rows: Vec<Line>,
@@ -139,6 +141,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         published: published(&table),
         here: &results.setup.here,
         proxy: results.setup.proxy,
+        images: results.setup.validation_images,
         float_published: table.float,
         float_top1: results.float.as_ref().map(|float| float.top1),
         rows: results.lines(&table),
@@ -293,6 +296,14 @@ fn text(table: &Table, report: &Report<'_>) -> String {
     if report.proxy {
         text.push_str("Another network or other data than the paper's: orderings compare, numbers do not.\n");
     }
+    if let Some(top1) = report.float_top1 {
+        let _ = writeln!(
+            text,
+            "{} images to score on: two rows that differ by less than {:.1} points may be equal (two standard errors)",
+            report.images,
+            chance(top1, report.images)
+        );
+    }
     for Verified { claim, holds } in &report.claims {
         let verdict = match holds {
             Some(true) => "holds",
@@ -302,6 +313,11 @@ fn text(table: &Table, report: &Report<'_>) -> String {
         let _ = writeln!(text, "{claim}: {verdict}");
     }
     text
+}
+
+/// Two standard errors of the difference of two accuracies near `top1`, each of so many images, in points.
+fn chance(top1: f64, images: usize) -> f64 {
+    2.0 * (2.0 * top1 * (100.0 - top1) / images.max(1) as f64).sqrt()
 }
 
 /// Columns of equal width, the first to the left.

@@ -248,9 +248,7 @@ fn check(args: &Args) -> Result<(), Error> {
             }),
             _ => Ok(()),
         }),
-        Some((_, flag, with)) => {
-            Err(Error::Usage { what: format!("{flag} does nothing here"), hint: format!("it goes with {with}") })
-        }
+        Some((_, flag, with)) => Err(Error::idle(flag, with)),
     }
 }
 

@@ -100,6 +100,10 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         "float" => None,
         name => Some(parse::<Method>("--method", name)?),
     };
+    if method.is_none() && (args.weights.min(args.activations) < 8 || args.plan.is_some()) {
+        let flag = if args.plan.is_some() { "--plan" } else { "--weights or --activations" };
+        return Err(Error::idle(flag, "training in few bits, not with --method float"));
+    }
     let path = args.output.clone().unwrap_or_else(|| args.out.join("model.onnx"));
     if let Some(method) = method.filter(|method| !method.is_deployable() && args.output.is_some()) {
         return Err(Error::Usage {

@@ -63,6 +63,38 @@ fn a_killed_run_leaves_a_plan_that_can_be_exported_and_goes_on_with_what_it_foun
     assert!(!best.exists() && !next.exists());
 }
 
+/// A budget is one, however often the run is killed.
+#[test]
+fn what_a_killed_run_took_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = demo::model().unwrap();
+    let preprocess = model.preprocess().unwrap().unwrap();
+    let dataset = demo::calibration_set();
+    let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.first(Some(16)) };
+    let settings = Settings {
+        ranges: Ranges::Rule(RangeRule::MinMax),
+        methods: Methods::Auto,
+        time_budget: Duration::from_secs(10_000),
+        partial: Some(folder.path().join("out.onnx")),
+        resume: true,
+        ..Settings::new("ort".parse().unwrap(), Policy::new(4, 8, 8))
+    };
+    let run = |progress: &dyn Progress| quantize(&model, &source, &settings, 1, progress).unwrap();
+    catch_unwind(AssertUnwindSafe(|| run(&KilledAt("e2e-qp")))).unwrap_err();
+    let next = folder.path().join("out.partial.next.plan.json");
+    let mut plan = Plan::load(&next).unwrap();
+    let mark = &mut plan.history.last_mut().unwrap().config;
+    let spent = mark["spent"].as_f64().unwrap();
+    let of_steps = mark["done"].as_array().unwrap().iter().map(|step| step["seconds"].as_f64().unwrap()).sum::<f64>();
+    assert!(of_steps > 0.0 && spent > of_steps && spent < 1000.0, "{spent} s, {of_steps} in steps");
+    mark["spent"] = json!(10_001.0);
+    let done = mark["done"].as_array().unwrap().len();
+    plan.save(&next).unwrap();
+    let steps = run(&Silent).steps;
+    let refined = steps.iter().filter(|step| ["comq", "bn-tune", "e2e-qp"].contains(&&*step.methods)).count();
+    assert_eq!((done, refined), (2, 2), "{steps:?}");
+}
+
 #[test]
 fn scales_are_searched_before_codes_where_channels_share_one() {
     let target: Target = "ort".parse().unwrap();

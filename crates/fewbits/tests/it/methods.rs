@@ -7,8 +7,9 @@ use fewbits::{
     quantize::output_sqnr,
     stream::{Source, outputs},
 };
-use fewbits_graph::{Dim, Tensor, exec::Mode};
+use fewbits_graph::{Dim, Tensor, exec::Mode, passes};
 use serde_json::Value;
+use std::path::Path;
 
 /// Top-1 of the demo network on drawn pictures, quantized from others with the flags.
 fn top1(desk: &Desk, flags: &[&str]) -> f64 {
@@ -100,6 +101,12 @@ fn without_data_the_network_makes_its_own() {
     refused(&[], "there is nothing to calibrate on");
     refused(&["--calib", &desk.path("pictures"), "--method", "zeroq-data"], "makes its own calibration data");
     refused(&["--calib", &desk.path("pictures"), "--image-iterations", "9"], "goes with --method zeroq-data");
+    refused(&["--calib", &desk.path("pictures"), "--time-budget", "9s"], "goes with --method auto");
+    let folded = desk.path("folded.onnx");
+    fewbits_onnx::write(Path::new(&folded), &passes::fold(&demo::model().unwrap().graph).unwrap().0, 17).unwrap();
+    let analytic = ["quantize", &folded, "--calib", &desk.path("pictures"), "--method", "bias-correction-analytic"];
+    let error = String::from_utf8(program(&analytic).stderr).unwrap();
+    assert!(error.contains("the network has none") && error.contains("hint: take bias-correction"), "{error}");
     let initial = desk.path("initial.onnx");
     fewbits(&["zoo", "resnet20", "-o", &initial]);
     let out = desk.path("blind.onnx");

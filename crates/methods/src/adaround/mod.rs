@@ -34,21 +34,29 @@ mod windows;
 pub use crate::reconstruction::Config;
 use crate::{
     BlockMethod, Draft, MethodError, Walk,
-    reconstruction::{Unit, learn},
+    reconstruction::{Tally, Unit, learn},
 };
 use fewbits_graph::{DType, Graph, Op, ValueInfo};
 use windows::Windows;
 
 /// The method.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct AdaRound {
     /// How roundings are learned.
     pub config: Config,
+    tally: Tally,
+}
+
+impl AdaRound {
+    /// With another [`Config`] than the default.
+    pub fn new(config: Config) -> Self {
+        AdaRound { config, tally: Tally::default() }
+    }
 }
 
 impl Default for AdaRound {
     fn default() -> Self {
-        AdaRound { config: Config { iterations: 2000, ..Config::default() } }
+        AdaRound::new(Config { iterations: 2000, ..Config::default() })
     }
 }
 
@@ -63,12 +71,20 @@ impl BlockMethod for AdaRound {
             let output = activated(&walk.ground().float.nodes[layer.node].outputs[0], walk.ground().float);
             let input = ValueInfo { name: layer.input.clone(), dtype: DType::F32, dims: None };
             let part = draft.graph.slice(&[input], &[&output])?;
-            let unit =
-                Unit { inputs: vec![layer.input.clone()], outputs: vec![output.clone()], layers: vec![layer.clone()] };
+            let unit = Unit {
+                inputs: vec![layer.input.clone()],
+                outputs: vec![output.clone()],
+                layers: vec![layer.clone()],
+                importance: vec![],
+            };
             let (windows, part) = Windows::of(walk, draft, layer, (part, &output), self.config.seed)?;
-            learn(walk, draft, &unit, &part, &windows, &self.config)?;
+            self.tally.add(learn(walk, draft, &unit, &part, &windows, &self.config)?);
         }
         Ok(())
+    }
+
+    fn findings(&self) -> Vec<String> {
+        self.tally.findings("layers")
     }
 }
 

@@ -21,23 +21,31 @@
 //! Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization" (ICLR 2022), §4.
 //!
 //! # Departures
-//! Those of BRECQ (batches of 16, `λ` = 0.01 also where the authors take 0.1 or 0.2, roundings settled between 30 % and 90 % of the steps,
-//! symmetric narrow grids of weights, at most thousands of steps), but for the block's input, of which the paper mixes a half as well. What is dropped
+//! Those of BRECQ, but for the Fisher information, which the paper does without as well; positions with far larger activations count less (batches of 16, `λ` = 0.01 also where the authors take 0.1 or 0.2, roundings settled between 30 % and 90 % of the steps,
+//! symmetric narrow grids of weights, at most thousands of steps), and for the block's input, of which the paper mixes a half as well. What is dropped
 //! depends on the element's value and the step, not on its place.
 
 pub use crate::reconstruction::Config;
-use crate::{BlockMethod, Draft, MethodError, Walk, brecq::learn_block};
+use crate::{BlockMethod, Draft, MethodError, Walk, brecq::learn_block, reconstruction::Tally};
 
 /// The method.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct QDrop {
     /// How roundings are learned.
     pub config: Config,
+    tally: Tally,
+}
+
+impl QDrop {
+    /// With another [`Config`] than the default.
+    pub fn new(config: Config) -> Self {
+        QDrop { config, tally: Tally::default() }
+    }
 }
 
 impl Default for QDrop {
     fn default() -> Self {
-        QDrop { config: Config { scales: true, drop: 0.5, ..Config::default() } }
+        QDrop::new(Config { scales: true, drop: 0.5, ..Config::default() })
     }
 }
 
@@ -47,6 +55,10 @@ impl BlockMethod for QDrop {
     }
 
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
-        learn_block(walk, draft, &self.config)
+        learn_block(walk, draft, &self.config, &self.tally)
+    }
+
+    fn findings(&self) -> Vec<String> {
+        self.tally.findings("blocks")
     }
 }

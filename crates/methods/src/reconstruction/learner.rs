@@ -50,6 +50,8 @@ pub(super) struct Learner<'a> {
     scales: Vec<String>,
     /// Positions of each output per sample.
     positions: Vec<usize>,
+    /// [`Unit::importance`].
+    importance: Vec<Vec<f32>>,
     /// Inputs of a batch.
     inputs: Vec<Vec<f32>>,
     /// Its targets.
@@ -147,6 +149,7 @@ impl<'a> Learner<'a> {
             layers,
             scales,
             positions: examples.targets(0)?.iter().map(|target| outliers::positions(target)).collect(),
+            importance: unit.importance.clone(),
             inputs: vec![],
             targets: vec![],
         }))
@@ -191,12 +194,11 @@ impl<'a> Learner<'a> {
         for (i, target) in self.targets.iter_mut().enumerate() {
             let factor = 2.0 / (self.batch * self.one * self.positions[i]) as f32;
             let (image, positions) = ((target.len() / (self.batch * self.one)).max(1), self.positions[i]);
+            let importance = self.importance.get(i).map_or(&[][..], Vec::as_slice);
             threads.each(target.chunks_mut(image).zip(self.tape.output(i).chunks(image)), |(target, output)| {
-                let influence = outliers::influence(target, positions);
-                for (target, output) in target.chunks_mut(positions).zip(output.chunks(positions)) {
-                    let pairs = target.iter_mut().zip(output).zip(&influence);
-                    pairs.for_each(|((b, a), counts)| *b = factor * counts * (a - *b));
-                }
+                let counts = outliers::counts(target, positions, importance);
+                let pairs = target.iter_mut().zip(output).zip(counts.iter().cycle());
+                pairs.for_each(|((b, a), counts)| *b = factor * counts * (a - *b));
             });
         }
         let gradients: Vec<&[f32]> = self.targets.iter().map(Vec::as_slice).collect();

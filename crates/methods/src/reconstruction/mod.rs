@@ -2,9 +2,11 @@
 //!
 //! What enters: a unit (a part of the walk's block), the draft, and for every sample what the quantized network gives the unit and what
 //! the float network makes of it. What leaves: weights on their grids, biases, and scales of activations of fewer than eight bits. The
-//! loss is `‖output − target‖²` per position, where outliers count less (`outliers.rs`), plus AdaRound's regulariser `λ Σ (1 − |2h − 1|^β)`, `β` falling from 20 to 2 after a
+//! loss is `‖output − target‖²` per position, where elements count as much as the network's outputs depend on them (`fisher.rs`, with
+//! [`Config::fisher`]) or outliers less than others (`outliers.rs`), plus AdaRound's regulariser `λ Σ (1 − |2h − 1|^β)`, `β` falling from 20 to 2 after a
 //! warm-up. A unit is changed only if samples that were held back come closer.
 
+pub(crate) mod fisher;
 mod learner;
 pub(crate) mod outliers;
 mod rounding;
@@ -18,7 +20,11 @@ use fewbits_graph::{
 use fewbits_train::random::Random;
 use learner::Learner;
 pub(crate) use rounding::{NUMBERS, Rounding};
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 /// Of how many samples one is held back for judging.
 const HELD_BACK: usize = 8;
@@ -44,6 +50,8 @@ pub struct Config {
     pub mix: f64,
     /// Whether scales of activations of fewer than eight bits are learned.
     pub scales: bool,
+    /// Whether elements of a block's output count by their Fisher information; else positions that are far larger than others count less.
+    pub fisher: bool,
     /// Start of the random numbers.
     pub seed: u64,
     /// When the walk should be over, if that many steps would take longer: a block gets its share of the time that is left, and as many
@@ -61,6 +69,7 @@ impl Default for Config {
             drop: 0.0,
             mix: 0.5,
             scales: false,
+            fisher: false,
             seed: 0,
             deadline: None,
         }
@@ -76,6 +85,8 @@ pub struct Unit {
     pub outputs: Vec<String>,
     /// Its layers.
     pub layers: Vec<Layer>,
+    /// What each element of an image counts, with a mean of 1, for each output; positions count as outliers do if it is empty.
+    pub importance: Vec<Vec<f32>>,
 }
 
 /// The data of a unit: by example, inputs of the quantized network and of the float network, and targets.
@@ -108,30 +119,63 @@ impl Examples for Walk<'_> {
     }
 }
 
+/// What became of the units of a network: a line for the report.
+#[derive(Debug, Default)]
+pub(crate) struct Tally(Mutex<BTreeMap<Outcome, usize>>);
+
+impl Tally {
+    pub fn add(&self, outcome: Outcome) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(outcome).or_default() += 1;
+    }
+
+    /// `what` are the units.
+    pub fn findings(&self, what: &str) -> Vec<String> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = |(outcome, count): (&Outcome, &usize)| match outcome {
+            Outcome::Learned => format!("{count} {what} learned"),
+            Outcome::NotCloser => format!("{count} left as they were, since samples held back came no closer"),
+            Outcome::NoTime => format!("{count} left for lack of time or of samples"),
+            Outcome::NoDerivative => format!("{count} left, which cannot be computed image by image and back"),
+        };
+        if counts.is_empty() { vec![] } else { vec![counts.iter().map(one).collect::<Vec<_>>().join(", ")] }
+    }
+}
+
+/// What became of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outcome {
+    Learned,
+    NotCloser,
+    NoTime,
+    NoDerivative,
+}
+
 /// Learns the roundings of `unit`, whose computation is `part`, with `part`'s constants from the draft. Units that the tape cannot compute
 /// image by image are left alone.
 ///
 /// # Errors
 /// Errors of the walk and of the network.
-pub fn learn(
+pub(crate) fn learn(
     walk: &Walk<'_>,
     draft: &mut Draft,
     unit: &Unit,
     part: &Graph,
     examples: &dyn Examples,
     config: &Config,
-) -> Result<(), MethodError> {
+) -> Result<Outcome, MethodError> {
     let is_held = |i: &usize| i / examples.per_sample() % HELD_BACK == HELD_BACK - 1;
     let (held, seen): (Vec<usize>, Vec<usize>) = (0..walk.samples() * examples.per_sample()).partition(is_held);
     if seen.is_empty() {
-        return Ok(());
+        return Ok(Outcome::NoTime);
     }
     let begun = Instant::now();
     let time = config.deadline.map(|deadline| deadline.saturating_duration_since(begun).mul_f64(walk.share()));
     if time.is_some_and(|time| time.is_zero()) {
-        return Ok(());
+        return Ok(Outcome::NoTime);
     }
-    let Some(mut learner) = Learner::new(walk, draft, unit, part, examples, config, seen.len())? else { return Ok(()) };
+    let Some(mut learner) = Learner::new(walk, draft, unit, part, examples, config, seen.len())? else {
+        return Ok(Outcome::NoDerivative);
+    };
     let (learning, mut step) = (Instant::now(), 0);
     while step < learner.steps {
         learner.settle(step);
@@ -142,20 +186,20 @@ pub fn learn(
             let each = learning.elapsed().as_secs_f64() / step as f64;
             let fitting = step + (time.saturating_sub(begun.elapsed()).as_secs_f64() / each) as usize;
             if fitting < LEAST_STEPS.min(learner.steps) {
-                return Ok(());
+                return Ok(Outcome::NoTime);
             }
             learner.steps = learner.steps.min(fitting);
         }
     }
     let learned = learner.finish(walk.ground(), draft);
     let closer = held.is_empty() || {
-        let error = |draft: &Draft| error_on(walk, part, draft, examples, &held);
+        let error = |draft: &Draft| error_on(walk, part, draft, unit, examples, &held);
         error(&learned)? < error(draft)?
     };
     if closer {
         *draft = learned;
     }
-    Ok(())
+    Ok(if closer { Outcome::Learned } else { Outcome::NotCloser })
 }
 
 /// A sample for place `i` of the batch of `step`.
@@ -168,6 +212,7 @@ fn error_on(
     walk: &Walk<'_>,
     part: &Graph,
     draft: &Draft,
+    unit: &Unit,
     examples: &dyn Examples,
     samples: &[usize],
 ) -> Result<f64, MethodError> {
@@ -182,8 +227,8 @@ fn error_on(
     for &sample in samples {
         let inputs = examples.inputs(Side::Quantized, sample)?.into_iter().map(Arc::unwrap_or_clone);
         let outputs = executor.run(&inputs.collect::<Vec<_>>())?;
-        for (output, target) in outputs.iter().zip(examples.targets(sample)?) {
-            sum += outliers::squared_error(output, &target);
+        for (k, (output, target)) in outputs.iter().zip(examples.targets(sample)?).enumerate() {
+            sum += outliers::squared_error(output, &target, unit.importance.get(k).map_or(&[], Vec::as_slice));
         }
     }
     Ok(sum)

@@ -4,6 +4,7 @@
 //! network these are a few positions of many; in the squared error they would be all that is learned.
 
 use fewbits_graph::Tensor;
+use std::borrow::Cow;
 
 /// How many times the mean a norm may be before it is far larger.
 const FAR: f32 = 1.5;
@@ -33,14 +34,23 @@ pub(crate) fn damp(values: &mut [f32], target: &[f32], image: usize, positions: 
     }
 }
 
-/// `Σ influence · (output − target)²` over all images.
-pub(super) fn squared_error(output: &Tensor, target: &Tensor) -> f64 {
+/// What each element of one image counts: its `importance` where that is known, else the influence of its position (one channel after the
+/// other).
+pub(super) fn counts<'a>(image: &[f32], positions: usize, importance: &'a [f32]) -> Cow<'a, [f32]> {
+    match importance {
+        [] => influence(image, positions).into(),
+        known => known.into(),
+    }
+}
+
+/// `Σ counts · (output − target)²` over all images.
+pub(super) fn squared_error(output: &Tensor, target: &Tensor, importance: &[f32]) -> f64 {
     let (Some(output), Some(values)) = (output.as_f32(), target.as_f32()) else { return 0.0 };
     let (size, positions) = (target.dims.iter().skip(1).product::<usize>().max(1), positions(target));
     let of_image = |(output, target): (&[f32], &[f32])| -> f64 {
-        let influence = influence(target, positions);
-        let pairs = output.iter().zip(target).zip(influence.iter().cycle());
-        pairs.map(|((a, b), i)| f64::from(*i) * f64::from(a - b).powi(2)).sum()
+        let counts = counts(target, positions, importance);
+        let pairs = output.iter().zip(target).zip(counts.iter().cycle());
+        pairs.map(|((a, b), counts)| f64::from(*counts) * f64::from(a - b).powi(2)).sum()
     };
     output.chunks(size).zip(values.chunks(size)).map(of_image).sum()
 }
@@ -63,6 +73,9 @@ mod tests {
         let mut values = vec![1.0; 16];
         damp(&mut values, target.as_f32().unwrap(), 8, 4);
         assert!((values.iter().sum::<f32>() - 2.0 * 36.0 / 169.0 - 14.0).abs() < 1e-5, "{values:?}");
-        assert!((squared_error(&output, &target) - 4.0 * (36.0 / 169.0 + 1.0)).abs() < 1e-5);
+        assert!((squared_error(&output, &target, &[]) - 4.0 * (36.0 / 169.0 + 1.0)).abs() < 1e-5);
+        // Where importance is known, it alone counts.
+        let importance = [2.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5];
+        assert!((squared_error(&output, &target, &importance) - 2.0 * 2.0 * 4.0).abs() < 1e-5);
     }
 }

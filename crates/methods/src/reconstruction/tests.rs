@@ -33,7 +33,7 @@ fn damages(network: &Network, draft: &Draft) -> [f64; 2] {
 #[test]
 fn adaround_brings_four_bit_weights_closer() {
     let network = testing::residual();
-    let method = AdaRound { config: Config { iterations: 60, batch: 8, ..Config::default() } };
+    let method = AdaRound::new(Config { iterations: 60, batch: 8, ..Config::default() });
     let [before, after] = damages(&network, &learned(&network, &method, 2));
     assert!(after < 0.6 * before, "{after} instead of {before}");
 }
@@ -42,12 +42,12 @@ fn adaround_brings_four_bit_weights_closer() {
 fn blocks_with_four_bit_activations_come_closer_whatever_the_number_of_threads() {
     let network = testing::zoo("demo", 4, 4);
     let config = Config { iterations: 60, batch: 8, scales: true, ..Config::default() };
-    let brecq = Brecq { config: config.clone() };
+    let brecq = Brecq::new(config.clone());
     let draft = learned(&network, &brecq, 1);
     assert_eq!(draft, learned(&network, &brecq, 3));
     let [before, after] = damages(&network, &draft);
     assert!(after < 0.8 * before, "{after} instead of {before}");
-    let qdrop = QDrop { config: Config { drop: 0.5, ..config } };
+    let qdrop = QDrop::new(Config { drop: 0.5, ..config });
     let [before, after] = damages(&network, &learned(&network, &qdrop, 2));
     assert!(after < 0.9 * before, "{after} instead of {before}");
 }
@@ -56,9 +56,9 @@ fn blocks_with_four_bit_activations_come_closer_whatever_the_number_of_threads()
 fn samples_on_disk_teach_the_same_as_samples_in_memory() {
     let network = testing::zoo("demo", 4, 4);
     let config = Config { iterations: 6, batch: 8, scales: true, drop: 0.5, ..Config::default() };
-    let adaround = AdaRound { config: config.clone() };
-    let brecq = Brecq { config: config.clone() };
-    let qdrop = QDrop { config };
+    let adaround = AdaRound::new(config.clone());
+    let brecq = Brecq::new(config.clone());
+    let qdrop = QDrop::new(config);
     for method in [&adaround as &dyn BlockMethod, &brecq, &qdrop] {
         let draft = learned(&network, method, 2);
         assert!(draft != network.draft, "{} learned something", method.name());
@@ -73,7 +73,7 @@ fn a_deadline_cuts_the_steps_and_none_are_made_that_lead_nowhere() {
         let deadline = Some(Instant::now() + Duration::from_secs(seconds));
         Config { iterations, batch: 8, scales: true, deadline, ..Config::default() }
     };
-    let learned = |config| learned(&network, &Brecq { config }, 2);
+    let learned = |config| learned(&network, &Brecq::new(config), 2);
     assert_eq!(learned(config(60, 0)), network.draft, "there is no time");
     let endless = Config { deadline: None, ..config(60, 0) };
     assert_eq!(learned(config(60, 1_000_000)), learned(endless), "there is time for all");

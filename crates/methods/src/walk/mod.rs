@@ -10,7 +10,7 @@ mod store;
 use crate::{Draft, Ground, Layer, MethodError, Progress, Samples};
 pub use blocks::{Block, blocks};
 use fewbits_graph::{
-    Graph, Tensor,
+    DType, Graph, Tensor, ValueInfo,
     exec::{Executor, Mode},
 };
 use fewbits_kernels::Threads;
@@ -152,6 +152,30 @@ impl<'a> Walk<'a> {
     pub fn targets(&self, sample: usize) -> Result<Vec<Arc<Tensor>>, MethodError> {
         let Some(block) = self.block() else { return Ok(vec![]) };
         block.outputs.iter().map(|name| self.float.get(name, sample)).collect()
+    }
+
+    /// The float network behind the block: from what leads on from it, by name, to the graph outputs made there.
+    ///
+    /// # Errors
+    /// [`MethodError::Graph`].
+    pub(crate) fn rest(&self) -> Result<Graph, MethodError> {
+        let float = self.ground.float;
+        let info = |name: &String| ValueInfo { name: name.clone(), dtype: DType::F32, dims: None };
+        let inputs: Vec<ValueInfo> = self.block().iter().flat_map(|block| &block.live).map(info).collect();
+        let behind = self.blocks.iter().skip(self.at + 1).flat_map(|block| &block.outputs);
+        let outputs: Vec<&str> = behind.filter(|name| float.is_output(name)).map(String::as_str).collect();
+        let mut rest = float.slice(&inputs, &outputs)?;
+        rest.inputs = inputs;
+        Ok(rest)
+    }
+
+    /// The inputs of [`Walk::rest`] for a sample.
+    ///
+    /// # Errors
+    /// [`MethodError::Spill`].
+    pub(crate) fn leading_on(&self, sample: usize) -> Result<Vec<Arc<Tensor>>, MethodError> {
+        let names = self.block().into_iter().flat_map(|block| &block.live);
+        names.map(|name| self.float.get(name, sample)).collect()
     }
 
     /// Computes `runs` for each of `samples` and calls `look` with the outputs of each. Sample `i` is looked at by lane `i % lanes`, each

@@ -6,9 +6,9 @@ use crate::{
     checkpoint::{Checkpoint, Tally},
     ema::MovingAverage,
     loss::{Loss, LossError},
-    network::{Network, Quantizers},
+    network::{Goal, Network, Quantizers},
     optimizer::{Group, Optimizer, State},
-    quantizers::Decays,
+    quantizers::{Decays, Method},
     recipe::{Fold, Phase, Recipe},
     schedule::Schedule,
 };
@@ -100,6 +100,14 @@ impl<'a> Run<'a> {
         for loader in [training, validation] {
             if let Some((sample, label)) = loader.labels().find(|(_, label)| *label >= classes) {
                 return Err(TrainError::Label { sample: loader.dataset().name(sample), label, classes });
+            }
+        }
+        for Phase { epochs, goal } in &self.recipe().phases {
+            let batches = epochs * training.batches();
+            if let Some(Goal { method: Method::MovingAverage, settings, .. }) = goal
+                && batches <= settings.delay as usize
+            {
+                return Err(TrainError::Delay { batches, delay: settings.delay });
             }
         }
         if training.batches() < self.recipe().accumulate { Err(TrainError::NoBatch) } else { Ok(classes) }

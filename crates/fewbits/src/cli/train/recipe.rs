@@ -38,9 +38,9 @@ pub struct RecipeArgs {
     /// Multiplies the learning rate for scales and offsets [default: 1; 0.01 for qil, as its paper has it]
     #[arg(long, value_parser = cli::amount, value_name = "X")]
     pub scale_rate: Option<f64>,
-    /// Weight decay of scales and offsets
-    #[arg(long, default_value_t = 0.0, value_parser = cli::amount, value_name = "X")]
-    pub scale_decay: f64,
+    /// Weight decay of scales and offsets [default: 0]
+    #[arg(long, value_parser = cli::amount, value_name = "X")]
+    pub scale_decay: Option<f64>,
     /// constant, cosine, cosine:FLOOR or step:30,60:0.1, over the epochs of a phase
     #[arg(long, default_value = "cosine", value_name = "SCHEDULE")]
     pub schedule: String,
@@ -70,9 +70,9 @@ pub struct RecipeArgs {
     /// Share of a phase's epochs after which normalizations keep their running statistics
     #[arg(long, value_parser = cli::share, value_name = "SHARE")]
     pub freeze_at: Option<f64>,
-    /// Share of a phase's epochs after which offsets are whole steps, as integer zero points are
-    #[arg(long, default_value_t = 0.5, value_parser = cli::share, value_name = "SHARE")]
-    pub snap_at: f64,
+    /// Share of a phase's epochs after which offsets are whole steps, as integer zero points are [default: 0.5]
+    #[arg(long, value_parser = cli::share, value_name = "SHARE")]
+    pub snap_at: Option<f64>,
     /// Train with these bits one after the other, widest first, before the bits asked for: e.g. 8,4. Weights go on, scales start
     /// anew in each phase
     #[arg(long, value_delimiter = ',', value_name = "BITS,…")]
@@ -96,42 +96,87 @@ pub struct RecipeArgs {
     /// where zero is the least element]
     #[arg(long, value_name = "1|2|3|4")]
     pub configuration: Option<String>,
-    /// Offsets of LSQ+: none, minimum or learned
-    #[arg(long, default_value = "learned", value_parser = ["none", "minimum", "learned"], value_name = "OFFSET")]
-    pub offset: String,
-    /// Where scales start: mse (least squared error), method (as its paper has it), lsq, lsq+, lsq+abs or minmax
-    #[arg(long, default_value = "mse", value_name = "RULE")]
-    pub start: String,
+    /// Offsets of LSQ+: none, minimum or learned [default: learned]
+    #[arg(long, value_parser = ["none", "minimum", "learned"], value_name = "OFFSET")]
+    pub offset: Option<String>,
+    /// Where scales start: mse (least squared error), method (as its paper has it), lsq, lsq+, lsq+abs or minmax [default: mse]
+    #[arg(long, value_name = "RULE")]
+    pub start: Option<String>,
     /// Count the images of the batch in LSQ's gradient scale
     #[arg(long)]
     pub include_batch: bool,
-    /// Weights that go with PACT: dorefa or sawb
-    #[arg(long, default_value = "dorefa", value_parser = ["dorefa", "sawb"], value_name = "NAME")]
-    pub pact_weights: String,
-    /// Batches that `qat` watches before it rounds activations
-    #[arg(long, default_value_t = 100, value_name = "N")]
-    pub delay: u32,
+    /// Weights that go with PACT: dorefa or sawb [default: dorefa]
+    #[arg(long, value_parser = ["dorefa", "sawb"], value_name = "NAME")]
+    pub pact_weights: Option<String>,
+    /// Batches that `qat` watches before it rounds activations [default: 100]
+    #[arg(long, value_name = "N")]
+    pub delay: Option<u32>,
 }
 
+/// Default of `--snap-at`.
+const SNAP_AT: f64 = 0.5;
+/// Default of `--delay`.
+const DELAY: u32 = 100;
+
 impl RecipeArgs {
+    /// Refuses what `method` (`None` trains in float) would not look at.
+    fn check_unused(&self, method: Option<Method>) -> Result<(), Error> {
+        use Method::{Dsq, Lsq, LsqBn, LsqPlus, MovingAverage, Pact, Sawb};
+        let bounded = matches!(self.configuration.as_deref(), Some("1" | "2"));
+        // A flag, whether it was given, the methods that look at it, and how they are called.
+        let of_methods: [(&str, bool, &[Method], &str); 8] = [
+            ("--configuration", self.configuration.is_some(), &[LsqPlus], "--method lsq+"),
+            ("--offset", self.offset.is_some(), &[LsqPlus], "--method lsq+"),
+            ("--include-batch", self.include_batch, &[Lsq, LsqPlus, LsqBn], "--method lsq, lsq+ or lsq-bn"),
+            ("--pact-weights", self.pact_weights.is_some(), &[Pact], "--method pact"),
+            ("--delay", self.delay.is_some(), &[MovingAverage], "--method qat"),
+            ("--snap-at", self.snap_at.is_some(), &[LsqPlus, Dsq], "--method lsq+ or dsq"),
+            (
+                "--start",
+                self.start.is_some(),
+                &[Lsq, LsqPlus, LsqBn, Pact, Sawb, Dsq],
+                "--method lsq, lsq+, lsq-bn, pact, sawb or dsq",
+            ),
+            ("--offset", self.offset.is_some() && bounded, &[], "--configuration 3 or 4"),
+        ];
+        let of_all = [
+            ("--fold", self.fold.is_some()),
+            ("--scale-rate", self.scale_rate.is_some()),
+            ("--scale-decay", self.scale_decay.is_some()),
+            ("--progressive", !self.progressive.is_empty()),
+        ];
+        let unused = |methods: &[Method]| method.is_none_or(|method| !methods.contains(&method));
+        let own = of_methods.into_iter().find(|(_, given, methods, _)| *given && unused(methods));
+        let own = own.map(|(flag, .., with)| (flag, with));
+        let any = of_all.into_iter().find(|(_, given)| *given && method.is_none());
+        match own.or(any.map(|(flag, _)| (flag, "training in few bits, not with --method float"))) {
+            None => Ok(()),
+            Some((flag, with)) => Err(Error::idle(flag, with)),
+        }
+    }
+
     fn settings(&self) -> Result<Settings, Error> {
-        let start: Start = parse("--start", &self.start)?;
+        let start: Start = parse("--start", self.start.as_deref().unwrap_or("mse"))?;
         let configuration = match &self.configuration {
             Some(text) => parse("--configuration", text)?,
             None => Configuration::default(),
         };
         Ok(Settings {
             configuration,
-            offset: match self.offset.as_str() {
-                "none" => Offset::None,
-                "minimum" => Offset::FixedAtMinimum,
+            offset: match self.offset.as_deref() {
+                Some("none") => Offset::None,
+                Some("minimum") => Offset::FixedAtMinimum,
                 _ => Offset::Learned,
             },
             counted_images: if self.include_batch { self.batch } else { 1 },
             weight_start: start,
             activation_start: start,
-            pact_weights: if self.pact_weights == "sawb" { PactWeights::Sawb } else { PactWeights::DoReFa },
-            delay: self.delay,
+            pact_weights: if self.pact_weights.as_deref() == Some("sawb") {
+                PactWeights::Sawb
+            } else {
+                PactWeights::DoReFa
+            },
+            delay: self.delay.unwrap_or(DELAY),
             ..Settings::default()
         })
     }
@@ -153,6 +198,7 @@ impl RecipeArgs {
 
     /// The recipe for `method` (`None` trains in float).
     pub fn recipe(&self, method: Option<Method>, policy: &Policy, seed: u64) -> Result<Recipe, Error> {
+        self.check_unused(method)?;
         self.check_progressive(policy)?;
         let decay: Decay = parse("--schedule", &self.schedule)?;
         let fold = match &self.fold {
@@ -180,7 +226,7 @@ impl RecipeArgs {
             phases,
             fold,
             freeze_at: self.freeze_at.unwrap_or(fold.freeze_at()),
-            snap_at: self.snap_at,
+            snap_at: self.snap_at.unwrap_or(SNAP_AT),
             rule: match self.optimizer.as_str() {
                 "adam" => Rule::Adam(moments),
                 "adamw" => Rule::AdamW(moments),
@@ -198,7 +244,7 @@ impl RecipeArgs {
             }),
             quantizer_rate: self.scale_rate.unwrap_or(method.map_or(1.0, Method::quantizer_rate)),
             weight_decay: self.weight_decay,
-            quantizer_decay: self.scale_decay,
+            quantizer_decay: self.scale_decay.unwrap_or(0.0),
             decay,
             warmup: self.warmup,
             objective: Objective {

@@ -89,6 +89,11 @@ fn uniform(name: &'static str, methods: &[Method]) -> PostRow {
     PostRow { name, methods: Methods::List(methods.to_vec()), ..PostRow::default() }
 }
 
+/// What the methods bring without mixed bits.
+fn repaired(name: &'static str, methods: &[Method]) -> PostRow {
+    PostRow { is_baseline: false, ..uniform(name, methods) }
+}
+
 fn mixed(name: &'static str, strategy: Strategy, methods: &[Method]) -> PostRow {
     PostRow { bits: searched(strategy), is_baseline: false, ..uniform(name, methods) }
 }
@@ -118,6 +123,8 @@ fn zero_point() -> PostTable {
             uniform("uniform, ACIQ", &[Aciq]),
             uniform("uniform, OMSE", &[Omse]),
             PostRow { is_baseline: true, ..mixed("ZeroQ-DP", Strategy::Kl, &[]) },
+            repaired("uniform + bias correction", &[BiasCorrection]),
+            repaired("uniform + COMQ + zero points", &[Comq, ZeroPoint]),
             mixed("OFM mixed precision", Strategy::Ofm, &[]),
             mixed("OFM + zero points", Strategy::Ofm, &[ZeroPoint]),
             mixed("OFM + bias correction", Strategy::Ofm, &[BiasCorrection]),
@@ -157,7 +164,7 @@ fn mixed_clipping() -> PostTable {
             PostRow { is_baseline: true, ..mixed("ZeroQ-DP", Strategy::Kl, &[]) },
             PostRow { is_baseline: true, ..mixed("HAWQ", Strategy::Hessian, &[]) },
             PostRow { is_baseline: true, ..mixed("RL alone (HAQ)", Strategy::Rl, &[]) },
-            PostRow { is_baseline: false, ..uniform("uniform + mixed clipping", &[MixedClipping]) },
+            repaired("uniform + mixed clipping", &[MixedClipping]),
             mixed("RL + bias correction", Strategy::Rl, &[BiasCorrection]),
             mixed("RL + mixed clipping", Strategy::Rl, &[MixedClipping]),
             mixed("RL + mixed clipping by the network", Strategy::Rl, &[MixedClippingNetwork]),
