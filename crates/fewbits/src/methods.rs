@@ -32,16 +32,16 @@ pub enum Method {
     ZeroPointDequant,
     /// Weights rounded and read with a fractional zero point. Not deployable in integers.
     ZeroPointPhase,
-    /// Zero points and scales of activations, by what the outputs say.
-    ZeroPoint,
+    /// Means and deviations of channels brought back.
+    BnTune,
     /// Up or down for each weight, learned layer by layer.
     AdaRound,
     /// Roundings learned block by block.
     Brecq,
     /// The same with activations rounded at random.
     QDrop,
-    /// Means and deviations of channels brought back.
-    BnTune,
+    /// Zero points and scales of activations, by what the outputs say.
+    ZeroPoint,
     /// Scales and biases of the whole network learned against the float outputs.
     E2eQp,
     /// The mean that rounding adds to each channel, taken off the bias: all layers at once.
@@ -67,11 +67,11 @@ pub const METHODS: &[(Method, &str)] = &[
     (Method::ZeroPointWindow, "zero-point-window"),
     (Method::ZeroPointDequant, "zero-point-dequant"),
     (Method::ZeroPointPhase, "zero-point-phase"),
-    (Method::ZeroPoint, "zero-point"),
+    (Method::BnTune, "bn-tune"),
     (Method::AdaRound, "adaround"),
     (Method::Brecq, "brecq"),
     (Method::QDrop, "qdrop"),
-    (Method::BnTune, "bn-tune"),
+    (Method::ZeroPoint, "zero-point"),
     (Method::E2eQp, "e2e-qp"),
     (Method::BiasCorrection, "bias-correction"),
     (Method::BiasCorrectionAnalytic, "bias-correction-analytic"),
@@ -221,6 +221,9 @@ mod tests {
         }
         let methods: Methods = "bias-correction,equalize,equalize".parse().unwrap();
         assert_eq!(methods.to_string(), "equalize,bias-correction");
+        // As `auto` goes: means come back before roundings are learned, which are then left alone.
+        let methods: Methods = "zero-point,qdrop,bn-tune,comq".parse().unwrap();
+        assert_eq!(methods.to_string(), "comq,bn-tune,qdrop,zero-point");
         assert_eq!(["basic", "auto"].map(str::parse), [Ok(Methods::Basic), Ok(Methods::Auto)]);
         assert_eq!([8, 4].map(|bits| Methods::by_default(&Policy::new(bits, 8, 8))), [Methods::Basic, Methods::Auto]);
         assert_eq!("none".parse::<Methods>().unwrap().to_string(), "none");

@@ -80,6 +80,8 @@ pub struct EpochReport {
     pub scales: Vec<(String, f32)>,
     /// Whether it is the best so far.
     pub best: bool,
+    /// Why it cannot be the result, whatever its score.
+    pub not_final: Option<&'static str>,
 }
 
 /// Sees a training go by. An error, if what is seen cannot be kept, ends the training.

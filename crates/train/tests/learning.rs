@@ -196,7 +196,9 @@ fn scales_of_activations_start_with_the_statistics_that_steps_have() {
 /// The first epoch that may be the result: it is the best so far.
 fn first_best(graph: &Graph, recipe: &Recipe) -> Option<usize> {
     let (_, log) = run(graph, recipe, BATCH).unwrap();
-    log.epochs.iter().position(|epoch| epoch.best)
+    let first = log.epochs.iter().position(|epoch| epoch.best);
+    assert_eq!(log.epochs.iter().position(|epoch| epoch.not_final.is_none()), first, "what comes before has a reason");
+    first
 }
 
 #[test]

@@ -240,7 +240,11 @@ impl Watcher for Folder<'_> {
         self.progress.line(&format!(
             "epoch {:>3}  loss {loss:.4}  training top-1 {training_top1:.2} %  top-1 {top1:.2} %{}",
             epoch + 1,
-            if report.best { "  best" } else { "" }
+            match (report.best, report.not_final) {
+                (true, _) => "  best".into(),
+                (false, Some(reason)) => format!("  ({reason})"),
+                (false, None) => String::new(),
+            }
         ));
         self.rows.push(EpochRow { epoch, loss, training_top1, top1, scales });
         self.flush()

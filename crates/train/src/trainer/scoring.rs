@@ -14,20 +14,25 @@ impl Run<'_> {
         let leaves = self.scored_leaves();
         let fold = self.recipe().fold.on_folded();
         let top1 = score(&self.network, &self.quantizers, &leaves, fold, self.setup.validation, self.setup.threads)?;
-        let best = self.eligible(&leaves) && self.best_score.is_none_or(|(score, _)| top1 > score);
+        let not_final = self.not_final(&leaves);
+        let best = not_final.is_none() && self.best_score.is_none_or(|(score, _)| top1 > score);
         if best {
             self.best_score = Some((top1, epoch));
             self.best = [leaves.values.clone(), leaves.statistics.clone()];
         }
-        Ok(EpochReport { epoch, loss, training_top1, top1, scales: self.scales(&leaves), best })
+        Ok(EpochReport { epoch, loss, training_top1, top1, scales: self.scales(&leaves), best, not_final })
     }
 
-    /// Whether the epoch can be the result: it computes what the last one will, and rounds.
-    fn eligible(&self, leaves: &Leaves) -> bool {
+    /// Why the epoch cannot be the result: it does not compute what the last one will, or does not round.
+    fn not_final(&self, leaves: &Leaves) -> Option<&'static str> {
         let last = self.stage_of(self.recipe().epochs().saturating_sub(1));
-        self.stage.phase == last.phase
-            && (self.stage.frozen == last.frozen || leaves.statistics.is_empty())
-            && !self.quantizers.unsettled(leaves)
+        let frozen = self.stage.frozen == last.frozen || leaves.statistics.is_empty();
+        let reasons = [
+            (self.stage.phase != last.phase, "not yet the last bits"),
+            (!frozen, "statistics not yet frozen"),
+            (self.quantizers.unsettled(leaves), "offsets or ranges not yet settled"),
+        ];
+        reasons.into_iter().find(|(holds, _)| *holds).map(|(_, reason)| reason)
     }
 
     /// The leaves to score and ship: averaged, if they are averaged.

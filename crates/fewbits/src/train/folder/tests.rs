@@ -24,7 +24,7 @@ fn folder<'a>(out: &Path, progress: &'a dyn Progress) -> Folder<'a> {
 
 fn epoch(epoch: usize) -> EpochReport {
     let scales = vec![("a".to_string(), 0.1 + epoch as f32), ("b".to_string(), 1e-9)];
-    EpochReport { epoch, loss: 1.0, training_top1: 50.0, top1: 40.0, scales, best: false }
+    EpochReport { epoch, loss: 1.0, training_top1: 50.0, top1: 40.0, scales, best: false, not_final: None }
 }
 
 #[test]
