@@ -115,6 +115,13 @@ pub fn quantize(
     let first =
         |count: usize| Source { indices: source.indices[..count.min(source.indices.len())].to_vec(), ..*source };
     let facts = exec::infer(&prepared, &shapes).map_err(Error::graph(&model.path))?;
+    if layers(&prepared, &placed(&prepared, &Patches::new(), settings).1).is_empty() {
+        return Err(Error::Model {
+            path: model.path.clone(),
+            what: "there is no layer to quantize".into(),
+            hint: "`fewbits inspect` says of each node why it stays float; so do those of --keep-float",
+        });
+    }
     // Folded graphs have the tensors of the unfolded one.
     let normals =
         expectation::of_normalizations(&passes::trainable(&model.graph, false).map_err(Error::graph(&model.path))?);
@@ -131,13 +138,6 @@ pub fn quantize(
     };
     let Reshaped { mut patches, ranges, normals, mut steps } = reshaped.clone();
     let (graph, placement) = placed(&prepared, &patches, settings);
-    if layers(&graph, &placement).is_empty() && settings.keep_float.is_empty() {
-        return Err(Error::Model {
-            path: model.path.clone(),
-            what: "it has no layer that can be quantized".into(),
-            hint: "`fewbits inspect` says of each node why it stays float",
-        });
-    }
     let facts = exec::infer(&graph, &shapes).map_err(Error::graph(&model.path))?;
     let rules = match settings.ranges {
         Ranges::Auto => CANDIDATES.to_vec(),

@@ -60,7 +60,7 @@ impl fmt::Display for Step {
         let Step { methods, before_db, after_db, .. } = self;
         let verdict = match (self.kept, after_db < before_db) {
             (true, false) => "kept",
-            // Nothing that is measured and harms is kept.
+            // Where steps are chosen by what they gain, none is.
             (true, true) => "taken as asked, though it harms",
             (false, _) => "dropped",
         };
@@ -68,7 +68,8 @@ impl fmt::Display for Step {
     }
 }
 
-/// Takes `quantized` through the steps of `settings`. The time budget counts from `begun`, less what killed runs of the same took.
+/// Takes `quantized` through the steps of `settings`. The time budget counts from `begun`, less what killed runs of the same took up to
+/// the block or step that they ended in.
 ///
 /// # Errors
 /// Errors of the data, the network and the methods.
@@ -124,10 +125,12 @@ pub fn refine(
     };
     // Of the whole quantization, by killed runs.
     let earlier = mark.spent;
-    let deadline = deadline(Duration::from_secs_f64(earlier).min(settings.time_budget));
+    let spent = Duration::try_from_secs_f64(earlier).unwrap_or(settings.time_budget);
+    let deadline = deadline(spent.min(settings.time_budget));
     let stages = stages(settings, deadline);
     for (number, stage) in stages.iter().enumerate().skip(mark.done.len()) {
-        if is_over(deadline) {
+        // A step under way ends with what it has.
+        if is_over(deadline) && mark.blocks == 0 {
             let left: Vec<String> = stages[number..].iter().map(Stage::name).collect();
             progress.line(&format!("time is up: {} left out; a longer --time-budget helps", left.join(", ")));
             break;

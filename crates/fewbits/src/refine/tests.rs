@@ -93,6 +93,16 @@ fn what_a_killed_run_took_counts() {
     let steps = run(&Silent).steps;
     let refined = steps.iter().filter(|step| ["comq", "bn-tune", "e2e-qp"].contains(&&*step.methods)).count();
     assert_eq!((done, refined), (2, 2), "{steps:?}");
+
+    // A step that was half through is judged as it is.
+    plan.history.last_mut().unwrap().config["done"] = json!([]);
+    plan.history.last_mut().unwrap().config["blocks"] = json!(1);
+    plan.save(&next).unwrap();
+    Plan::load(&next).unwrap().save(&folder.path().join("out.partial.plan.json")).unwrap();
+    let steps = run(&Silent).steps;
+    let refined: Vec<&str> =
+        steps.iter().map(|step| &*step.methods).filter(|name| *name != "bias-correction").collect();
+    assert_eq!(refined.last(), Some(&"comq"), "{steps:?}");
 }
 
 #[test]

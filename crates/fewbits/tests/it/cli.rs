@@ -1,10 +1,10 @@
 //! The command line as scripts see it: commands, exit codes, JSON keys, messages, and what is left on disk.
 
 use crate::{desk::Desk, fewbits, program};
-use fewbits::{Model, plan};
+use fewbits::{Model, demo, plan};
 use fewbits_data::npy::Elements;
 use fewbits_graph::{
-    Tensor,
+    Attrs, Node, Op, Tensor,
     exec::{Executor, Mode},
 };
 use fewbits_kernels::Threads;
@@ -168,6 +168,16 @@ fn errors_name_the_file_and_say_what_to_do() {
     let (nan, other) = (path("nan.onnx"), path("other.onnx"));
     change_first_weight(&nan, f32::NAN);
     change_first_weight(&other, 0.25);
+    let layerless = path("layerless.onnx");
+    let mut graph = demo::model().unwrap().graph;
+    graph.nodes.truncate(0);
+    graph.outputs = graph.inputs.clone();
+    graph.outputs[0].name = "shown".into();
+    let inputs = vec![graph.inputs[0].name.clone()];
+    let relu = Op::from_attrs("Relu", &Attrs::default()).unwrap();
+    graph.nodes.push(Node { name: "relu".into(), op: relu, inputs, outputs: vec!["shown".into()] });
+    graph.constants.clear();
+    fewbits_onnx::write(Path::new(&layerless), &graph, graph.opset).unwrap();
     let not_plan = path("not.plan.json");
     std::fs::write(&not_plan, "{\"fewbits\": 1}").unwrap();
     let out = desk.folder("out");
@@ -188,6 +198,7 @@ fn errors_name_the_file_and_say_what_to_do() {
         Refusal { args: quantize(&model, &list, &[]), words: &["list.csv", "line 2", "nowhere.png"], hint: true },
         Refusal { args: quantize(&model, &broken, &[]), words: &["cannot decode", "a.png"], hint: true },
         Refusal { args: quantize(&nan, &data, &[]), words: &["NaN"], hint: true },
+        Refusal { args: quantize(&layerless, &data, &[]), words: &["layerless.onnx", "no layer"], hint: true },
         Refusal { args: quantize(&quantized, &data, &[]), words: &["demo.int8.onnx", "quantized already"], hint: true },
         Refusal {
             args: quantize(&model, &data, &["--keep-float", "no_such_node"]),

@@ -88,7 +88,11 @@ pub(crate) fn learn_block(
     let Some(block) = walk.block().cloned().filter(|block| !block.layers.is_empty()) else { return Ok(()) };
     let names: Vec<&str> = block.outputs.iter().map(String::as_str).collect();
     let part = block.part(&draft.graph, &names)?;
-    let importance = if config.fisher { fisher::importance(walk, config.seed)? } else { None }.unwrap_or_default();
+    let importance = if config.fisher { fisher::importance(walk, config.seed)? } else { None };
+    if config.fisher && importance.is_none() {
+        tally.add_unweighted();
+    }
+    let importance = importance.unwrap_or_default();
     let unit =
         Unit { inputs: block.inputs.clone(), outputs: block.outputs.clone(), layers: block.layers.clone(), importance };
     tally.add(learn(walk, draft, &unit, &part, walk, config)?);

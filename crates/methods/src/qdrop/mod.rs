@@ -12,7 +12,7 @@
 //! Where BRECQ does. With eight-bit activations there is nothing to drop.
 //!
 //! # Cost
-//! That of BRECQ. With a deadline each block gets its share of the time, and as many steps as fit.
+//! That of BRECQ's steps. With a deadline each block gets its share of the time, and as many steps as fit.
 //!
 //! # Config
 //! [`Config`]: `drop` is the probability.
@@ -21,8 +21,9 @@
 //! Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization" (ICLR 2022), §4.
 //!
 //! # Departures
-//! Those of BRECQ, but for the Fisher information, which the paper does without as well; positions with far larger activations count less (batches of 16, `λ` = 0.01 also where the authors take 0.1 or 0.2, roundings settled between 30 % and 90 % of the steps,
-//! symmetric narrow grids of weights, at most thousands of steps), and for the block's input, of which the paper mixes a half as well. What is dropped
+//! Those of BRECQ (batches of 16, `λ` = 0.01 also where the authors take 0.1 or 0.2, roundings settled between 30 % and 90 % of the steps,
+//! symmetric narrow grids of weights, at most thousands of steps), but for the block's input, of which the paper mixes a half as well. There is no Fisher information, here as in the paper, but
+//! positions with far larger activations count less. What is dropped
 //! depends on the element's value and the step, not on its place.
 
 pub use crate::reconstruction::Config;

@@ -29,19 +29,20 @@ pub(crate) fn importance(walk: &Walk<'_>, seed: u64) -> Result<Option<Vec<Vec<f3
     let Some(mut rest) = Rest::new(walk)? else { return Ok(None) };
     let count = walk.samples().min(SAMPLES);
     let samples: Vec<usize> = (0..count).map(|i| i * walk.samples() / count).collect();
-    let outputs = samples.iter().map(|&i| rest.outputs(i)).collect::<Result<Vec<_>, _>>()?;
     let mut seen = Outputs::default();
-    outputs.iter().for_each(|made| seen.add(made));
+    for &sample in &samples {
+        seen.add(&rest.forward(sample)?);
+    }
     let weightings = seen.weightings();
     let mut sums: Vec<Vec<f64>> = vec![];
-    for (&sample, made) in samples.iter().zip(&outputs) {
+    for &sample in &samples {
         let mut random = Random::keyed(&[seed, sample as u64]);
         let mut sign = || if random.next_u64() >> 63 == 1 { 1.0 } else { -1.0 };
         let of_output = |(weighting, output): (&Weighting, &Tensor)| {
             weighting.curvature(output.as_f32().unwrap_or_default(), &mut sign)
         };
-        let directions: Vec<Vec<f32>> = weightings.iter().zip(made).map(of_output).collect();
-        let gradients = rest.gradients(sample, &directions)?;
+        let directions: Vec<Vec<f32>> = weightings.iter().zip(&rest.forward(sample)?).map(of_output).collect();
+        let gradients = rest.back(sample, &directions)?;
         sums.resize(gradients.len(), vec![]);
         for (sums, gradient) in sums.iter_mut().zip(&gradients) {
             let values = gradient.as_f32().unwrap_or_default();
@@ -79,37 +80,32 @@ impl<'w> Rest<'w> {
         let config = TapeConfig { input_gradients: true, statistics: Statistics::Running, ..Default::default() };
         let tape = (!graph.outputs.is_empty()).then(|| Tape::compile(&graph, &leaves, &shapes, &config));
         let Ok(tape) = tape.transpose() else { return Ok(None) };
-        let is_own = |k: &usize| walk.ground().float.is_output(&block.outputs[*k]);
+        let is_own = |k: &usize| walk.is_float_output(&block.outputs[*k]);
         let own = (0..block.outputs.len()).filter(is_own).collect();
         Ok(Some(Rest { walk, graph, leaves, tape, own }))
     }
 
-    fn forward(&mut self, inputs: &[Arc<Tensor>]) {
-        if let Some(tape) = &mut self.tape {
-            tape.forward(&mut self.leaves, &slices(inputs), self.walk.threads());
-        }
-    }
-
     /// The network's outputs for a sample, from the block on: those made behind it, then its own.
-    fn outputs(&mut self, sample: usize) -> Result<Vec<Tensor>, MethodError> {
-        self.forward(&self.walk.leading_on(sample)?);
+    fn forward(&mut self, sample: usize) -> Result<Vec<Tensor>, MethodError> {
         let facts = self.walk.ground().facts;
-        let made = self.graph.outputs.iter().enumerate().zip(&self.tape).map(|((o, info), tape)| {
-            let dims = facts.get(&info.name).map_or(&[][..], |fact| &fact.dims);
-            Tensor::f32(dims, tape.output(o).to_vec())
-        });
-        let mut all: Vec<Tensor> = made.collect();
+        let mut outputs = vec![];
+        if let Some(tape) = &mut self.tape {
+            tape.forward(&mut self.leaves, &slices(&self.walk.leading_on(sample)?), self.walk.threads());
+            outputs.extend(self.graph.outputs.iter().enumerate().map(|(o, info)| {
+                let dims = facts.get(&info.name).map_or(&[][..], |fact| &fact.dims);
+                Tensor::f32(dims, tape.output(o).to_vec())
+            }));
+        }
         let targets = self.walk.targets(sample)?;
-        all.extend(self.own.iter().map(|&k| Tensor::clone(&targets[k])));
-        Ok(all)
+        outputs.extend(self.own.iter().map(|&k| Tensor::clone(&targets[k])));
+        Ok(outputs)
     }
 
-    /// Gradients of the block's outputs for a sample, from `directions` of [`Rest::outputs`].
-    fn gradients(&mut self, sample: usize, directions: &[Vec<f32>]) -> Result<Vec<Tensor>, MethodError> {
+    /// Gradients of the block's outputs, from `directions` of what [`Rest::forward`] has just given for the same sample.
+    fn back(&mut self, sample: usize, directions: &[Vec<f32>]) -> Result<Vec<Tensor>, MethodError> {
         let (behind, of_own) = directions.split_at(self.graph.outputs.len());
-        let inputs = self.walk.leading_on(sample)?;
-        self.forward(&inputs);
         if let Some(tape) = &mut self.tape {
+            let inputs = self.walk.leading_on(sample)?;
             let directions: Vec<&[f32]> = behind.iter().map(Vec::as_slice).collect();
             let mut none = vec![0.0; self.leaves.values.len()];
             tape.backward(&self.leaves, &slices(&inputs), &directions, &mut none, self.walk.threads());
@@ -141,7 +137,11 @@ mod tests {
     use fewbits_kernels::Threads;
 
     /// Four convolutions of two channels, none of which mixes them, and perhaps their means: two blocks.
-    fn importance_of(factors: [[f32; 2]; 4], is_classifier: bool) -> (Vec<Vec<f32>>, Vec<Vec<Tensor>>) {
+    fn importance_of(
+        factors: [[f32; 2]; 4],
+        is_classifier: bool,
+        more_outputs: &[&str],
+    ) -> (Vec<Vec<f32>>, Vec<Vec<Tensor>>) {
         let value = |name: &str| ValueInfo { name: name.into(), dtype: DType::F32, dims: None };
         let mut graph = Graph { inputs: vec![value("x")], outputs: vec![value("y")], ..Graph::default() };
         let node = |op: &str, inputs: &[&str], output: &str| Node {
@@ -158,6 +158,7 @@ mod tests {
             graph.constants.insert(weight, Arc::new(tensor));
         }
         graph.nodes.push(node(if is_classifier { "GlobalAveragePool" } else { "Relu" }, &["d"], "y"));
+        graph.outputs.extend(more_outputs.iter().map(|name| value(name)));
         let network = testing::quantized(&graph, &[1, 2, 3, 3], 4, 8);
         let samples = testing::images(8, &network.shape);
         let threads = Threads::new(2);
@@ -172,7 +173,7 @@ mod tests {
     #[test]
     fn channels_of_a_classifier_count_by_the_square_of_what_leads_to_its_scores() {
         // `g = p₁p₂(…)·[a, −b]` at each place, whatever the signs.
-        let (found, _) = importance_of([[1.0; 2], [1.0; 2], [3.0, 1.0], [1.0, 0.5]], true);
+        let (found, _) = importance_of([[1.0; 2], [1.0; 2], [3.0, 1.0], [1.0, 0.5]], true, &[]);
         let (first, second) = (found[0][0], found[0][9]);
         assert!((first / second - 36.0).abs() < 1e-3, "{first}, {second}");
         assert!(found[0][..9].iter().all(|w| (w - first).abs() < 1e-4 * first), "{found:?}");
@@ -183,7 +184,7 @@ mod tests {
 
     #[test]
     fn elements_that_a_relu_hides_count_for_nothing() {
-        let (found, samples) = importance_of([[1.0; 2], [1.0; 2], [2.0, 1.0], [1.0, 1.0]], false);
+        let (found, samples) = importance_of([[1.0; 2], [1.0; 2], [2.0, 1.0], [1.0, 1.0]], false, &[]);
         let shown = |i: usize| samples.iter().filter(|s| s[0].as_f32().unwrap()[i] > 0.0).count() as f32;
         let shown: Vec<f32> = (0..18).map(shown).collect();
         // Within a channel, in proportion to the samples in which the element shows.
@@ -191,5 +192,14 @@ mod tests {
             let each = weights.iter().sum::<f32>() / shown.iter().sum::<f32>();
             assert!(weights.iter().zip(shown).all(|(w, n)| (w - each * n).abs() < 1e-4), "{weights:?}, {shown:?}");
         }
+    }
+    #[test]
+    fn a_block_counts_for_what_the_network_puts_out_in_and_behind_it() {
+        // Of the second channel nothing is left behind the block, whose output `b` is one of three.
+        let (found, _) = importance_of([[1.0; 2], [1.0; 2], [2.0, 0.0], [1.0; 2]], false, &["b", "d"]);
+        assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [18, 18, 18]);
+        let (first, second) = found[0].split_at(9);
+        assert!(second[0] > 0.0 && second.iter().all(|w| (w - second[0]).abs() < 1e-5), "{second:?}");
+        assert!(first.iter().any(|w| (w - first[0]).abs() > 1e-3), "through the Relu, too: {first:?}");
     }
 }

@@ -11,6 +11,7 @@ mod learner;
 pub(crate) mod outliers;
 mod rounding;
 mod soft;
+mod tally;
 
 use crate::{Draft, Layer, MethodError, Walk, walk::Side};
 use fewbits_graph::{
@@ -20,11 +21,8 @@ use fewbits_graph::{
 use fewbits_train::random::Random;
 use learner::Learner;
 pub(crate) use rounding::{NUMBERS, Rounding};
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
+pub(crate) use tally::{Outcome, Tally};
 
 /// Of how many samples one is held back for judging.
 const HELD_BACK: usize = 8;
@@ -78,7 +76,7 @@ impl Default for Config {
 
 /// A part of the walk's block that is learned at once.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Unit {
+pub(crate) struct Unit {
     /// What it reads.
     pub inputs: Vec<String>,
     /// What should be as in the float network.
@@ -90,7 +88,7 @@ pub struct Unit {
 }
 
 /// The data of a unit: by example, inputs of the quantized network and of the float network, and targets.
-pub trait Examples: Sync {
+pub(crate) trait Examples: Sync {
     /// How many examples a sample has; they are numbered one behind the other.
     fn per_sample(&self) -> usize {
         1
@@ -117,37 +115,6 @@ impl Examples for Walk<'_> {
     fn targets(&self, sample: usize) -> Result<Vec<Arc<Tensor>>, MethodError> {
         Walk::targets(self, sample)
     }
-}
-
-/// What became of the units of a network: a line for the report.
-#[derive(Debug, Default)]
-pub(crate) struct Tally(Mutex<BTreeMap<Outcome, usize>>);
-
-impl Tally {
-    pub fn add(&self, outcome: Outcome) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(outcome).or_default() += 1;
-    }
-
-    /// `what` are the units.
-    pub fn findings(&self, what: &str) -> Vec<String> {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let one = |(outcome, count): (&Outcome, &usize)| match outcome {
-            Outcome::Learned => format!("{count} {what} learned"),
-            Outcome::NotCloser => format!("{count} left as they were, since samples held back came no closer"),
-            Outcome::NoTime => format!("{count} left for lack of time or of samples"),
-            Outcome::NoDerivative => format!("{count} left, which cannot be computed image by image and back"),
-        };
-        if counts.is_empty() { vec![] } else { vec![counts.iter().map(one).collect::<Vec<_>>().join(", ")] }
-    }
-}
-
-/// What became of a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Outcome {
-    Learned,
-    NotCloser,
-    NoTime,
-    NoDerivative,
 }
 
 /// Learns the roundings of `unit`, whose computation is `part`, with `part`'s constants from the draft. Units that the tape cannot compute

@@ -41,13 +41,16 @@ fn adaround_brings_four_bit_weights_closer() {
 #[test]
 fn blocks_with_four_bit_activations_come_closer_whatever_the_number_of_threads() {
     let network = testing::zoo("demo", 4, 4);
-    let config = Config { iterations: 60, batch: 8, scales: true, ..Config::default() };
+    let config = Config { iterations: 60, batch: 8, scales: true, fisher: true, ..Config::default() };
     let brecq = Brecq::new(config.clone());
     let draft = learned(&network, &brecq, 1);
     assert_eq!(draft, learned(&network, &brecq, 3));
+    assert!(brecq.findings().iter().all(|line| line.starts_with("blocks: ")), "{:?}", brecq.findings());
+    let plain = Brecq::new(Config { fisher: false, ..config.clone() });
+    assert_ne!(draft, learned(&network, &plain, 2), "errors have other weights");
     let [before, after] = damages(&network, &draft);
     assert!(after < 0.8 * before, "{after} instead of {before}");
-    let qdrop = QDrop::new(Config { drop: 0.5, ..config });
+    let qdrop = QDrop::new(Config { drop: 0.5, fisher: false, ..config });
     let [before, after] = damages(&network, &learned(&network, &qdrop, 2));
     assert!(after < 0.9 * before, "{after} instead of {before}");
 }
@@ -55,7 +58,7 @@ fn blocks_with_four_bit_activations_come_closer_whatever_the_number_of_threads()
 #[test]
 fn samples_on_disk_teach_the_same_as_samples_in_memory() {
     let network = testing::zoo("demo", 4, 4);
-    let config = Config { iterations: 6, batch: 8, scales: true, drop: 0.5, ..Config::default() };
+    let config = Config { iterations: 6, batch: 8, scales: true, drop: 0.5, fisher: true, ..Config::default() };
     let adaround = AdaRound::new(config.clone());
     let brecq = Brecq::new(config.clone());
     let qdrop = QDrop::new(config);

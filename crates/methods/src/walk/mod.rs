@@ -154,7 +154,13 @@ impl<'a> Walk<'a> {
         block.outputs.iter().map(|name| self.float.get(name, sample)).collect()
     }
 
-    /// The float network behind the block: from what leads on from it, by name, to the graph outputs made there.
+    /// Whether the network puts out `name`, float numbers.
+    pub(crate) fn is_float_output(&self, name: &str) -> bool {
+        let is_float = self.ground.facts.get(name).is_some_and(|fact| fact.dtype == DType::F32);
+        is_float && self.ground.float.is_output(name)
+    }
+
+    /// The float network behind the block: from what leads on from it, by name, to the graph outputs of float numbers made there.
     ///
     /// # Errors
     /// [`MethodError::Graph`].
@@ -163,7 +169,7 @@ impl<'a> Walk<'a> {
         let info = |name: &String| ValueInfo { name: name.clone(), dtype: DType::F32, dims: None };
         let inputs: Vec<ValueInfo> = self.block().iter().flat_map(|block| &block.live).map(info).collect();
         let behind = self.blocks.iter().skip(self.at + 1).flat_map(|block| &block.outputs);
-        let outputs: Vec<&str> = behind.filter(|name| float.is_output(name)).map(String::as_str).collect();
+        let outputs: Vec<&str> = behind.filter(|name| self.is_float_output(name)).map(String::as_str).collect();
         let mut rest = float.slice(&inputs, &outputs)?;
         rest.inputs = inputs;
         Ok(rest)

@@ -105,7 +105,7 @@ impl<'a> Run<'a> {
         for Phase { epochs, goal } in &self.recipe().phases {
             let batches = epochs * training.batches();
             if let Some(Goal { method: Method::MovingAverage, settings, .. }) = goal
-                && batches <= settings.delay as usize
+                && batches < settings.delay as usize
             {
                 return Err(TrainError::Delay { batches, delay: settings.delay });
             }

@@ -121,37 +121,28 @@ const DELAY: u32 = 100;
 impl RecipeArgs {
     /// Refuses what `method` (`None` trains in float) would not look at.
     fn check_unused(&self, method: Option<Method>) -> Result<(), Error> {
-        use Method::{Dsq, Lsq, LsqBn, LsqPlus, MovingAverage, Pact, Sawb};
+        const LOW: &str = "training in few bits, not with --method float";
+        let is = |wanted| method == Some(wanted);
+        let is_float = method.is_none();
         let bounded = matches!(self.configuration.as_deref(), Some("1" | "2"));
-        // A flag, whether it was given, the methods that look at it, and how they are called.
-        let of_methods: [(&str, bool, &[Method], &str); 8] = [
-            ("--configuration", self.configuration.is_some(), &[LsqPlus], "--method lsq+"),
-            ("--offset", self.offset.is_some(), &[LsqPlus], "--method lsq+"),
-            ("--include-batch", self.include_batch, &[Lsq, LsqPlus, LsqBn], "--method lsq, lsq+ or lsq-bn"),
-            ("--pact-weights", self.pact_weights.is_some(), &[Pact], "--method pact"),
-            ("--delay", self.delay.is_some(), &[MovingAverage], "--method qat"),
-            ("--snap-at", self.snap_at.is_some(), &[LsqPlus, Dsq], "--method lsq+ or dsq"),
-            (
-                "--start",
-                self.start.is_some(),
-                &[Lsq, LsqPlus, LsqBn, Pact, Sawb, Dsq],
-                "--method lsq, lsq+, lsq-bn, pact, sawb or dsq",
-            ),
-            ("--offset", self.offset.is_some() && bounded, &[], "--configuration 3 or 4"),
+        let unused = [
+            (self.configuration.is_some() && !is(Method::LsqPlus), "--configuration", "--method lsq+"),
+            (self.offset.is_some() && !is(Method::LsqPlus), "--offset", "--method lsq+"),
+            (self.offset.is_some() && bounded, "--offset", "--configuration 3 or 4"),
+            (self.pact_weights.is_some() && !is(Method::Pact), "--pact-weights", "--method pact"),
+            (self.delay.is_some() && !is(Method::MovingAverage), "--delay", "--method qat"),
+            // Where a method has no quantizer of its own, LSQ+ looks at these.
+            (self.snap_at.is_some() && is_float, "--snap-at", LOW),
+            (self.include_batch && is_float, "--include-batch", LOW),
+            (self.start.is_some() && is_float, "--start", LOW),
+            (self.fold.is_some() && is_float, "--fold", LOW),
+            (self.scale_rate.is_some() && is_float, "--scale-rate", LOW),
+            (self.scale_decay.is_some() && is_float, "--scale-decay", LOW),
+            (!self.progressive.is_empty() && is_float, "--progressive", LOW),
         ];
-        let of_all = [
-            ("--fold", self.fold.is_some()),
-            ("--scale-rate", self.scale_rate.is_some()),
-            ("--scale-decay", self.scale_decay.is_some()),
-            ("--progressive", !self.progressive.is_empty()),
-        ];
-        let unused = |methods: &[Method]| method.is_none_or(|method| !methods.contains(&method));
-        let own = of_methods.into_iter().find(|(_, given, methods, _)| *given && unused(methods));
-        let own = own.map(|(flag, .., with)| (flag, with));
-        let any = of_all.into_iter().find(|(_, given)| *given && method.is_none());
-        match own.or(any.map(|(flag, _)| (flag, "training in few bits, not with --method float"))) {
+        match unused.iter().find(|(given, ..)| *given) {
             None => Ok(()),
-            Some((flag, with)) => Err(Error::idle(flag, with)),
+            Some((_, flag, with)) => Err(Error::idle(flag, with)),
         }
     }
 
