@@ -84,6 +84,12 @@ pub fn names() -> String {
 }
 
 impl Method {
+    /// Whether it learns from samples once ranges are chosen.
+    pub(crate) fn refines(self) -> bool {
+        use Method::{AbsorbBias, BiasCorrection, BiasCorrectionAnalytic, Equalize, ZeroqData};
+        !matches!(self, ZeroqData | Equalize | AbsorbBias | BiasCorrection | BiasCorrectionAnalytic)
+    }
+
     /// Whether it begins with the float weights and leaves scales of its own choice.
     fn chooses_scales(self) -> bool {
         use Method::{Aciq, Lapq, MixedClipping, MixedClippingNetwork, Omse, SeqMse};
@@ -153,6 +159,11 @@ impl Methods {
     /// Whether what is done depends on a measurement.
     pub fn are_measured(&self) -> bool {
         matches!(self, Methods::Basic | Methods::Auto) || self.ask_for_data_only()
+    }
+
+    /// Whether anything is learned from samples once ranges are chosen, at the bits of `policy`.
+    pub fn refine(&self, policy: &Policy) -> bool {
+        self.explore(policy) || matches!(self, Methods::List(list) if list.iter().any(|method| method.refines()))
     }
 
     /// Whether codes, scales and biases are looked for, at the bits of `policy`.

@@ -135,7 +135,7 @@ fn check(args: &Args) -> Result<(), Error> {
     let by_time = methods.explore(&policy) && policy.has_low_activations();
     let learns =
         by_time || [Method::AdaRound, Method::Brecq, Method::QDrop].iter().any(|method| methods.demands(*method));
-    let steps = methods.explore(&policy) || matches!(&methods, Methods::List(list) if !list.is_empty());
+    let steps = methods.refine(&policy);
     let unused = [
         (args.policy.iterations.is_some() && !learns, "--iterations", "--method adaround, brecq or qdrop"),
         (
@@ -144,8 +144,8 @@ fn check(args: &Args) -> Result<(), Error> {
             "--method zeroq-data",
         ),
         (args.policy.time_budget.is_some() && !methods.explore(&policy), "--time-budget", "--method auto"),
-        (args.no_mirror && !steps, "--no-mirror", "--method auto or a list"),
-        (args.resume && !steps, "--resume", "--method auto or a list"),
+        (args.no_mirror && !steps, "--no-mirror", "--method auto or methods that learn from samples"),
+        (args.resume && !steps, "--resume", "--method auto or methods that learn from samples"),
         (
             args.policy.shares_bits() && args.policy.weights > MOST_SHARED,
             "--granularity channel-bits",

@@ -100,8 +100,13 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         "float" => None,
         name => Some(parse::<Method>("--method", name)?),
     };
-    if method.is_none() && (args.weights.min(args.activations) < 8 || args.plan.is_some()) {
-        let flag = if args.plan.is_some() { "--plan" } else { "--weights or --activations" };
+    let of_few_bits = [
+        (args.weights.min(args.activations) < 8, "--weights or --activations"),
+        (args.plan.is_some(), "--plan"),
+        (args.granularity == "tensor", "--granularity"),
+        (args.no_equalize, "--no-equalize"),
+    ];
+    if let Some((_, flag)) = of_few_bits.iter().find(|(given, _)| *given && method.is_none()) {
         return Err(Error::idle(flag, "training in few bits, not with --method float"));
     }
     let path = args.output.clone().unwrap_or_else(|| args.out.join("model.onnx"));

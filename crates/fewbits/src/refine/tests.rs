@@ -2,7 +2,7 @@ use super::*;
 use crate::progress::Silent;
 use crate::{
     demo, export,
-    methods::Methods,
+    methods::{METHODS, Methods},
     quantize::{Ranges, quantize},
 };
 use fewbits_data::{Dataset, OpenOptions, Preprocess};
@@ -61,6 +61,14 @@ fn a_killed_run_leaves_a_plan_that_can_be_exported_and_goes_on_with_what_it_foun
     assert_eq!(done.findings.last(), steps[0].findings.last());
     assert!((2..done.findings.len()).contains(&steps[0].findings.len()), "{} findings", steps[0].findings.len());
     assert!(!best.exists() && !next.exists());
+}
+
+#[test]
+fn methods_that_refine_have_a_stage_and_others_none() {
+    let settings = Settings::new("ort".parse().unwrap(), Policy::new(4, 8, 8));
+    for (method, name) in METHODS {
+        assert_eq!(Stage::of(*method, &settings, None).is_some(), method.refines(), "{name}");
+    }
 }
 
 /// A budget is one, however often the run is killed.

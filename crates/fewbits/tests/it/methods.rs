@@ -102,6 +102,7 @@ fn without_data_the_network_makes_its_own() {
     refused(&["--calib", &desk.path("pictures"), "--method", "zeroq-data"], "makes its own calibration data");
     refused(&["--calib", &desk.path("pictures"), "--image-iterations", "9"], "goes with --method zeroq-data");
     refused(&["--calib", &desk.path("pictures"), "--time-budget", "9s"], "goes with --method auto");
+    refused(&["--calib", &desk.path("pictures"), "--method", "equalize", "--resume"], "--resume does nothing here");
     let folded = desk.path("folded.onnx");
     fewbits_onnx::write(Path::new(&folded), &passes::fold(&demo::model().unwrap().graph).unwrap().0, 17).unwrap();
     let analytic = ["quantize", &folded, "--calib", &desk.path("pictures"), "--method", "bias-correction-analytic"];

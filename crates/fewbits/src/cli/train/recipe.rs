@@ -29,9 +29,9 @@ pub struct RecipeArgs {
     /// sgd, nesterov, adam or adamw
     #[arg(long, default_value = "nesterov", value_parser = ["sgd", "nesterov", "adam", "adamw"], value_name = "NAME")]
     pub optimizer: String,
-    /// Momentum of SGD
-    #[arg(long, default_value_t = 0.9, value_parser = cli::part, value_name = "X")]
-    pub momentum: f64,
+    /// Momentum of SGD [default: 0.9]
+    #[arg(long, value_parser = cli::part, value_name = "X")]
+    pub momentum: Option<f64>,
     /// Weight decay of weights
     #[arg(long, default_value_t = 1e-4, value_parser = cli::amount, value_name = "X")]
     pub weight_decay: f64,
@@ -113,6 +113,8 @@ pub struct RecipeArgs {
     pub delay: Option<u32>,
 }
 
+/// Default of `--momentum`.
+const MOMENTUM: f64 = 0.9;
 /// Default of `--snap-at`.
 const SNAP_AT: f64 = 0.5;
 /// Default of `--delay`.
@@ -125,7 +127,9 @@ impl RecipeArgs {
         let is = |wanted| method == Some(wanted);
         let is_float = method.is_none();
         let bounded = matches!(self.configuration.as_deref(), Some("1" | "2"));
+        let is_adam = matches!(self.optimizer.as_str(), "adam" | "adamw");
         let unused = [
+            (self.momentum.is_some() && is_adam, "--momentum", "--optimizer sgd or nesterov"),
             (self.configuration.is_some() && !is(Method::LsqPlus), "--configuration", "--method lsq+"),
             (self.offset.is_some() && !is(Method::LsqPlus), "--offset", "--method lsq+"),
             (self.offset.is_some() && bounded, "--offset", "--configuration 3 or 4"),
@@ -221,7 +225,7 @@ impl RecipeArgs {
             rule: match self.optimizer.as_str() {
                 "adam" => Rule::Adam(moments),
                 "adamw" => Rule::AdamW(moments),
-                name => Rule::Sgd { momentum: self.momentum as f32, nesterov: name == "nesterov" },
+                name => Rule::Sgd { momentum: self.momentum.unwrap_or(MOMENTUM) as f32, nesterov: name == "nesterov" },
             },
             learning_rate: self.learning_rate.unwrap_or(match (method, self.optimizer.as_str()) {
                 (_, "adam" | "adamw") => 1e-3,
