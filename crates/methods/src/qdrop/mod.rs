@@ -22,9 +22,9 @@
 //!
 //! # Departures
 //! Those of BRECQ (batches of 16, `λ` = 0.01 also where the authors take 0.1 or 0.2, roundings settled between 30 % and 90 % of the steps,
-//! symmetric narrow grids of weights, at most thousands of steps), but for the block's input, of which the paper mixes a half as well. There is no Fisher information, here as in the paper, but
-//! positions with far larger activations count less. What is dropped
-//! depends on the element's value and the step, not on its place.
+//! symmetric narrow grids of weights, at most thousands of steps), but for the block's input, of which the paper mixes a half as well.
+//! There is no Fisher information, here as in the paper, but positions with far larger activations count less. What is dropped depends on
+//! the element's value and the step, not on its place.
 
 pub use crate::reconstruction::Config;
 use crate::{BlockMethod, Draft, MethodError, Walk, brecq::learn_block, reconstruction::Tally};

@@ -1,4 +1,5 @@
-//! What an element of a block's output counts: the diagonal of the Fisher information, by how much the outputs of the whole network depend on it.
+//! What an element of a block's output counts: the diagonal of the Fisher information, by how much the outputs of the whole network
+//! depend on it.
 //!
 //! It must not know how roundings are learned.
 
