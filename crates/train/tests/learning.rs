@@ -193,6 +193,20 @@ fn scales_of_activations_start_with_the_statistics_that_steps_have() {
     }
 }
 
+#[test]
+fn scales_move_by_a_tenth_of_themselves_in_a_step_at_most() {
+    let scales = |quantizer_rate: f64| -> Vec<f32> {
+        let recipe = Recipe { learning_rate: 1e-6, quantizer_rate, ..recipe(Some(goal(Method::Lsq)), 1) };
+        let (_, log) = run(&network(true), &recipe, BATCH).unwrap();
+        assert_eq!(log.steps.len(), 6);
+        log.epochs[0].scales.iter().map(|(_, scale)| *scale).collect()
+    };
+    let ratios: Vec<f32> = scales(1e9).iter().zip(scales(0.0)).map(|(moved, start)| moved / start).collect();
+    let (least, most) = (0.9f32.powi(6) - 1e-3, 1.1f32.powi(6) + 1e-3);
+    assert!(ratios.iter().all(|ratio| (least..most).contains(ratio)), "{ratios:?}");
+    assert!(ratios.iter().any(|ratio| !(0.7..1.3).contains(ratio)), "the rate would have them go further: {ratios:?}");
+}
+
 /// The first epoch that may be the result: it is the best so far.
 fn first_best(graph: &Graph, recipe: &Recipe) -> Option<usize> {
     let (_, log) = run(graph, recipe, BATCH).unwrap();

@@ -110,6 +110,24 @@ impl Quantizers {
         self.deployable.iter().any(unsettled)
     }
 
+    /// The learned numbers of every quantizer.
+    pub fn learned(&self, leaves: &Leaves) -> BTreeMap<&str, Vec<f32>> {
+        let own = |name: &String| leaves.get(&quantizer_leaf(name)).map(<[f32]>::to_vec).unwrap_or_default();
+        self.deployable.keys().map(|name| (name.as_str(), own(name))).collect()
+    }
+
+    /// Shortens steps from `before`, as [`Deployable::limit`] says.
+    pub fn limit(&self, before: &BTreeMap<&str, Vec<f32>>, leaves: &mut Leaves) {
+        for (name, quantizer) in &self.deployable {
+            let learned = quantizer.learned();
+            let numbers = leaves.get_mut(&quantizer_leaf(name)).filter(|_| learned > 0);
+            if let (Some(numbers), Some(before)) = (numbers, before.get(name.as_str())) {
+                let groups = numbers.chunks_exact_mut(learned).zip(before.chunks_exact(learned));
+                groups.for_each(|(group, before)| quantizer.limit(before, group));
+            }
+        }
+    }
+
     /// Brings every quantizer's numbers back to where it is defined.
     pub fn project(&self, leaves: &mut Leaves) {
         for (name, laid) in &self.all {

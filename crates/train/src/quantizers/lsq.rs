@@ -10,7 +10,8 @@
 //! initialization", CVPRW 2020, equations 3–6.
 //!
 //! *Departures*: `N` counts the features of one image, so that learning does not depend on the size of a batch; `g` is applied
-//! to `β` too, on which LSQ+ is silent. Activations start at the least squared error unless LSQ's rule is asked for: behind a Relu most
+//! to `β` too, on which LSQ+ is silent. A step changes a scale by a tenth of it at most, and an offset by a tenth of the range: of tensors
+//! with few elements, such as those of squeeze-excitation, a few that are clipped would else move both as far as they like. Activations start at the least squared error unless LSQ's rule is asked for: behind a Relu most
 //! elements are zeros, from which `2·mean|x|/√p` is far too narrow.
 
 use super::{
@@ -110,7 +111,24 @@ impl Quantizer for Lsq {
     }
 }
 
+/// The nearest number to `number` that is no further than `reach` from `middle`.
+fn within(number: f32, middle: f32, reach: f32) -> f32 {
+    number.max(middle - reach).min(middle + reach)
+}
+
+/// Largest step of a scale as a share of it, and of an offset as a share of the range.
+const LARGEST_STEP: f32 = 0.1;
+
 impl Deployable for Lsq {
+    fn limit(&self, before: &[f32], learned: &mut [f32]) {
+        let reach = LARGEST_STEP * before[0];
+        learned[0] = within(learned[0], before[0], reach);
+        if let (Some(before), Some(offset)) = (before.get(1), learned.get_mut(1)) {
+            let reach = reach * (self.grid.qmax() - self.grid.qmin()) as f32;
+            *offset = within(*offset, *before, reach);
+        }
+    }
+
     fn initial(&self, x: &[f32]) -> Vec<f32> {
         let (low, high) = (self.grid.qmin(), self.grid.qmax());
         match self.offset {
@@ -166,6 +184,22 @@ mod tests {
         // Codes of the clipped, then round(u) − u; N·p = 4.
         let slopes = (-2.0 - 2.0 + 1.0 + 1.0) + (0.45 + 0.5 - 0.5 + 0.4);
         assert!((sums[0] - slopes / 2.0).abs() < 1e-6, "{sums:?}");
+    }
+
+    #[test]
+    fn a_step_does_not_tear_the_grid_from_its_tensor() {
+        let lsq = Lsq::with_offset(8, false, Offset::Learned, false, 9, Start::Mse);
+        // A scale of 0.01 may move by 0.001, an offset by a tenth of 2.55.
+        for (step, expected) in [
+            ([0.0105, -1.1], [0.0105, -1.1]),
+            ([27.0, 5.0], [0.011, -0.745]),
+            ([-0.3, -9.0], [0.009, -1.255]),
+            ([f32::INFINITY, f32::NEG_INFINITY], [0.011, -1.255]),
+        ] {
+            let mut learned = step;
+            lsq.limit(&[0.01, -1.0], &mut learned);
+            assert!(learned.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{step:?}: {learned:?}");
+        }
     }
 
     #[test]

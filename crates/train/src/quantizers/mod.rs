@@ -55,6 +55,10 @@ pub trait Deployable: Quantizer {
         self.grid(parameters).ok().map(|(_, scale, _)| scale)
     }
 
+    /// Shortens an optimizer's step from `before` to `learned`, the learned numbers of a group, if it would tear the grid from what it is
+    /// laid over.
+    fn limit(&self, _before: &[f32], _learned: &mut [f32]) {}
+
     /// How many of the learned numbers of a group, the last ones, stay as they started.
     fn fixed(&self) -> usize {
         0

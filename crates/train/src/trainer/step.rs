@@ -93,10 +93,12 @@ impl<'a> Run<'a> {
         if recipe.clip_norm > 0.0 {
             clip_global_norm(&mut self.gradients, recipe.clip_norm);
         }
+        let before = self.quantizers.learned(&self.leaves);
         self.optimizer.step(learning_rate as f32, &mut self.leaves.values, &self.gradients, self.setup.threads);
         for (range, factors) in scaled {
             self.leaves.values[range].iter_mut().zip(factors).for_each(|(w, f)| *w *= f);
         }
+        self.quantizers.limit(&before, &mut self.leaves);
         self.quantizers.project(&mut self.leaves);
         if !recipe.fold.on_folded() {
             self.network.project(&mut self.leaves);
