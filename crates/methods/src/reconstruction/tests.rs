@@ -47,9 +47,13 @@ fn blocks_with_four_bit_activations_come_closer_whatever_the_number_of_threads()
     assert_eq!(draft, learned(&network, &brecq, 3));
     assert!(brecq.findings().iter().all(|line| line.starts_with("blocks: ")), "{:?}", brecq.findings());
     let plain = Brecq::new(Config { fisher: false, ..config.clone() });
-    assert_ne!(draft, learned(&network, &plain, 2), "errors have other weights");
-    let [before, after] = damages(&network, &draft);
-    assert!(after < 0.8 * before, "{after} instead of {before}");
+    let by_squares = learned(&network, &plain, 2);
+    assert_ne!(draft, by_squares, "errors have other weights");
+    // Damage is a square, too.
+    for (draft, most) in [(draft, 0.9), (by_squares, 0.8)] {
+        let [before, after] = damages(&network, &draft);
+        assert!(after < most * before, "{after} instead of {before}");
+    }
     let qdrop = QDrop::new(Config { drop: 0.5, fisher: false, ..config });
     let [before, after] = damages(&network, &learned(&network, &qdrop, 2));
     assert!(after < 0.9 * before, "{after} instead of {before}");
