@@ -96,11 +96,6 @@ impl Error {
         move |source| Error::Graph { path: path.into(), source }
     }
 
-    /// A flag that nothing looks at; it goes with `with`.
-    pub fn idle(flag: &str, with: &str) -> Error {
-        Error::Usage { what: format!("{flag} does nothing here"), hint: format!("it goes with {with}") }
-    }
-
     /// A file-system error at `path`.
     pub fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Error + 'a {
         move |source| Error::Io { action, path: path.into(), source }

@@ -8,6 +8,7 @@ use crate::{
     plan,
     progress::Progress,
     quantize::{Patches, Quantized, Settings, laid_out, output_sqnr},
+    report,
     stream::{Source, outputs},
 };
 use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
@@ -58,12 +59,7 @@ fn is_zero(number: &f64) -> bool {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Step { methods, before_db, after_db, .. } = self;
-        let verdict = match (self.kept, after_db < before_db) {
-            (true, false) => "kept",
-            // Where steps are chosen by what they gain, none is.
-            (true, true) => "taken as asked, though it harms",
-            (false, _) => "dropped",
-        };
+        let verdict = report::step(self).verdict();
         write!(f, "{methods:<34} {before_db:6.2} -> {after_db:6.2} dB  {:5.1} s  {verdict}", self.seconds)
     }
 }

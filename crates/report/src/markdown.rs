@@ -49,11 +49,11 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
         }
     }
     if !report.steps.is_empty() {
-        table(out, "Steps", "| methods | before, dB | behind, dB | time | kept |\n|---|--:|--:|--:|---|")?;
+        table(out, "Steps", "| methods | before, dB | behind, dB | time | verdict |\n|---|--:|--:|--:|---|")?;
         for s in &report.steps {
             let decided: Vec<&str> = [&*s.methods].into_iter().chain(s.findings.iter().map(|f| &**f)).collect();
-            let (methods, kept) = (plain(&decided.join("; ")), if s.kept { "yes" } else { "" });
-            writeln!(out, "| {methods} | {:.2} | {:.2} | {:.1} s | {kept} |", s.before_db, s.after_db, s.seconds)?;
+            let (methods, verdict) = (plain(&decided.join("; ")), s.verdict());
+            writeln!(out, "| {methods} | {:.2} | {:.2} | {:.1} s | {verdict} |", s.before_db, s.after_db, s.seconds)?;
         }
     }
     if let Some(found) = &report.search {

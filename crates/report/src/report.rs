@@ -93,6 +93,18 @@ pub struct Step {
     pub findings: Vec<String>,
 }
 
+impl Step {
+    /// What became of its result.
+    pub fn verdict(&self) -> &'static str {
+        match (self.kept, self.after_db < self.before_db) {
+            (true, false) => "kept",
+            // Where steps are chosen by what they gain, none is.
+            (true, true) => "taken as asked, though it harms",
+            (false, _) => "dropped",
+        }
+    }
+}
+
 /// What a training saw, epoch by epoch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Training {

@@ -99,6 +99,19 @@ pub enum Verdict {
 }
 
 /// A count of at least one.
+/// Refuses the first flag that is given though nothing looks at it: whether that is so, the flag, and what it goes with.
+///
+/// # Errors
+/// [`Error::Usage`].
+fn check_idle(flags: &[(bool, &str, &str)]) -> Result<(), Error> {
+    match flags.iter().find(|(is_idle, ..)| *is_idle) {
+        None => Ok(()),
+        Some((_, flag, with)) => {
+            Err(Error::Usage { what: format!("{flag} does nothing here"), hint: format!("it goes with {with}") })
+        }
+    }
+}
+
 fn count() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }

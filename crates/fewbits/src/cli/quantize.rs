@@ -136,7 +136,7 @@ fn check(args: &Args) -> Result<(), Error> {
     let learns =
         by_time || [Method::AdaRound, Method::Brecq, Method::QDrop].iter().any(|method| methods.demands(*method));
     let steps = methods.refine(&policy);
-    let unused = [
+    super::check_idle(&[
         (args.policy.iterations.is_some() && !learns, "--iterations", "--method adaround, brecq or qdrop"),
         (
             args.image_iterations.is_some() && !methods.demands(Method::ZeroqData),
@@ -151,11 +151,7 @@ fn check(args: &Args) -> Result<(), Error> {
             "--granularity channel-bits",
             "--weights 4 or fewer",
         ),
-    ];
-    match unused.iter().find(|(given, ..)| *given) {
-        None => Ok(()),
-        Some((_, flag, with)) => Err(Error::idle(flag, with)),
-    }
+    ])
 }
 
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {

@@ -234,21 +234,19 @@ fn check(args: &Args) -> Result<(), Error> {
     let by_layer = matches!(args.strategy, Strategy::Ofm | Strategy::Kl | Strategy::Hessian);
     let learns = matches!(args.strategy, Strategy::Rl | Strategy::Evolution);
     let timed = args.budget.iter().any(|budget| matches!(budget, Budget::Latency(_)));
-    let unused = [
+    super::check_idle(&[
         (args.level.is_some() && args.strategy == Strategy::Hessian, "--level", "strategies other than hessian"),
         (args.allocator.is_some() && !by_layer, "--allocator", "--strategy ofm, kl or hessian"),
         (args.cold_start && !learns, "--cold-start", "--strategy rl or evolution"),
         (args.latency_table.is_some() && !timed, "--latency-table", "--budget latency=…"),
-    ];
-    match unused.iter().find(|(given, ..)| *given) {
-        None => search::check_inside(args.inside).and_then(|()| match args.inside {
-            Some(inside) if args.method != Methods::Auto && !args.method.demands(inside) => Err(Error::Usage {
-                what: format!("--inside {inside} rounds weights in another way than --method {}", args.method),
-                hint: format!("search for what ships: --method auto, or a list with {inside}"),
-            }),
-            _ => Ok(()),
+    ])?;
+    search::check_inside(args.inside)?;
+    match args.inside {
+        Some(inside) if args.method != Methods::Auto && !args.method.demands(inside) => Err(Error::Usage {
+            what: format!("--inside {inside} rounds weights in another way than --method {}", args.method),
+            hint: format!("search for what ships: --method auto, or a list with {inside}"),
         }),
-        Some((_, flag, with)) => Err(Error::idle(flag, with)),
+        _ => Ok(()),
     }
 }
 

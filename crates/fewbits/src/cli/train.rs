@@ -16,7 +16,7 @@ use fewbits_data::Augment;
 use fewbits_graph::DType;
 use fewbits_quant::{calibrate::Policy, target::Target};
 use fewbits_train::quantizers::Method;
-use recipe::{RecipeArgs, parse};
+use recipe::{LOW, RecipeArgs, parse};
 use std::{
     fmt::Write,
     path::{Path, PathBuf},
@@ -100,15 +100,13 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         "float" => None,
         name => Some(parse::<Method>("--method", name)?),
     };
-    let of_few_bits = [
-        (args.weights.min(args.activations) < 8, "--weights or --activations"),
-        (args.plan.is_some(), "--plan"),
-        (args.granularity == "tensor", "--granularity"),
-        (args.no_equalize, "--no-equalize"),
-    ];
-    if let Some((_, flag)) = of_few_bits.iter().find(|(given, _)| *given && method.is_none()) {
-        return Err(Error::idle(flag, "training in few bits, not with --method float"));
-    }
+    let is_float = method.is_none();
+    super::check_idle(&[
+        (is_float && args.weights.min(args.activations) < 8, "--weights or --activations", LOW),
+        (is_float && args.plan.is_some(), "--plan", LOW),
+        (is_float && args.granularity == "tensor", "--granularity", LOW),
+        (is_float && args.no_equalize, "--no-equalize", LOW),
+    ])?;
     let path = args.output.clone().unwrap_or_else(|| args.out.join("model.onnx"));
     if let Some(method) = method.filter(|method| !method.is_deployable() && args.output.is_some()) {
         return Err(Error::Usage {

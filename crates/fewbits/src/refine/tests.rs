@@ -10,6 +10,26 @@ use fewbits_methods::MethodError;
 use fewbits_quant::{Plan, RangeRule, calibrate::Policy, target::Target};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// The demo network and images to calibrate on.
+struct Desk {
+    model: Model,
+    preprocess: Preprocess,
+    dataset: Dataset,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let model = demo::model().unwrap();
+        Desk { preprocess: model.preprocess().unwrap().unwrap(), model, dataset: demo::calibration_set() }
+    }
+
+    fn quantize(&self, samples: usize, settings: &Settings, progress: &dyn Progress) -> Quantized {
+        let Desk { model, preprocess, dataset } = self;
+        let source = Source { dataset, preprocess, indices: dataset.first(Some(samples)) };
+        quantize(model, &source, settings, 1, progress).unwrap()
+    }
+}
+
 /// Ends the run where a method begins.
 struct KilledAt(&'static str);
 
@@ -24,10 +44,7 @@ impl Progress for KilledAt {
 #[test]
 fn a_killed_run_leaves_a_plan_that_can_be_exported_and_goes_on_with_what_it_found() {
     let folder = tempfile::tempdir().unwrap();
-    let model = demo::model().unwrap();
-    let preprocess = model.preprocess().unwrap().unwrap();
-    let dataset = demo::calibration_set();
-    let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.first(Some(4)) };
+    let desk = Desk::new();
     let target: Target = "ort".parse().unwrap();
     let settings = Settings {
         ranges: Ranges::Rule(RangeRule::MinMax),
@@ -36,16 +53,16 @@ fn a_killed_run_leaves_a_plan_that_can_be_exported_and_goes_on_with_what_it_foun
         resume: true,
         ..Settings::new(target.clone(), Policy::new(4, 8, 8))
     };
-    let run = |progress: &dyn Progress| quantize(&model, &source, &settings, 1, progress).unwrap();
+    let run = |progress: &dyn Progress| desk.quantize(4, &settings, progress);
     catch_unwind(AssertUnwindSafe(|| run(&KilledAt("zero-point")))).unwrap_err();
 
     let [best, next] =
         ["partial.plan.json", "partial.next.plan.json"].map(|name| folder.path().join("out").with_extension(name));
     assert_eq!(Plan::load(&best).unwrap().target, target.name);
-    let planned = plan::apply(&model, &best).unwrap();
-    assert_eq!(planned.preprocess().unwrap(), Some(preprocess.clone()));
+    let planned = plan::apply(&desk.model, &best).unwrap();
+    assert_eq!(planned.preprocess().unwrap(), Some(desk.preprocess.clone()));
     let grids = planned.grids.as_ref().unwrap();
-    let qdq = export::qdq(&planned.graph, grids, &target, &json!(null), Some(&preprocess)).unwrap();
+    let qdq = export::qdq(&planned.graph, grids, &target, &json!(null), Some(&desk.preprocess)).unwrap();
     assert!(export::write(&folder.path().join("best.onnx"), &qdq).unwrap() > 10_000);
 
     // As if it had been killed within the first step, six blocks later.
@@ -75,10 +92,7 @@ fn methods_that_refine_have_a_stage_and_others_none() {
 #[test]
 fn what_a_killed_run_took_counts() {
     let folder = tempfile::tempdir().unwrap();
-    let model = demo::model().unwrap();
-    let preprocess = model.preprocess().unwrap().unwrap();
-    let dataset = demo::calibration_set();
-    let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.first(Some(16)) };
+    let desk = Desk::new();
     let settings = Settings {
         ranges: Ranges::Rule(RangeRule::MinMax),
         methods: Methods::Auto,
@@ -87,7 +101,7 @@ fn what_a_killed_run_took_counts() {
         resume: true,
         ..Settings::new("ort".parse().unwrap(), Policy::new(4, 8, 8))
     };
-    let run = |progress: &dyn Progress| quantize(&model, &source, &settings, 1, progress).unwrap();
+    let run = |progress: &dyn Progress| desk.quantize(16, &settings, progress);
     catch_unwind(AssertUnwindSafe(|| run(&KilledAt("e2e-qp")))).unwrap_err();
     let next = folder.path().join("out.partial.next.plan.json");
     let mut plan = Plan::load(&next).unwrap();
@@ -129,12 +143,9 @@ fn scales_are_searched_before_codes_where_channels_share_one() {
 /// Each step begins where the one before it ended.
 #[test]
 fn steps_that_reshape_go_on_from_what_was_kept() {
-    let model = demo::model().unwrap();
-    let preprocess = model.preprocess().unwrap().unwrap();
-    let dataset = demo::calibration_set();
-    let source = Source { dataset: &dataset, preprocess: &preprocess, indices: dataset.first(Some(16)) };
+    let desk = Desk::new();
     let settings = Settings::new("ort".parse().unwrap(), Policy::new(8, 8, 8));
-    let steps = quantize(&model, &source, &settings, 1, &Silent).unwrap().steps;
+    let steps = desk.quantize(16, &settings, &Silent).steps;
     let reshaping: Vec<&Step> = steps.iter().filter(|step| step.methods != "bias-correction").collect();
     assert!(reshaping.len() > 1, "{steps:?}");
     for pair in reshaping.windows(2) {

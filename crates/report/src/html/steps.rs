@@ -25,8 +25,8 @@ pub(super) fn section(out: &mut String, report: &Report) -> fmt::Result {
         write!(out, "<td class=\"n\">{}", minus(format!("{:.2}", step.before_db)))?;
         sqnr(out, step.after_db, most, 2)?;
         write!(out, "<td class=\"n\">{}", minus(format!("{:+.2}", step.after_db - step.before_db)))?;
-        let verdict = if step.kept { "<b>kept</b>" } else { "<span class=\"soft\">dropped</span>" };
-        write!(out, "<td class=\"n\">{:.1} s<td>{verdict}</tr>", step.seconds)?;
+        let (open, close) = if step.kept { ("<b>", "</b>") } else { ("<span class=\"soft\">", "</span>") };
+        write!(out, "<td class=\"n\">{:.1} s<td>{open}{}{close}</tr>", step.seconds, step.verdict())?;
     }
     out.write_str("</table></div>")
 }

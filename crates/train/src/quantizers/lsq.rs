@@ -11,7 +11,8 @@
 //!
 //! *Departures*: `N` counts the features of one image, so that learning does not depend on the size of a batch; `g` is applied
 //! to `β` too, on which LSQ+ is silent. A step changes a scale by a tenth of it at most, and an offset by a tenth of the range: of tensors
-//! with few elements, such as those of squeeze-excitation, a few that are clipped would else move both as far as they like. Activations start at the least squared error unless LSQ's rule is asked for: behind a Relu most
+//! with few elements, such as those of squeeze-excitation, a few that are clipped would else move both as far as they like. Activations
+//! start at the least squared error unless LSQ's rule is asked for: behind a Relu most
 //! elements are zeros, from which `2·mean|x|/√p` is far too narrow.
 
 use super::{

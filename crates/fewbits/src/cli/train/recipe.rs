@@ -113,6 +113,8 @@ pub struct RecipeArgs {
     pub delay: Option<u32>,
 }
 
+/// What flags of quantizers go with.
+pub(super) const LOW: &str = "training in few bits, not with --method float";
 /// Default of `--momentum`.
 const MOMENTUM: f64 = 0.9;
 /// Default of `--snap-at`.
@@ -123,12 +125,11 @@ const DELAY: u32 = 100;
 impl RecipeArgs {
     /// Refuses what `method` (`None` trains in float) would not look at.
     fn check_unused(&self, method: Option<Method>) -> Result<(), Error> {
-        const LOW: &str = "training in few bits, not with --method float";
         let is = |wanted| method == Some(wanted);
         let is_float = method.is_none();
         let bounded = matches!(self.configuration.as_deref(), Some("1" | "2"));
         let is_adam = matches!(self.optimizer.as_str(), "adam" | "adamw");
-        let unused = [
+        cli::check_idle(&[
             (self.momentum.is_some() && is_adam, "--momentum", "--optimizer sgd or nesterov"),
             (self.configuration.is_some() && !is(Method::LsqPlus), "--configuration", "--method lsq+"),
             (self.offset.is_some() && !is(Method::LsqPlus), "--offset", "--method lsq+"),
@@ -143,11 +144,7 @@ impl RecipeArgs {
             (self.scale_rate.is_some() && is_float, "--scale-rate", LOW),
             (self.scale_decay.is_some() && is_float, "--scale-decay", LOW),
             (!self.progressive.is_empty() && is_float, "--progressive", LOW),
-        ];
-        match unused.iter().find(|(given, ..)| *given) {
-            None => Ok(()),
-            Some((_, flag, with)) => Err(Error::idle(flag, with)),
-        }
+        ])
     }
 
     fn settings(&self) -> Result<Settings, Error> {
