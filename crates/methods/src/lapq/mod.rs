@@ -2,11 +2,14 @@
 //!
 //! # What it does
 //! For `p` from 2 to 4 all weights get the scales of least `Σ |w − ŵ|^p`, and the loss is measured; a parabola through the losses says
-//! which `p` to begin with. From there one factor for each layer's scales is searched by Powell's method on the loss. With every change of
-//! scales the mean that rounding adds to the outputs is taken off the biases, from statistics. The result is kept if the loss on other samples agrees.
+//! which `p` to begin with. Where all channels of a layer share one scale and one towers above the others, halves, quarters … of the scale are
+//! tried as well, down to what the median channel needs. From there one factor for each layer's scales is searched by Powell's method on the loss. With
+//! every change of scales the mean that rounding adds to the outputs is taken off the biases, from statistics. The result is kept if the loss on
+//! other samples agrees.
 //!
 //! # When it helps
-//! At four bits and fewer, where layers' errors make up for each other or add up, which no layer knows alone.
+//! At four bits and fewer, where layers' errors make up for each other or add up, which no layer knows alone. With one scale for all channels,
+//! at any width: a channel that costs the others six bits may matter less than they do, which squared errors of weights never find.
 //!
 //! # When it fails
 //! With few samples the loss is ragged. All channels of a layer move together. Codes are the nearest ones (`comq` searches them).
@@ -22,19 +25,23 @@
 //!
 //! # Departures
 //! Weights only; ranges of activations are chosen by the network's outputs elsewhere (`--ranges auto`, `zero-point`). The loss is given:
-//! distance from the float network's outputs, so that no labels are needed. Factors are searched by their logarithms.
+//! distance from the float network's outputs, so that no labels are needed. Factors are searched by their logarithms. Halves of shared scales are
+//! ours.
 
 mod powell;
 
 use crate::{
     Draft, Ground, Part, Progress,
-    clipping::{Clip, Weights, with_scales},
+    clipping::{Clip, Weights, largest, with_scales},
     draft::layers,
     moments::Shape,
 };
 use fewbits_kernels::Threads;
 pub use powell::Powell;
-use std::time::Instant;
+use std::{cmp::Reverse, f64::consts::LN_2, time::Instant};
+
+/// A channel towers above the others if its largest weight is this many times the median channel's: two bits.
+const TOWERING: f32 = 4.0;
 
 /// How scales are searched.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +77,10 @@ pub fn tune<E>(
     let layers = layers(ground.float, ground.placement);
     let shapes = Shape::all(ground, &layers);
     let weights = Weights::all(ground, draft, &layers, &shapes);
-    progress.begin("lapq", config.count + 1 + 3 * weights.len() * config.powell.sweeps);
+    let mut towering: Vec<(usize, usize)> = weights.iter().map(halvings).enumerate().filter(|(_, n)| *n > 0).collect();
+    towering.sort_by_key(|(_, halvings)| Reverse(*halvings));
+    let halves: usize = towering.iter().map(|(_, halvings)| halvings).sum();
+    progress.begin("lapq", config.count + 1 + halves + 3 * weights.len() * config.powell.sweeps);
     let with = |scales: &[Vec<f32>]| with_scales(ground, draft, &weights, scales);
     let by_power = |p: f32| -> Vec<Vec<f32>> {
         let scales = |own: &Weights<'_>| own.scales(Clip::Lp(p), threads).unwrap_or_else(|| own.params.scale.clone());
@@ -94,13 +104,26 @@ pub fn tune<E>(
         tried.push((p.clamp(least, most), measured(&by_power(p.clamp(least, most)))?));
     }
     let best = tried.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
-    let (p, value) = best.unwrap_or((least, f64::INFINITY));
+    let (p, mut value) = best.unwrap_or((least, f64::INFINITY));
     let start = by_power(p);
     let scaled = |logarithms: &[f64]| -> Vec<Vec<f32>> {
         let factors = logarithms.iter().map(|log| log.exp() as f32);
         start.iter().zip(factors).map(|(scales, factor)| scales.iter().map(|s| s * factor).collect()).collect()
     };
     let mut logarithms = vec![0.0; weights.len()];
+    for (layer, halvings) in towering {
+        for halved in 1..=halvings {
+            if is_over() {
+                break;
+            }
+            let mut probe = logarithms.clone();
+            probe[layer] = -LN_2 * halved as f64;
+            let lower = measured(&scaled(&probe))?;
+            if lower < value {
+                (logarithms, value) = (probe, lower);
+            }
+        }
+    }
     config.powell.minimise(&mut |at| measured(&scaled(at)), &mut logarithms, value, &is_over)?;
     let result = with(&scaled(&logarithms));
     progress.end();
@@ -109,6 +132,16 @@ pub fn tune<E>(
         *draft = result;
     }
     Ok(kept)
+}
+
+/// How often the scale of weights that share one can be halved before it clips half of the channels; 0 where none towers above the others.
+fn halvings(weights: &Weights<'_>) -> usize {
+    let rows = weights.rows.chunks(weights.shape.inputs);
+    let mut channels: Vec<f32> = rows.map(largest).filter(|most| *most > 0.0).collect();
+    channels.sort_by(f32::total_cmp);
+    let (Some(most), Some(median)) = (channels.last(), channels.get(channels.len() / 2)) else { return 0 };
+    let ratio = most / median;
+    if weights.params.scale.len() == 1 && ratio.is_finite() && ratio >= TOWERING { ratio.log2() as usize } else { 0 }
 }
 
 /// Where the parabola of least squares through points with evenly spread abscissas is lowest; `None` if it opens downward.
