@@ -173,8 +173,7 @@ pub fn inspect(model: &Model, target: &Target, stats: &Stats) -> Inspection {
     let batch = shapes.first().and_then(|s| s.first()).copied().unwrap_or(1).max(1) as u64;
     let layers = layers(&graph, model.grids.as_ref(), &placement, target, &known.facts, batch);
     let mut warnings = unknown_warnings(&graph);
-    warnings.extend(weights::warnings(&graph, &placement, stats));
-    warnings.extend(activations::warnings(&graph, &placement, stats));
+    warnings.extend(numeric_warnings(&graph, &placement, stats));
     if let Some(grids) = &model.grids {
         warnings.retain(|w| !settled(w, &graph, grids));
     }
@@ -206,6 +205,11 @@ pub fn inspect(model: &Model, target: &Target, stats: &Stats) -> Inspection {
         layers,
         warnings,
     }
+}
+
+/// What weights, and activations as far as `stats` hold them, say about their rounding.
+pub(crate) fn numeric_warnings(graph: &Graph, placement: &Placement, stats: &Stats) -> Vec<Warning> {
+    [weights::warnings(graph, placement, stats), activations::warnings(graph, placement, stats)].concat()
 }
 
 /// Whether a warning is about channels in one scale, and the quantized file gives each its own.

@@ -1,12 +1,13 @@
 //! Post-training quantization: prepare, place, observe, choose ranges, and hand over to [`crate::refine`].
 
 mod check;
+mod grounds;
 mod layout;
 mod reshape;
 mod settings;
 
 use crate::{
-    Error, Model,
+    Error, Model, inspect,
     methods::Method,
     observe::{Observation, observe},
     progress::Progress,
@@ -223,7 +224,14 @@ pub fn quantize(
         guarded,
         steps,
     };
-    refine(quantized, &facts, source, settings, threads, progress, begun)
+    let mut quantized = refine(quantized, &facts, source, settings, threads, progress, begun)?;
+    if settings.methods.are_measured() {
+        let as_prepared = placed(&quantized.prepared, &Patches::new(), settings).1;
+        let before = inspect::numeric_warnings(&quantized.prepared, &as_prepared, &Stats::default());
+        let rescaled = inspect::numeric_warnings(&quantized.float, &quantized.placement, &quantized.stats);
+        grounds::explain(&mut quantized.steps, &before, &rescaled, settings.policy.per_channel);
+    }
+    Ok(quantized)
 }
 
 /// Grids under one rule, and the biases that go with them.

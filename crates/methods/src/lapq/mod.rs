@@ -77,10 +77,8 @@ pub fn tune<E>(
     let layers = layers(ground.float, ground.placement);
     let shapes = Shape::all(ground, &layers);
     let weights = Weights::all(ground, draft, &layers, &shapes);
-    let mut towering: Vec<(usize, usize)> = weights.iter().map(halvings).enumerate().filter(|(_, n)| *n > 0).collect();
-    towering.sort_by_key(|(_, halvings)| Reverse(*halvings));
-    let halves: usize = towering.iter().map(|(_, halvings)| halvings).sum();
-    progress.begin("lapq", config.count + 1 + halves + 3 * weights.len() * config.powell.sweeps);
+    let halves = halves(&weights);
+    progress.begin("lapq", config.count + 1 + halves.len() + 3 * weights.len() * config.powell.sweeps);
     let with = |scales: &[Vec<f32>]| with_scales(ground, draft, &weights, scales);
     let by_power = |p: f32| -> Vec<Vec<f32>> {
         let scales = |own: &Weights<'_>| own.scales(Clip::Lp(p), threads).unwrap_or_else(|| own.params.scale.clone());
@@ -111,17 +109,12 @@ pub fn tune<E>(
         start.iter().zip(factors).map(|(scales, factor)| scales.iter().map(|s| s * factor).collect()).collect()
     };
     let mut logarithms = vec![0.0; weights.len()];
-    for (layer, halvings) in towering {
-        for halved in 1..=halvings {
-            if is_over() {
-                break;
-            }
-            let mut probe = logarithms.clone();
-            probe[layer] = -LN_2 * halved as f64;
-            let lower = measured(&scaled(&probe))?;
-            if lower < value {
-                (logarithms, value) = (probe, lower);
-            }
+    for (layer, halvings) in halves.into_iter().take_while(|_| !is_over()) {
+        let mut probe = logarithms.clone();
+        probe[layer] = -LN_2 * halvings as f64;
+        let lower = measured(&scaled(&probe))?;
+        if lower < value {
+            (logarithms, value) = (probe, lower);
         }
     }
     config.powell.minimise(&mut |at| measured(&scaled(at)), &mut logarithms, value, &is_over)?;
@@ -134,14 +127,20 @@ pub fn tune<E>(
     Ok(kept)
 }
 
-/// How often the scale of weights that share one can be halved before it clips half of the channels; 0 where none towers above the others.
-fn halvings(weights: &Weights<'_>) -> usize {
-    let rows = weights.rows.chunks(weights.shape.inputs);
-    let mut channels: Vec<f32> = rows.map(largest).filter(|most| *most > 0.0).collect();
-    channels.sort_by(f32::total_cmp);
-    let (Some(most), Some(median)) = (channels.last(), channels.get(channels.len() / 2)) else { return 0 };
-    let ratio = most / median;
-    if weights.params.scale.len() == 1 && ratio.is_finite() && ratio >= TOWERING { ratio.log2() as usize } else { 0 }
+/// Layers whose channels share a scale that one channel needs and the others do not, the worst first, and how often to halve it: once, twice,
+/// and so on until it clips half of the channels.
+fn halves(weights: &[Weights<'_>]) -> Vec<(usize, usize)> {
+    let most = |own: &Weights<'_>| -> Option<usize> {
+        let rows = own.rows.chunks(own.shape.inputs);
+        let mut channels: Vec<f32> = rows.map(largest).filter(|most| *most > 0.0).collect();
+        channels.sort_by(f32::total_cmp);
+        let ratio = channels.last()? / channels[channels.len() / 2];
+        (own.params.scale.len() == 1 && ratio.is_finite() && ratio >= TOWERING).then(|| ratio.log2() as usize)
+    };
+    let mut found: Vec<(usize, usize)> =
+        weights.iter().enumerate().filter_map(|(layer, own)| Some((layer, most(own)?))).collect();
+    found.sort_by_key(|(_, most)| Reverse(*most));
+    found.into_iter().flat_map(|(layer, most)| (1..=most).map(move |halvings| (layer, halvings))).collect()
 }
 
 /// Where the parabola of least squares through points with evenly spread abscissas is lowest; `None` if it opens downward.
