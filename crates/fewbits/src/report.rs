@@ -147,7 +147,7 @@ pub fn of_training(request: &train::Request<'_>, trained: &Trained, command: &st
 }
 
 fn training(trained: &Trained) -> Training {
-    let rows = || trained.log.iter().map(|row| (row.epoch as u64 + 1, row));
+    let rows = || trained.log.iter().map(|row| (row.epoch as u64, row));
     let curve = |name: &str, value: fn(&train::EpochRow) -> f64| Curve {
         name: name.into(),
         points: rows().map(|(epoch, row)| (epoch, value(row))).collect(),

@@ -76,7 +76,7 @@ pub struct Request<'a> {
 pub struct Summary {
     /// Epochs trained.
     pub epochs: usize,
-    /// Epoch that was kept, from 0.
+    /// Epoch that was kept, from 1.
     pub best_epoch: usize,
     /// Top-1 of the float network before training, percent.
     pub start_top1: f64,
@@ -112,7 +112,7 @@ pub struct Trained {
 /// A line of `epochs.csv`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EpochRow {
-    /// From 0.
+    /// From 1.
     pub epoch: usize,
     /// Mean training loss.
     pub loss: f64,
@@ -180,7 +180,7 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
         trainer::score(&outcome.network, &outcome.quantizers, &outcome.leaves, outcome.fold, &validation, &threads)?;
     let mut summary = Summary {
         epochs: request.recipe.epochs(),
-        best_epoch: outcome.best.1,
+        best_epoch: outcome.best.1 + 1,
         start_top1: start,
         trained_top1: score,
         fake_top1: score,

@@ -215,7 +215,7 @@ fn text(trained: &Trained, path: &Path) -> String {
             "trained           top-1 {:.2} %; deployed {:.2} % (fake quantization), {integer:.2} % (integers); epoch {}",
             s.trained_top1,
             s.fake_top1,
-            s.best_epoch + 1
+            s.best_epoch
         ),
         (None, Some(reason)) => {
             writeln!(
@@ -224,7 +224,7 @@ fn text(trained: &Trained, path: &Path) -> String {
                 s.fake_top1
             )
         }
-        (None, None) => writeln!(text, "trained           top-1 {:.2} %; epoch {}", s.fake_top1, s.best_epoch + 1),
+        (None, None) => writeln!(text, "trained           top-1 {:.2} %; epoch {}", s.fake_top1, s.best_epoch),
     };
     if s.not_deployable.is_none() {
         let _ = writeln!(text, "{}: {:.1} s", path.display(), s.seconds);

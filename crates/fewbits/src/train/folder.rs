@@ -128,7 +128,7 @@ impl<'a> Folder<'a> {
             fs::write(&steps, "")?;
             fs::write(&epochs, format!("{EPOCHS_HEADER}\n"))?;
         } else {
-            let over = |epoch: usize| (epoch + 1) * self.steps_per_epoch <= step;
+            let over = |epoch: usize| epoch * self.steps_per_epoch <= step;
             keep_lines(&steps, |line| number(line, "\"step\":").is_some_and(|s| s < step))?;
             let before = |line: &str| line.split(',').next().and_then(|e| e.parse().ok());
             keep_lines(&epochs, |line| before(line).is_none_or(over))?;
@@ -218,7 +218,7 @@ impl Watcher for Folder<'_> {
         }
         let line = StepLine {
             step: report.step,
-            epoch: report.epoch,
+            epoch: report.epoch + 1,
             loss: report.loss.total,
             top1: batch_top1,
             learning_rate: report.learning_rate,
@@ -229,7 +229,8 @@ impl Watcher for Folder<'_> {
     }
 
     fn epoch(&mut self, report: &EpochReport) -> Result<(), TrainError> {
-        let EpochReport { epoch, loss, training_top1, top1, scales, .. } = report.clone();
+        let EpochReport { loss, training_top1, top1, scales, .. } = report.clone();
+        let epoch = report.epoch + 1;
         self.top1 = Some(top1);
         let seconds = self.seconds_before + self.begun.elapsed().as_secs_f64();
         self.append(EPOCHS, &format!("{epoch},{loss:.6},{training_top1:.3},{top1:.3},{seconds:.1}"))?;
@@ -238,8 +239,7 @@ impl Watcher for Folder<'_> {
             self.append(SCALES, &serde_json::to_string(&line).expect("names and numbers are valid JSON"))?;
         }
         self.progress.line(&format!(
-            "epoch {:>3}  loss {loss:.4}  training top-1 {training_top1:.2} %  top-1 {top1:.2} %{}",
-            epoch + 1,
+            "epoch {epoch:>3}  loss {loss:.4}  training top-1 {training_top1:.2} %  top-1 {top1:.2} %{}",
             match (report.best, report.not_final) {
                 (true, _) => "  best".into(),
                 (false, Some(reason)) => format!("  ({reason})"),

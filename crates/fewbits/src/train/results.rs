@@ -69,7 +69,7 @@ pub(super) fn plan(
         method: goal.method.name().into(),
         config: describe(request),
         metrics: serde_json::json!({
-            "best_epoch": outcome.best.1,
+            "best_epoch": outcome.best.1 + 1,
             "fake_top1": summary.fake_top1,
             "integer_top1": summary.integer_top1,
         }),

@@ -87,6 +87,7 @@ fn a_network_of_the_zoo_learns() {
     let steps = ["--optimizer", "adamw", "--learning-rate", "0.015"];
     fewbits(&studio.args(&model, &out, &[&recipe[..], &steps].concat()));
     let (losses, top1) = (epochs(&studio.desk, "float", 1), epochs(&studio.desk, "float", 3));
+    assert_eq!(epochs(&studio.desk, "float", 0), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     assert!(losses[5] < losses[0] - 0.2, "{losses:?}");
     assert!(top1[5] > 70.0, "chance is 50 %: {top1:?}");
     assert_eq!(
