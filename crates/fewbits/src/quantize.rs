@@ -226,8 +226,8 @@ pub fn quantize(
     };
     let mut quantized = refine(quantized, &facts, source, settings, threads, progress, begun)?;
     if settings.methods.are_measured() {
-        let as_prepared = placed(&quantized.prepared, &Patches::new(), settings).1;
-        let before = inspect::numeric_warnings(&quantized.prepared, &as_prepared, &Stats::default());
+        let (graph, placement) = placed(&quantized.prepared, &Patches::new(), settings);
+        let before = inspect::numeric_warnings(&graph, &placement, &Stats::default());
         let rescaled = inspect::numeric_warnings(&quantized.float, &quantized.placement, &quantized.stats);
         grounds::explain(&mut quantized.steps, &before, &rescaled, settings.policy.per_channel);
     }

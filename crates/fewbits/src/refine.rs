@@ -8,7 +8,6 @@ use crate::{
     plan,
     progress::Progress,
     quantize::{Patches, Quantized, Settings, laid_out, output_sqnr},
-    report,
     stream::{Source, outputs},
 };
 use fewbits_graph::{Graph, QuantParams, Tensor, exec::Mode, op::Fact};
@@ -44,7 +43,7 @@ pub struct Step {
     pub after_db: f64,
     /// Whether its result was taken.
     pub kept: bool,
-    /// What its methods decided, a line each.
+    /// What its methods were there for and what they decided, a line each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<String>,
     /// How long it took; 0 where nothing may depend on the clock.
@@ -59,7 +58,7 @@ fn is_zero(number: &f64) -> bool {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Step { methods, before_db, after_db, .. } = self;
-        let verdict = report::step(self).verdict();
+        let verdict = fewbits_report::verdict(self.kept, *before_db, *after_db);
         write!(f, "{methods:<34} {before_db:6.2} -> {after_db:6.2} dB  {:5.1} s  {verdict}", self.seconds)
     }
 }

@@ -257,7 +257,7 @@ fn trials(quantized: &Quantized) -> Vec<Trial> {
     quantized.trials.iter().map(trial).collect()
 }
 
-pub(crate) fn step(step: &refine::Step) -> Step {
+fn step(step: &refine::Step) -> Step {
     Step {
         methods: step.methods.clone(),
         before_db: step.before_db,

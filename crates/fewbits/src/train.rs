@@ -284,6 +284,7 @@ pub fn describe(request: &Request<'_>) -> serde_json::Value {
         "clip_norm": recipe.clip_norm,
         "accumulate": recipe.accumulate,
         "average": recipe.average,
+        "bn_reestimation": recipe.reestimation,
         "batch": request.batch,
         "limits": [request.training_limit, request.validation_limit],
         "teacher": request.teacher.map(fewbits_quant::plan::model_sha256),

@@ -11,6 +11,7 @@ mod search;
 
 pub use report::{
     Accuracy, Bins, Curve, Layer, Mode, Model, Report, RuleRange, Runtime, Size, Step, TensorRange, Training, Trial,
+    verdict,
 };
 pub use search::{Candidate, CandidateKind, LayerBits, LayerDamage, Quality, Search, Sensitivity};
 

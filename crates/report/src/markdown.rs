@@ -3,6 +3,7 @@
 use crate::{
     CandidateKind, Search, Sensitivity,
     numbers::{bits, bytes, count, decibels, digits, percent, ratio, significant},
+    report::verdict,
     report::{Mode, Report, Runtime},
 };
 use std::fmt::{self, Write};
@@ -52,7 +53,7 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
         table(out, "Steps", "| methods | before, dB | behind, dB | time | verdict |\n|---|--:|--:|--:|---|")?;
         for s in &report.steps {
             let decided: Vec<&str> = [&*s.methods].into_iter().chain(s.findings.iter().map(|f| &**f)).collect();
-            let (methods, verdict) = (plain(&decided.join("; ")), s.verdict());
+            let (methods, verdict) = (plain(&decided.join("; ")), verdict(s.kept, s.before_db, s.after_db));
             writeln!(out, "| {methods} | {:.2} | {:.2} | {:.1} s | {verdict} |", s.before_db, s.after_db, s.seconds)?;
         }
     }

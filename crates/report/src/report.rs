@@ -93,15 +93,13 @@ pub struct Step {
     pub findings: Vec<String>,
 }
 
-impl Step {
-    /// What became of its result.
-    pub fn verdict(&self) -> &'static str {
-        match (self.kept, self.after_db < self.before_db) {
-            (true, false) => "kept",
-            // Where steps are chosen by what they gain, none is.
-            (true, true) => "taken as asked, though it harms",
-            (false, _) => "dropped",
-        }
+/// What became of the result of a step, which brought outputs from `before_db` to `after_db`.
+pub fn verdict(kept: bool, before_db: f64, after_db: f64) -> &'static str {
+    match (kept, after_db < before_db) {
+        (true, false) => "kept",
+        // As it was asked for, or as its gain shows only with what comes behind it.
+        (true, true) => "kept, though it harms here",
+        (false, _) => "dropped",
     }
 }
 

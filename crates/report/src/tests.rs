@@ -113,7 +113,7 @@ fn a_page_says_what_the_report_holds() {
         "+4.50",
         "−1.25",
         "dropped",
-        "taken as asked, though it harms",
+        "kept, though it harms here",
         "which is kept: 200 bytes, 3.875 bits on average, 5.00 M bit operations",
         "<td>3 bits everywhere<td class=\"n\">300",
         "50.00 %",

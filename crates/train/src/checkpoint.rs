@@ -69,7 +69,7 @@ impl Checkpoint {
             "optimizer_steps": self.optimizer.steps,
             "average_updates": self.average_updates,
             "best_score": self.best_score.map(|(score, _)| score),
-            "best_epoch": self.best_score.map(|(_, epoch)| epoch),
+            "best_epoch_from_0": self.best_score.map(|(_, epoch)| epoch),
             "loss": self.tally.loss,
             "hits": self.tally.hits,
             "images": self.tally.images,
@@ -119,7 +119,7 @@ impl Checkpoint {
             average: [take("average.values"), take("average.statistics")],
             average_updates: number("average_updates").ok_or_else(missing)?,
             best: [take("best.values"), take("best.statistics")],
-            best_score: fraction("best_score").zip(number("best_epoch").map(|e| e as usize)),
+            best_score: fraction("best_score").zip(number("best_epoch_from_0").map(|e| e as usize)),
             tally: Tally {
                 loss: fraction("loss").ok_or_else(missing)?,
                 hits: count("hits")?,

@@ -100,6 +100,8 @@ pub struct Recipe {
     pub recompute: bool,
     /// Decay of the moving average of the parameters, 0 for none.
     pub average: f64,
+    /// Batches that statistics of normalizations are taken from anew before an epoch is scored, 0 for running averages.
+    pub reestimation: usize,
     /// Everything random depends on it.
     pub seed: u64,
 }
@@ -127,6 +129,7 @@ impl Recipe {
             accumulate: 1,
             recompute: false,
             average: 0.0,
+            reestimation: 0,
             seed: 0,
         }
     }

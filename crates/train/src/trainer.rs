@@ -5,6 +5,7 @@
 //! ends in the same bits.
 
 mod finite;
+mod reestimation;
 mod resume;
 mod run;
 mod scoring;

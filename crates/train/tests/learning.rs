@@ -3,6 +3,7 @@
 use fewbits_data::{Augment, Dataset, Image, Loader, LoaderOptions, Preprocess};
 use fewbits_graph::{
     DType, Graph, Node, Op, Tensor, ValueInfo,
+    exec::{Executor, Mode},
     op::CANONICAL_OPSET,
     ops::{self, window::Window},
     tape::quantizer_leaf,
@@ -129,6 +130,12 @@ impl Watcher for Log {
     }
 }
 
+fn loader(batch: usize, training: bool) -> Loader {
+    let preprocess = Preprocess { scale: 255.0, mean: vec![0.5], std: vec![0.25], ..Preprocess::default() };
+    let options = LoaderOptions { batch, seed: 0, shuffle: training, drop_last: training, limit: None, workers: 1 };
+    Loader::new(Arc::new(pictures()), preprocess, Augment::default(), options).unwrap()
+}
+
 fn run(graph: &Graph, recipe: &Recipe, batch: usize) -> Result<(Outcome, Log), TrainError> {
     run_scaled(graph, &BTreeMap::new(), recipe, batch)
 }
@@ -139,13 +146,7 @@ fn run_scaled(
     recipe: &Recipe,
     batch: usize,
 ) -> Result<(Outcome, Log), TrainError> {
-    let data = Arc::new(pictures());
-    let preprocess = Preprocess { scale: 255.0, mean: vec![0.5], std: vec![0.25], ..Preprocess::default() };
-    let loader = |training: bool| {
-        let options = LoaderOptions { batch, seed: 0, shuffle: training, drop_last: training, limit: None, workers: 1 };
-        Loader::new(data.clone(), preprocess.clone(), Augment::default(), options).unwrap()
-    };
-    let (training, validation, threads) = (loader(true), loader(false), Threads::new(2));
+    let (training, validation, threads) = (loader(batch, true), loader(batch, false), Threads::new(2));
     let target = "ort".parse().unwrap();
     let setup = Setup {
         graph,
@@ -205,6 +206,32 @@ fn scales_move_by_a_tenth_of_themselves_in_a_step_at_most() {
     let (least, most) = (0.9f32.powi(6) - 1e-3, 1.1f32.powi(6) + 1e-3);
     assert!(ratios.iter().all(|ratio| (least..most).contains(ratio)), "{ratios:?}");
     assert!(ratios.iter().any(|ratio| !(0.7..1.3).contains(ratio)), "the rate would have them go further: {ratios:?}");
+}
+
+/// With weights that stand still, the mean over equal batches is the mean over all images; running averages still remember how they began.
+#[test]
+fn statistics_are_estimated_anew_before_an_epoch_is_scored() {
+    let graph = network(true);
+    let mut convolution = graph.clone();
+    convolution.outputs[0].name = "conv1".into();
+    let images = loader(IMAGES, false).epoch(0, 0).next().unwrap().unwrap();
+    let threads = Threads::new(1);
+    let mut executor = Executor::new(&convolution, Mode::Float, &threads);
+    let written = executor.run(&[Tensor::f32(&images.shape, images.data.clone())]).unwrap().remove(0);
+    let planes = || written.as_f32().unwrap().chunks(SIDE * SIDE).enumerate();
+    let sum = |channel: usize| -> f32 {
+        planes().filter(|(i, _)| i % CHANNELS == channel).map(|(_, x)| x.iter().sum::<f32>()).sum()
+    };
+    let expected: Vec<f32> = (0..CHANNELS).map(|channel| sum(channel) / (IMAGES * SIDE * SIDE) as f32).collect();
+    let farthest = |reestimation: usize| {
+        let recipe = Recipe { learning_rate: 1e-12, reestimation, ..recipe(None, 1) };
+        let (outcome, _) = run(&graph, &recipe, BATCH).unwrap();
+        let leaf = outcome.leaves.running.iter().find(|leaf| leaf.name == "norm1.mean").unwrap();
+        let found = &outcome.leaves.statistics[leaf.range.clone()];
+        found.iter().zip(&expected).fold(0f32, |most, (found, mean)| most.max((found - mean).abs()))
+    };
+    let [anew, running] = [farthest(50), farthest(0)];
+    assert!(anew < 1e-6 && running > 0.05, "{anew}, {running}: {expected:?}");
 }
 
 /// The first epoch that may be the result: it is the best so far.

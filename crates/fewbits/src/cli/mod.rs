@@ -98,7 +98,6 @@ pub enum Verdict {
     Missed,
 }
 
-/// A count of at least one.
 /// Refuses the first flag that is given though nothing looks at it: whether that is so, the flag, and what it goes with.
 ///
 /// # Errors
@@ -112,6 +111,7 @@ fn check_idle(flags: &[(bool, &str, &str)]) -> Result<(), Error> {
     }
 }
 
+/// A count of at least one.
 fn count() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }

@@ -213,9 +213,7 @@ fn text(trained: &Trained, path: &Path) -> String {
         (Some(integer), _) => writeln!(
             text,
             "trained           top-1 {:.2} %; deployed {:.2} % (fake quantization), {integer:.2} % (integers); epoch {}",
-            s.trained_top1,
-            s.fake_top1,
-            s.best_epoch
+            s.trained_top1, s.fake_top1, s.best_epoch
         ),
         (None, Some(reason)) => {
             writeln!(

@@ -126,7 +126,8 @@ impl Channels {
                 value(highest),
                 above.log2()
             );
-            let hint = "keep --granularity channel, the default (with one scale, --method auto clips it where that costs less); below 8 bits keep this layer at 8";
+            let hint = "keep --granularity channel, the default, or let --method auto clip the channel if that costs less; below 8 bits \
+                        keep this layer at 8";
             return Some(warning(node, "outlier_channel", Severity::Warning, message, hint));
         }
         (spread >= SPREAD).then(|| {

@@ -1,6 +1,6 @@
 //! What `inspect` finds that a step is there for: so that a report says not only what a step bought, but what it was bought against.
 //!
-//! What enters: steps that were taken, and warnings. What leaves: a line more in the findings of a step. It does not know networks.
+//! What enters: steps that were taken, and warnings. What leaves: more lines in the findings of steps. It does not know networks.
 
 use crate::{inspect::Warning, methods::Method, refine::Step};
 
@@ -10,7 +10,6 @@ fn answered(method: Method, per_channel: bool) -> &'static [&'static str] {
         Method::Equalize | Method::Lapq if !per_channel => &["outlier_channel", "channel_spread"],
         Method::Comq => &["outlier_weight"],
         Method::QDrop => &["depthwise"],
-        Method::ZeroPoint | Method::E2eQp => &["stretched_range", "concat_ranges"],
         _ => &[],
     }
 }

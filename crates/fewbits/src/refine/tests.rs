@@ -80,6 +80,26 @@ fn a_killed_run_leaves_a_plan_that_can_be_exported_and_goes_on_with_what_it_foun
     assert!(!best.exists() && !next.exists());
 }
 
+/// With one scale for all channels, the first layer's first one a hundred times as large as it was.
+#[test]
+fn a_step_says_which_warning_it_answers_to() {
+    let mut desk = Desk::new();
+    let graph = &mut desk.model.graph;
+    let weight = graph.nodes.iter().find(|node| node.op.name() == "Conv").unwrap().inputs[1].clone();
+    let old = graph.constants[&weight].clone();
+    let first = old.len() / old.dims[0];
+    let towering = old.as_f32().unwrap().iter().enumerate().map(|(i, w)| if i < first { 100.0 * w } else { *w });
+    graph.constants.insert(weight, std::sync::Arc::new(Tensor::f32(&old.dims, towering.collect())));
+    let answers = |per_channel: bool| {
+        let policy = Policy { per_channel, ..Policy::new(8, 8, 8) };
+        let settings = Settings { methods: Methods::Basic, ..Settings::new("ort".parse().unwrap(), policy) };
+        let steps = desk.quantize(4, &settings, &Silent).steps;
+        let equalized = steps.into_iter().find(|step| step.methods == "equalize").unwrap();
+        equalized.findings.iter().any(|line| line.starts_with("against outlier_channel: "))
+    };
+    assert_eq!([true, false].map(answers), [false, true]);
+}
+
 #[test]
 fn methods_that_refine_have_a_stage_and_others_none() {
     let settings = Settings::new("ort".parse().unwrap(), Policy::new(4, 8, 8));

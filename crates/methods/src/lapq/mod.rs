@@ -3,7 +3,7 @@
 //! # What it does
 //! For `p` from 2 to 4 all weights get the scales of least `Σ |w − ŵ|^p`, and the loss is measured; a parabola through the losses says
 //! which `p` to begin with. Where all channels of a layer share one scale and one towers above the others, halves, quarters … of the scale are
-//! tried as well, down to what the median channel needs. From there one factor for each layer's scales is searched by Powell's method on the loss. With
+//! tried as well, down to what the median channel needs and no further than its bits. From there one factor for each layer's scales is searched by Powell's method on the loss. With
 //! every change of scales the mean that rounding adds to the outputs is taken off the biases, from statistics. The result is kept if the loss on
 //! other samples agrees.
 //!
@@ -15,7 +15,7 @@
 //! With few samples the loss is ragged. All channels of a layer move together. Codes are the nearest ones (`comq` searches them).
 //!
 //! # Cost
-//! About three passes over the chosen samples for each layer and sweep. Under a deadline the last layers keep the scales of the best `p`.
+//! About three passes over the chosen samples for each layer and sweep, and one for each halving. Under a deadline the last layers keep the scales of the best `p`.
 //!
 //! # Config
 //! [`Config`].
@@ -40,8 +40,10 @@ use fewbits_kernels::Threads;
 pub use powell::Powell;
 use std::{cmp::Reverse, f64::consts::LN_2, time::Instant};
 
-/// A channel towers above the others if its largest weight is this many times the median channel's: two bits.
+/// A channel towers above the others if the grid reaches this many times as far as the median channel's largest weight: two bits.
 const TOWERING: f32 = 4.0;
+/// A channel is dead if its largest weight is below this share of the tensor's.
+const DEAD_SHARE: f32 = 1e-6;
 
 /// How scales are searched.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,8 +79,8 @@ pub fn tune<E>(
     let layers = layers(ground.float, ground.placement);
     let shapes = Shape::all(ground, &layers);
     let weights = Weights::all(ground, draft, &layers, &shapes);
-    let halves = halves(&weights);
-    progress.begin("lapq", config.count + 1 + halves.len() + 3 * weights.len() * config.powell.sweeps);
+    let halvings = halvings(&weights);
+    progress.begin("lapq", config.count + 1 + halvings.len() + 3 * weights.len() * config.powell.sweeps);
     let with = |scales: &[Vec<f32>]| with_scales(ground, draft, &weights, scales);
     let by_power = |p: f32| -> Vec<Vec<f32>> {
         let scales = |own: &Weights<'_>| own.scales(Clip::Lp(p), threads).unwrap_or_else(|| own.params.scale.clone());
@@ -109,9 +111,9 @@ pub fn tune<E>(
         start.iter().zip(factors).map(|(scales, factor)| scales.iter().map(|s| s * factor).collect()).collect()
     };
     let mut logarithms = vec![0.0; weights.len()];
-    for (layer, halvings) in halves.into_iter().take_while(|_| !is_over()) {
+    for (layer, times) in halvings.into_iter().take_while(|_| !is_over()) {
         let mut probe = logarithms.clone();
-        probe[layer] = -LN_2 * halvings as f64;
+        probe[layer] = -LN_2 * times as f64;
         let lower = measured(&scaled(&probe))?;
         if lower < value {
             (logarithms, value) = (probe, lower);
@@ -128,19 +130,22 @@ pub fn tune<E>(
 }
 
 /// Layers whose channels share a scale that one channel needs and the others do not, the worst first, and how often to halve it: once, twice,
-/// and so on until it clips half of the channels.
-fn halves(weights: &[Weights<'_>]) -> Vec<(usize, usize)> {
-    let most = |own: &Weights<'_>| -> Option<usize> {
-        let rows = own.rows.chunks(own.shape.inputs);
-        let mut channels: Vec<f32> = rows.map(largest).filter(|most| *most > 0.0).collect();
+/// and so on, as long as half of the living channels keep all of their weights.
+fn halvings(weights: &[Weights<'_>]) -> Vec<(usize, usize)> {
+    let largest_number = |own: &Weights<'_>| -> Option<usize> {
+        let [scale] = own.params.scale[..] else { return None };
+        let mut channels: Vec<f32> = own.rows.chunks(own.shape.inputs.max(1)).map(largest).collect();
         channels.sort_by(f32::total_cmp);
-        let ratio = channels.last()? / channels[channels.len() / 2];
-        (own.params.scale.len() == 1 && ratio.is_finite() && ratio >= TOWERING).then(|| ratio.log2() as usize)
+        let most = *channels.last()?;
+        channels.retain(|channel| *channel > DEAD_SHARE * most);
+        let ratio = scale * own.params.grid.qmax() as f32 / channels.get(channels.len() / 2)?;
+        let number = ratio.min(2f32.powi(own.bits().into())).log2() as usize;
+        Some(number).filter(|_| ratio >= TOWERING)
     };
-    let mut found: Vec<(usize, usize)> =
-        weights.iter().enumerate().filter_map(|(layer, own)| Some((layer, most(own)?))).collect();
-    found.sort_by_key(|(_, most)| Reverse(*most));
-    found.into_iter().flat_map(|(layer, most)| (1..=most).map(move |halvings| (layer, halvings))).collect()
+    let numbers = weights.iter().enumerate().filter_map(|(layer, own)| Some((layer, largest_number(own)?)));
+    let mut numbers: Vec<(usize, usize)> = numbers.collect();
+    numbers.sort_by_key(|(_, number)| Reverse(*number));
+    numbers.into_iter().flat_map(|(layer, number)| (1..=number).map(move |times| (layer, times))).collect()
 }
 
 /// Where the parabola of least squares through points with evenly spread abscissas is lowest; `None` if it opens downward.

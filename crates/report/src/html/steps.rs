@@ -1,7 +1,7 @@
 //! The steps that methods took, as a table: what each of them bought.
 
 use super::{FULL_SQNR, escape, minus, sqnr};
-use crate::report::Report;
+use crate::report::{Report, verdict};
 use std::fmt::{self, Write};
 
 pub(super) fn section(out: &mut String, report: &Report) -> fmt::Result {
@@ -26,7 +26,12 @@ pub(super) fn section(out: &mut String, report: &Report) -> fmt::Result {
         sqnr(out, step.after_db, most, 2)?;
         write!(out, "<td class=\"n\">{}", minus(format!("{:+.2}", step.after_db - step.before_db)))?;
         let (open, close) = if step.kept { ("<b>", "</b>") } else { ("<span class=\"soft\">", "</span>") };
-        write!(out, "<td class=\"n\">{:.1} s<td>{open}{}{close}</tr>", step.seconds, step.verdict())?;
+        write!(
+            out,
+            "<td class=\"n\">{:.1} s<td>{open}{}{close}</tr>",
+            step.seconds,
+            verdict(step.kept, step.before_db, step.after_db)
+        )?;
     }
     out.write_str("</table></div>")
 }

@@ -11,7 +11,8 @@ impl Run<'_> {
         loss: f64,
         training_top1: f64,
     ) -> Result<EpochReport, TrainError> {
-        let leaves = self.scored_leaves();
+        let mut leaves = self.scored_leaves();
+        self.reestimate(epoch, &mut leaves)?;
         let fold = self.recipe().fold.on_folded();
         let top1 = score(&self.network, &self.quantizers, &leaves, fold, self.setup.validation, self.setup.threads)?;
         let not_final = self.not_final(&leaves);

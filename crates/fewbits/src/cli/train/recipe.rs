@@ -89,6 +89,10 @@ pub struct RecipeArgs {
     /// Decay of a moving average of the parameters, which is what is scored and shipped; 0 for none
     #[arg(long, default_value_t = 0.0, value_parser = cli::part, value_name = "X")]
     pub ema: f64,
+    /// Training batches that the statistics of BatchNormalizations are taken from anew before an epoch is scored; 0 leaves them running
+    /// averages [default: 50; 0 with a --fold]
+    #[arg(long, value_name = "N")]
+    pub bn_reestimation: Option<usize>,
     /// Strength of the kurtosis regulariser KURE
     #[arg(long, default_value_t = 0.0, value_parser = cli::amount, value_name = "X")]
     pub kure: f64,
@@ -117,6 +121,8 @@ pub struct RecipeArgs {
 pub(super) const LOW: &str = "training in few bits, not with --method float";
 /// Default of `--momentum`.
 const MOMENTUM: f64 = 0.9;
+/// Default of `--bn-reestimation`.
+const REESTIMATION: usize = 50;
 /// Default of `--snap-at`.
 const SNAP_AT: f64 = 0.5;
 /// Default of `--delay`.
@@ -202,6 +208,8 @@ impl RecipeArgs {
                 })?
             }
         };
+        let folds = fold != Fold::None;
+        cli::check_idle(&[(self.bn_reestimation.is_some() && folds, "--bn-reestimation", "--fold none")])?;
         // Of a phase in which nothing has fewer bits than `least`.
         let goal = |least: u8| -> Result<Option<Goal>, Error> {
             let Some(method) = method else { return Ok(None) };
@@ -250,6 +258,7 @@ impl RecipeArgs {
             accumulate: self.accumulate,
             recompute: self.recompute,
             average: self.ema,
+            reestimation: self.bn_reestimation.unwrap_or(REESTIMATION),
             seed,
         })
     }
