@@ -97,6 +97,8 @@ pub trait Watcher {
     /// # Errors
     /// As all of these.
     fn step(&mut self, report: &StepReport) -> Result<(), TrainError>;
+    /// Before an epoch is scored.
+    fn scoring(&mut self, _epoch: usize) {}
     /// After each epoch.
     ///
     /// # Errors

@@ -208,30 +208,62 @@ fn scales_move_by_a_tenth_of_themselves_in_a_step_at_most() {
     assert!(ratios.iter().any(|ratio| !(0.7..1.3).contains(ratio)), "the rate would have them go further: {ratios:?}");
 }
 
+/// What the result of a training in batches of `batch` has as statistics of `norm1`, by channel: means and variances.
+fn statistics(graph: &Graph, recipe: &Recipe, batch: usize) -> [Vec<f32>; 2] {
+    let (outcome, _) = run(graph, recipe, batch).unwrap();
+    ["norm1.mean", "norm1.variance"].map(|name| {
+        let leaf = outcome.leaves.running.iter().find(|leaf| leaf.name == name).unwrap();
+        outcome.leaves.statistics[leaf.range.clone()].to_vec()
+    })
+}
+
 /// With weights that stand still, the mean over equal batches is the mean over all images; running averages still remember how they began.
+/// The variance of one batch of all images is theirs. The momentum of the network says nothing here.
 #[test]
 fn statistics_are_estimated_anew_before_an_epoch_is_scored() {
-    let graph = network(true);
+    let mut graph = network(true);
     let mut convolution = graph.clone();
     convolution.outputs[0].name = "conv1".into();
     let images = loader(IMAGES, false).epoch(0, 0).next().unwrap().unwrap();
     let threads = Threads::new(1);
     let mut executor = Executor::new(&convolution, Mode::Float, &threads);
     let written = executor.run(&[Tensor::f32(&images.shape, images.data.clone())]).unwrap().remove(0);
-    let planes = || written.as_f32().unwrap().chunks(SIDE * SIDE).enumerate();
-    let sum = |channel: usize| -> f32 {
-        planes().filter(|(i, _)| i % CHANNELS == channel).map(|(_, x)| x.iter().sum::<f32>()).sum()
+    let count = (IMAGES * SIDE * SIDE) as f64;
+    let sum = |channel: usize, of: &dyn Fn(f64) -> f64| -> f64 {
+        let planes = written.as_f32().unwrap().chunks(SIDE * SIDE).enumerate();
+        planes.filter(|(i, _)| i % CHANNELS == channel).flat_map(|(_, plane)| plane).map(|&x| of(x.into())).sum()
     };
-    let expected: Vec<f32> = (0..CHANNELS).map(|channel| sum(channel) / (IMAGES * SIDE * SIDE) as f32).collect();
-    let farthest = |reestimation: usize| {
-        let recipe = Recipe { learning_rate: 1e-12, reestimation, ..recipe(None, 1) };
-        let (outcome, _) = run(&graph, &recipe, BATCH).unwrap();
-        let leaf = outcome.leaves.running.iter().find(|leaf| leaf.name == "norm1.mean").unwrap();
-        let found = &outcome.leaves.statistics[leaf.range.clone()];
-        found.iter().zip(&expected).fold(0f32, |most, (found, mean)| most.max((found - mean).abs()))
+    let means: Vec<f64> = (0..CHANNELS).map(|c| sum(c, &|x| x) / count).collect();
+    let variances: Vec<f64> = (0..CHANNELS).map(|c| sum(c, &|x| (x - means[c]).powi(2)) / (count - 1.0)).collect();
+    let farthest = |found: &[f32], expected: &[f64]| {
+        found.iter().zip(expected).fold(0.0, |most, (&found, x)| f64::max(most, (f64::from(found) - x).abs()))
     };
-    let [anew, running] = [farthest(50), farthest(0)];
-    assert!(anew < 1e-6 && running > 0.05, "{anew}, {running}: {expected:?}");
+    for momentum in [0.9, 1.0] {
+        for node in &mut graph.nodes {
+            if let Op::BatchNormalization(bn) = &mut node.op {
+                bn.momentum = momentum;
+            }
+        }
+        let found = |reestimation: usize, batch: usize| {
+            statistics(&graph, &Recipe { learning_rate: 1e-12, reestimation, ..recipe(None, 1) }, batch)
+        };
+        let [anew, running] = [50, 0].map(|reestimation| farthest(&found(reestimation, BATCH)[0], &means));
+        assert!(anew < 1e-5 && running > 0.05, "momentum {momentum}: means {anew}, {running}");
+        let [anew, running] = [50, 0].map(|reestimation| farthest(&found(reestimation, IMAGES)[1], &variances));
+        assert!(anew < 1e-5 && running > 0.05, "momentum {momentum}: variances {anew}, {running}");
+    }
+}
+
+#[test]
+fn statistics_that_weights_learn_with_are_not_estimated_anew() {
+    let graph = network(true);
+    for (fold, freeze_at) in [(Fold::None, 0.5), (Fold::Corrected, 1.0), (Fold::Running, 0.5)] {
+        let found = |reestimation: usize| {
+            let recipe = Recipe { fold, freeze_at, reestimation, ..recipe(Some(goal(Method::Lsq)), 2) };
+            statistics(&graph, &recipe, BATCH)
+        };
+        assert_eq!(found(50), found(0), "--fold {fold} --freeze-at {freeze_at}");
+    }
 }
 
 /// The first epoch that may be the result: it is the best so far.

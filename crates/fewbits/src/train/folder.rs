@@ -44,6 +44,8 @@ pub struct Folder<'a> {
     /// What the epochs took that were there before.
     pub seconds_before: f64,
     first_step: usize,
+    /// Of the epoch that is on: its begin, and its images so far.
+    epoch_begun: Instant,
     images: usize,
     top1: Option<f64>,
     /// What each epoch found.
@@ -92,6 +94,7 @@ impl<'a> Folder<'a> {
             begun: Instant::now(),
             seconds_before: 0.0,
             first_step: 0,
+            epoch_begun: Instant::now(),
             images: 0,
             top1: None,
             rows: vec![],
@@ -147,7 +150,7 @@ impl<'a> Folder<'a> {
             self.top1 = self.rows.last().map(|row| row.top1);
         }
         self.steps = Some(BufWriter::new(OpenOptions::new().append(true).open(steps)?));
-        self.begun = Instant::now();
+        (self.begun, self.epoch_begun) = (Instant::now(), Instant::now());
         self.first_step = step;
         Ok(())
     }
@@ -204,7 +207,7 @@ impl Watcher for Folder<'_> {
             // Steps made before say nothing of the time left.
             self.progress.begin("training", report.steps - self.first_step);
         }
-        let rate = self.images as f64 / self.begun.elapsed().as_secs_f64().max(1e-9);
+        let rate = self.images as f64 / self.epoch_begun.elapsed().as_secs_f64().max(1e-9);
         let batch_top1 = 100.0 * report.loss.hits as f64 / report.images.max(1) as f64;
         let scored = self.top1.map_or(String::new(), |t| format!("  top-1 {t:.2} %"));
         self.progress.say(&format!(
@@ -228,6 +231,10 @@ impl Watcher for Folder<'_> {
         self.steps.as_mut().map_or(Ok(()), |file| writeln!(file, "{text}")).map_err(failed)
     }
 
+    fn scoring(&mut self, epoch: usize) {
+        self.progress.say(&format!("epoch {}  scoring", epoch + 1));
+    }
+
     fn epoch(&mut self, report: &EpochReport) -> Result<(), TrainError> {
         let EpochReport { loss, training_top1, top1, scales, .. } = report.clone();
         let epoch = report.epoch + 1;
@@ -247,6 +254,7 @@ impl Watcher for Folder<'_> {
             }
         ));
         self.rows.push(EpochRow { epoch, loss, training_top1, top1, scales });
+        (self.epoch_begun, self.images) = (Instant::now(), 0);
         self.flush()
     }
 

@@ -7,63 +7,46 @@
 
 use super::run::Run;
 use crate::TrainError;
-use fewbits_graph::{Graph, Op, tape::Leaves};
-use std::ops::Range;
-
-/// Running means, or variances, of one normalization.
-struct Statistic {
-    range: Range<usize>,
-    /// Weight of the old average, below 1.
-    kept: f64,
-    least: f64,
-}
-
-impl Statistic {
-    fn all(graph: &Graph, leaves: &Leaves) -> Vec<Statistic> {
-        let of = |node: &fewbits_graph::Node| {
-            let Op::BatchNormalization(bn) = &node.op else { return vec![] };
-            let statistic = |(input, least): (usize, f64)| {
-                let leaf = leaves.running.iter().find(|leaf| Some(&*leaf.name) == node.input(input))?;
-                Some(Statistic { range: leaf.range.clone(), kept: bn.momentum.into(), least })
-            };
-            let both = [(3, f64::NEG_INFINITY), (4, 0.0)];
-            both.into_iter().filter_map(statistic).filter(|statistic| statistic.kept < 1.0).collect()
-        };
-        graph.nodes.iter().flat_map(of).collect()
-    }
-
-    /// What of `new = kept · old + (1 − kept) · batch` is the batch's.
-    fn batch(&self, old: f32, new: f32) -> f64 {
-        ((f64::from(new) - self.kept * f64::from(old)) / (1.0 - self.kept)).max(self.least)
-    }
-}
+use fewbits_graph::{
+    Op,
+    tape::{Leaves, Tape},
+};
 
 impl Run<'_> {
     /// Gives `leaves` the mean statistics of the first batches of the epoch behind `epoch`, as many as the recipe says. Statistics that are
-    /// frozen stay; so do those that weights are folded with, which are trained with running averages.
-    pub(super) fn reestimate(&mut self, epoch: usize, leaves: &mut Leaves) -> Result<(), TrainError> {
+    /// frozen stay, as weights have learned with them; so do those that weights are folded with, which are trained with running averages.
+    pub(super) fn reestimate(&self, epoch: usize, leaves: &mut Leaves) -> Result<(), TrainError> {
         let recipe = self.recipe();
         if self.stage.frozen || recipe.fold.on_folded() || leaves.statistics.is_empty() || recipe.reestimation == 0 {
             return Ok(());
         }
-        let statistics = Statistic::all(self.network.graph(), leaves);
-        let mut means = leaves.clone().statistics;
-        for (count, batch) in self.setup.training.epoch(epoch as u64 + 1, 0).take(recipe.reestimation).enumerate() {
-            let batch = batch?;
-            let position = self.tape(&batch.shape)?;
-            let old = leaves.statistics.clone();
-            let unrounded = self.network.round_biases(&self.quantizers, leaves, false);
-            self.tapes[position].1.forward(leaves, &[&batch.data], self.setup.threads);
-            unrounded.restore(leaves);
-            for statistic in &statistics {
-                for i in statistic.range.clone() {
-                    let found = statistic.batch(old[i], leaves.statistics[i]);
-                    let mean = f64::from(means[i]);
-                    means[i] = (mean + (found - mean) / (count + 1) as f64) as f32;
-                }
+        // Without momentum, what a pass leaves behind is its batch's.
+        let mut graph = self.network.graph().clone();
+        for node in &mut graph.nodes {
+            if let Op::BatchNormalization(bn) = &mut node.op {
+                bn.momentum = 0.0;
             }
         }
-        leaves.statistics = means;
-        Ok(())
+        let mut config = self.config();
+        config.forward_only = true;
+        let mut tape = None;
+        let mut means: Vec<f64> = leaves.statistics.iter().map(|&x| x.into()).collect();
+        for (count, batch) in self.setup.training.epoch(epoch as u64 + 1, 0).take(recipe.reestimation).enumerate() {
+            let batch = batch?;
+            // Batches are of one size: what would be left over at the end of an epoch is left out.
+            let tape = match &mut tape {
+                Some(tape) => tape,
+                None => tape.insert(Tape::compile(&graph, leaves, std::slice::from_ref(&batch.shape), &config)?),
+            };
+            let unrounded = self.network.round_biases(&self.quantizers, leaves, false);
+            tape.forward(leaves, &[&batch.data], self.setup.threads);
+            unrounded.restore(leaves);
+            for (mean, found) in means.iter_mut().zip(&mut leaves.statistics) {
+                *mean += (f64::from(*found) - *mean) / (count + 1) as f64;
+                // Biases are rounded with the best that is known.
+                *found = *mean as f32;
+            }
+        }
+        self.check(&leaves.running, &leaves.statistics, "a statistic")
     }
 }

@@ -310,6 +310,7 @@ impl<'a> Run<'a> {
         }
         let Tally { loss, hits, images, batches } = std::mem::take(&mut self.tally);
         let training_top1 = 100.0 * hits as f64 / images.max(1) as f64;
+        watcher.scoring(epoch);
         let report = self.score_epoch(epoch, loss / batches.max(1) as f64, training_top1)?;
         watcher.epoch(&report)?;
         watcher.checkpoint(&self.checkpoint())

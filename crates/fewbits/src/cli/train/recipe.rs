@@ -90,7 +90,7 @@ pub struct RecipeArgs {
     #[arg(long, default_value_t = 0.0, value_parser = cli::part, value_name = "X")]
     pub ema: f64,
     /// Training batches that the statistics of BatchNormalizations are taken from anew before an epoch is scored; 0 leaves them running
-    /// averages [default: 50; 0 with a --fold]
+    /// averages [default: 50; 0 where weights learn with running statistics: --fold batch, corrected or running, --freeze-at]
     #[arg(long, value_name = "N")]
     pub bn_reestimation: Option<usize>,
     /// Strength of the kurtosis regulariser KURE
@@ -208,8 +208,14 @@ impl RecipeArgs {
                 })?
             }
         };
-        let folds = fold != Fold::None;
-        cli::check_idle(&[(self.bn_reestimation.is_some() && folds, "--bn-reestimation", "--fold none")])?;
+        let freeze_at = self.freeze_at.unwrap_or(fold.freeze_at());
+        // Else weights learn with the running statistics that are shipped.
+        let reestimates = !fold.on_folded() && freeze_at == 1.0;
+        cli::check_idle(&[(
+            self.bn_reestimation.is_some() && !reestimates,
+            "--bn-reestimation",
+            "--fold none or merged, without --freeze-at",
+        )])?;
         // Of a phase in which nothing has fewer bits than `least`.
         let goal = |least: u8| -> Result<Option<Goal>, Error> {
             let Some(method) = method else { return Ok(None) };
@@ -225,7 +231,7 @@ impl RecipeArgs {
         Ok(Recipe {
             phases,
             fold,
-            freeze_at: self.freeze_at.unwrap_or(fold.freeze_at()),
+            freeze_at,
             snap_at: self.snap_at.unwrap_or(SNAP_AT),
             rule: match self.optimizer.as_str() {
                 "adam" => Rule::Adam(moments),
@@ -258,7 +264,7 @@ impl RecipeArgs {
             accumulate: self.accumulate,
             recompute: self.recompute,
             average: self.ema,
-            reestimation: self.bn_reestimation.unwrap_or(REESTIMATION),
+            reestimation: self.bn_reestimation.unwrap_or(if reestimates { REESTIMATION } else { 0 }),
             seed,
         })
     }

@@ -105,7 +105,7 @@ fn flags_that_nothing_looks_at_are_errors() {
     let studio = Studio::new(32, 16);
     let (model, out) = (studio.desk.path("demo.onnx"), studio.desk.path("run"));
     // Method, flags, and what they go with.
-    let idle: [(&str, &[&str], &str); 15] = [
+    let idle: [(&str, &[&str], &str); 16] = [
         ("lsq", &["--configuration", "2"], "--configuration does nothing here"),
         ("pact", &["--offset", "learned"], "it goes with --method lsq+"),
         ("lsq+", &["--offset", "minimum", "--configuration", "2"], "it goes with --configuration 3 or 4"),
@@ -120,6 +120,7 @@ fn flags_that_nothing_looks_at_are_errors() {
         ("float", &["--no-equalize"], "not with --method float"),
         ("lsq", &["--optimizer", "adam", "--momentum", "0.9"], "it goes with --optimizer sgd or nesterov"),
         ("lsq-bn", &["--bn-reestimation", "8"], "it goes with --fold none"),
+        ("lsq", &["--bn-reestimation", "8", "--freeze-at", "0.5"], "without --freeze-at"),
         ("qat", &["--delay", "5"], "has 4 batches, and qat watches 5"),
     ];
     for (method, flags, expected) in idle {
