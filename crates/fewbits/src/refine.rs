@@ -39,7 +39,7 @@ pub struct Step {
     pub methods: String,
     /// [`crate::sqnr::BalancedSqnr`] of the outputs on held-back samples before it, dB.
     pub before_db: f64,
-    /// The same behind it.
+    /// The same after it.
     pub after_db: f64,
     /// Whether its result was taken.
     pub kept: bool,

@@ -155,6 +155,7 @@ pub fn search(
         within_drop = choices;
     }
     let mut problem = Problem::new(&table, &budgets, given)?;
+    journal.check(&problem)?;
     loop {
         let mut trials = Trials::new(&problem, &mut whole, &mut journal, search, begun, progress);
         explore(&mut trials, ground, search, settings.seed)?;

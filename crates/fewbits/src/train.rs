@@ -176,8 +176,7 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
     let outcome = trainer::train(&setup, resumed, &mut folder);
     progress.end();
     let outcome = outcome?;
-    let score =
-        trainer::score(&outcome.network, &outcome.quantizers, &outcome.leaves, outcome.fold, &validation, &threads)?;
+    let score = trainer::score(&outcome.network, &outcome.quantizers, &outcome.leaves, &validation, &threads)?;
     let mut summary = Summary {
         epochs: request.recipe.epochs(),
         best_epoch: outcome.best.1 + 1,
@@ -192,7 +191,7 @@ pub fn train(request: &Request<'_>, progress: &dyn Progress) -> Result<Trained, 
     let goal = request.recipe.phases.last().and_then(|phase| phase.goal.as_ref());
     let (mut deployed, mut plan) = (None, None);
     if let Some(goal) = goal {
-        match outcome.network.deploy(&outcome.quantizers, &outcome.leaves, outcome.fold) {
+        match outcome.network.deploy(&outcome.quantizers, &outcome.leaves) {
             Ok((graph, grids)) => {
                 let top1 = |mode| Ok::<_, Error>(evaluate(&graph, mode, &source, request.threads, progress)?.main());
                 summary.fake_top1 = top1(Mode::FakeQuant(&grids))?;

@@ -50,7 +50,7 @@ fn write_page(out: &mut String, report: &Report) -> fmt::Result {
         }
     }
     if !report.steps.is_empty() {
-        table(out, "Steps", "| methods | before, dB | behind, dB | time | verdict |\n|---|--:|--:|--:|---|")?;
+        table(out, "Steps", "| methods | before, dB | after, dB | time | verdict |\n|---|--:|--:|--:|---|")?;
         for s in &report.steps {
             let decided: Vec<&str> = [&*s.methods].into_iter().chain(s.findings.iter().map(|f| &**f)).collect();
             let (methods, verdict) = (plain(&decided.join("; ")), verdict(s.kept, s.before_db, s.after_db));

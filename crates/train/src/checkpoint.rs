@@ -5,6 +5,7 @@
 use crate::{TrainError, loss::Loss, optimizer};
 use fewbits_files::write_atomically;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, io::Write, path::Path};
 
 /// Sums over the batches of an epoch so far.
@@ -30,11 +31,34 @@ impl Tally {
     }
 }
 
+/// What a run goes on with only if it is the same, in words and digests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Recipe, target and batches.
+    pub settings: String,
+    /// The network, with its weights, and the teacher.
+    pub network: String,
+    /// Names and labels of images.
+    pub data: String,
+}
+
+impl Identity {
+    /// What is not the same in `other`.
+    pub fn difference(&self, other: &Identity) -> Option<&'static str> {
+        let parts = [
+            (self.settings != other.settings, "other settings"),
+            (self.network != other.network, "another network or teacher"),
+            (self.data != other.data, "other data"),
+        ];
+        parts.into_iter().find(|(differs, _)| *differs).map(|(_, what)| what)
+    }
+}
+
 /// What a training remembers between steps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
-    /// Description of recipe, network and data; a run goes on only under the same.
-    pub identity: String,
+    /// What it belongs to.
+    pub identity: Identity,
     /// Steps done.
     pub step: usize,
     /// [`fewbits_graph::tape::Leaves::values`].
@@ -107,7 +131,7 @@ impl Checkpoint {
         let fraction = |key: &str| counters.get(key).and_then(serde_json::Value::as_f64);
         let count = |key: &str| number(key).map(|n| n as usize).ok_or_else(missing);
         Ok(Checkpoint {
-            identity: counters.get("identity").and_then(|v| v.as_str()).unwrap_or_default().into(),
+            identity: Identity::deserialize(&counters["identity"]).map_err(|e| refuse(e.to_string()))?,
             step: count("step")?,
             values: take("values"),
             statistics: take("statistics"),
@@ -160,7 +184,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("a.safetensors");
         let checkpoint = Checkpoint {
-            identity: "x \"y\"".into(),
+            identity: Identity { settings: "x \"y\"".into(), ..Identity::default() },
             step: 12,
             values: vec![1.0, f32::MIN_POSITIVE, -0.1],
             statistics: vec![2.5],

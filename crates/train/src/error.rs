@@ -95,6 +95,12 @@ pub enum TrainError {
         /// Leaf name.
         tensor: String,
     },
+    /// A checkpoint of another run.
+    #[error("the run that is to go on has {what}")]
+    OtherRun {
+        /// What differs.
+        what: &'static str,
+    },
     /// A checkpoint that cannot be read or written.
     #[error("checkpoint {}: {what}", path.display())]
     Checkpoint {
@@ -128,13 +134,13 @@ impl TrainError {
             TrainError::Teacher(_) | TrainError::Loss { source: LossError::Teacher { .. }, .. } => {
                 Some("--distill needs a network with the same input and classes, for any batch size".into())
             }
-            TrainError::NotDeployable { .. } => {
-                Some("evaluate it with fake quantization (`fewbits repro` does), or take lsq, lsq+ or lsq-bn".into())
-            }
-            TrainError::State(_) | TrainError::Checkpoint { .. } => Some(
+            TrainError::State(_) | TrainError::OtherRun { .. } | TrainError::Checkpoint { .. } => Some(
                 "name another --out folder; `train` begins anew in this one with --overwrite in place of --resume"
                     .into(),
             ),
+            TrainError::Quantizer(QuantizerError::Bits { .. }) => {
+                Some("sawb has weights of 2 to 5 and 8 bits, the others have 2 to 8".into())
+            }
             TrainError::Quantizer(QuantizerError::ZeroPoints { .. }) => {
                 Some("take lsq, lsq+ or lsq-bn, or another --target".into())
             }

@@ -15,6 +15,7 @@ pub use quantizers::Quantizers;
 use crate::{
     TrainError,
     quantizers::{Method, Settings},
+    recipe::Fold,
 };
 use fewbits_graph::{
     Graph, Node, Op, passes,
@@ -31,7 +32,8 @@ use std::collections::BTreeSet;
 /// What is trained towards.
 #[derive(Clone, Debug)]
 pub struct Goal {
-    /// The method of the low-bit tensors; others have LSQ quantizers of 8 bits.
+    /// The method of what layers multiply. First and last layers, and what no layer multiplies, are rounded by LSQ+, or by the method
+    /// itself if it learns ranges as they are, with the widths of [`Goal::policy`].
     pub method: Method,
     /// The method's choices.
     pub settings: Settings,
@@ -53,7 +55,7 @@ struct Layer {
     edge: bool,
     /// The BatchNormalization that it takes in when it ships.
     norm: Option<Node>,
-    /// Whether the tape can quantize its weight as folded: convolutions only.
+    /// Whether its weight is rounded as folded, which is what [`Fold::on_folded`] asks of convolutions.
     folds: bool,
     /// Its own bias in the trained graph.
     bias: Option<String>,
@@ -72,16 +74,17 @@ pub struct Network {
     slots: BTreeSet<String>,
     placement: Placement,
     target: Target,
+    fold: Fold,
     layers: Vec<Layer>,
 }
 
 impl Network {
-    /// Prepares `graph`. With `merge`, BatchNormalizations are folded for good before training.
+    /// Prepares `graph`.
     ///
     /// # Errors
     /// [`TrainError::Graph`] if the graph is malformed.
-    pub fn new(graph: &Graph, target: &Target, goal: Option<&Goal>, merge: bool) -> Result<Self, TrainError> {
-        let mut base = passes::trainable(graph, merge)?;
+    pub fn new(graph: &Graph, target: &Target, goal: Option<&Goal>, fold: Fold) -> Result<Self, TrainError> {
+        let mut base = passes::trainable(graph, fold == Fold::Merged)?;
         make_scales_positive(&mut base);
         let mut network = Network {
             graph: base.clone(),
@@ -89,6 +92,7 @@ impl Network {
             slots: BTreeSet::new(),
             placement: Placement::default(),
             target: target.clone(),
+            fold,
             layers: vec![],
         };
         let Some(goal) = goal else { return Ok(network) };
@@ -149,7 +153,7 @@ impl Network {
                 [one] => Some(&self.graph.nodes[*one]).filter(absorbed).cloned(),
                 _ => None,
             };
-            let folds = matches!(node.op, Op::Conv(_));
+            let folds = self.fold.on_folded() && matches!(node.op, Op::Conv(_));
             let channels = weight.dims[axis];
             let bias_input = match shipped.input(2).and_then(|bias| self.placement.sites.get(bias)) {
                 Some(Site::Bias { input, .. }) => Some(self.owner(input).to_string()),
@@ -181,18 +185,18 @@ impl Network {
     }
 
     /// What the tape is compiled with.
-    pub fn config(&self, quantizers: &Quantizers, statistics: Statistics, fold: bool, stops: bool) -> Config {
-        Config { quantizers: quantizers.all.clone(), statistics, fold, stops, ..Config::default() }
+    pub fn config(&self, quantizers: &Quantizers, statistics: Statistics) -> Config {
+        let fold = self.fold.on_folded();
+        Config { quantizers: quantizers.all.clone(), statistics, fold, ..Config::default() }
     }
 
-    /// Sets the numbers of weight quantizers from the weights, folded if `fold`.
-    pub fn start_weights(&self, quantizers: &Quantizers, leaves: &mut Leaves, fold: bool) {
+    /// Sets the numbers of weight quantizers from the weights.
+    pub fn start_weights(&self, quantizers: &Quantizers, leaves: &mut Leaves) {
         for layer in &self.layers {
             let Some(quantizer) = quantizers.deployable.get(&layer.trained) else { continue };
             let Some(mut weight) = leaves.get(&layer.trained).map(<[f32]>::to_vec) else { continue };
             let dims = leaves.parameter(&layer.trained).map(|leaf| leaf.dims.clone()).unwrap_or_default();
-            if fold
-                && layer.folds
+            if layer.folds
                 && let Some(factors) = self.factors(layer, leaves)
             {
                 scale_rows(&mut weight, &factors);

@@ -11,7 +11,7 @@ pub enum Fold {
     #[default]
     None,
     /// `batch`: weights are quantized as folded with the statistics of the batch, of the layer with float weights (Jacob et al. 2018,
-    /// section 3.2); running statistics behind the freeze.
+    /// section 3.2); running statistics after the freeze.
     Batch,
     /// `corrected`: weights are quantized as folded with running statistics; batch statistics, of the layer with float weights, until
     /// the freeze, corrected for (Krishnamoorthi 2018, section 3.2.2).
@@ -134,12 +134,25 @@ impl Recipe {
         }
     }
 
+    /// The learning rate that trainings towards `goal` (`None`: in float) usually need, by SGD with momentum and for batches of 128 images.
+    pub fn usual_rate(goal: Option<&Goal>, fold: Fold) -> f64 {
+        match goal {
+            None => 0.1,
+            // Without normalization, large steps diverge.
+            Some(_) if fold == Fold::Merged => 0.0005,
+            Some(goal) if !goal.policy.is_low() => 0.001,
+            // Nor with one that is frozen half of the time.
+            Some(_) if fold.on_folded() => 0.0025,
+            Some(_) => 0.01,
+        }
+    }
+
     /// Epochs of all phases.
     pub fn epochs(&self) -> usize {
         self.phases.iter().map(|phase| phase.epochs).sum()
     }
 
-    /// The number of the phase that `epoch` is in, the last one behind the end, and its epochs.
+    /// The number of the phase that `epoch` is in, the last one after the end, and its epochs.
     pub fn phase(&self, epoch: usize) -> (usize, Range<usize>) {
         let mut found = (0, 0..0);
         for (i, phase) in self.phases.iter().enumerate() {

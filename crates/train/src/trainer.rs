@@ -87,7 +87,7 @@ pub struct EpochReport {
 
 /// Sees a training go by. An error, if what is seen cannot be kept, ends the training.
 pub trait Watcher {
-    /// When nothing stands in the way of step `step` and those behind it.
+    /// When nothing stands in the way of step `step` and those after it.
     ///
     /// # Errors
     /// As all of these.
@@ -120,8 +120,6 @@ pub struct Outcome {
     pub network: Network,
     /// The quantizers of the last phase.
     pub quantizers: Quantizers,
-    /// Whether quantizers are on folded weights.
-    pub fold: bool,
     /// The leaves of the best epoch under the last settings.
     pub leaves: Leaves,
     /// Its score, percent, and its number.
@@ -146,8 +144,7 @@ pub fn train(setup: &Setup<'_>, resume: Option<Checkpoint>, watcher: &mut dyn Wa
         leaves.values.clone_from(values);
         leaves.statistics.clone_from(statistics);
     }
-    let fold = setup.recipe.fold.on_folded();
-    Ok(Outcome { network: run.network, quantizers: run.quantizers, fold, leaves, best: (score, epoch) })
+    Ok(Outcome { network: run.network, quantizers: run.quantizers, leaves, best: (score, epoch) })
 }
 
 /// Share of images of `loader` that the network classifies right, percent, computed as it is trained.
@@ -158,7 +155,6 @@ pub fn score(
     network: &Network,
     quantizers: &Quantizers,
     leaves: &Leaves,
-    fold: bool,
     loader: &Loader,
     threads: &Threads,
 ) -> Result<f64, TrainError> {
@@ -166,11 +162,11 @@ pub fn score(
     let (mut right, mut all) = (0, 0);
     let mut leaves = leaves.clone();
     // The copy stays as it ships.
-    let _ = network.round_biases(quantizers, &mut leaves, fold);
+    let _ = network.round_biases(quantizers, &mut leaves);
     for batch in loader.epoch(0, 0) {
         let batch = batch?;
         if !tapes.iter().any(|(shape, _)| *shape == batch.shape) {
-            let mut config = network.config(quantizers, Statistics::Running, fold, false);
+            let mut config = network.config(quantizers, Statistics::Running);
             config.forward_only = true;
             let tape = Tape::compile(network.graph(), &leaves, std::slice::from_ref(&batch.shape), &config)?;
             tapes.push((batch.shape.clone(), tape));

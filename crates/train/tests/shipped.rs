@@ -14,6 +14,7 @@ use fewbits_train::{
     network::{Goal, Network},
     quantizers::{Method, Settings},
     random::Random,
+    recipe::Fold,
 };
 use std::sync::Arc;
 
@@ -82,21 +83,21 @@ fn goal(method: Method, bits: u8) -> Goal {
 }
 
 /// Largest difference of the outputs, relative to the largest output.
-fn difference(method: Method, bits: u8, target: &Target, fold: bool, seed: u64) -> Result<f32, TrainError> {
+fn difference(method: Method, bits: u8, target: &Target, fold: Fold, seed: u64) -> Result<f32, TrainError> {
     let goal = goal(method, bits);
     let threads = Threads::new(1);
-    let network = Network::new(&network(false, seed), target, Some(&goal), false)?;
+    let network = Network::new(&network(false, seed), target, Some(&goal), fold)?;
     let quantizers = network.quantizers(&goal, &IMAGES[1..])?;
     let mut leaves = Leaves::new(network.graph(), &quantizers.all);
-    network.start_weights(&quantizers, &mut leaves, fold);
+    network.start_weights(&quantizers, &mut leaves);
     // Scales at which weights are clipped: the lowest code has no opposite.
     for name in quantizers.all.keys().filter(|name| name.ends_with(".weight") && method == Method::Lsq) {
         leaves.get_mut(&quantizer_leaf(name)).unwrap().iter_mut().for_each(|scale| *scale *= 0.4);
     }
     let mut random = Random::keyed(&[seed, 2]);
     let images: Vec<f32> = (0..IMAGES.iter().product()).map(|_| (4.0 * random.uniform() - 2.0) as f32).collect();
-    let mut config = network.config(&quantizers, Statistics::Running, fold, true);
-    config.forward_only = true;
+    let mut config = network.config(&quantizers, Statistics::Running);
+    (config.stops, config.forward_only) = (true, true);
     let mut tape = Tape::compile(network.graph(), &leaves, &[IMAGES.to_vec()], &config)?;
     tape.forward_initializing(&mut leaves, &[&images], &threads, &mut |name, x, numbers| {
         let quantizer = quantizers.get(name).unwrap();
@@ -105,11 +106,11 @@ fn difference(method: Method, bits: u8, target: &Target, fold: bool, seed: u64) 
     // Initializing rounds with what it sets; once more with all of it set.
     let config = fewbits_graph::tape::Config { stops: false, ..config };
     let mut tape = Tape::compile(network.graph(), &leaves, &[IMAGES.to_vec()], &config)?;
-    let unrounded = network.round_biases(&quantizers, &mut leaves, fold);
+    let unrounded = network.round_biases(&quantizers, &mut leaves);
     tape.forward(&mut leaves, &[&images], &threads);
     unrounded.restore(&mut leaves);
     let trained = tape.output(0).to_vec();
-    let (graph, grids) = network.deploy(&quantizers, &leaves, fold)?;
+    let (graph, grids) = network.deploy(&quantizers, &leaves)?;
     let mut shipped = Executor::new(&graph, Mode::FakeQuant(&grids), &threads);
     let shipped = shipped.run(&[Tensor::f32(&IMAGES, images)])?;
     let shipped = shipped[0].as_f32().unwrap();
@@ -124,7 +125,7 @@ fn what_ships_computes_what_was_trained() {
     for target in ["ort", "generic", "tensorrt"] {
         let target: Target = target.parse().unwrap();
         for method in Method::ALL {
-            let cases = [(2, false), (3, false), (4, false), (3, true), (8, true)];
+            let cases = [(2, Fold::None), (3, Fold::None), (4, Fold::None), (3, Fold::Running), (8, Fold::Running)];
             for ((bits, fold), seed) in cases.into_iter().flat_map(|case| (0..4).map(move |seed| (case, seed))) {
                 match difference(method, bits, &target, fold, seed) {
                     // One rounding that falls the other way would be 100 times that.
@@ -144,9 +145,9 @@ fn what_ships_computes_what_was_trained() {
 #[test]
 fn a_normalization_that_would_go_into_a_rounded_weight_is_refused() {
     let target: Target = "ort".parse().unwrap();
-    let error = Network::new(&network(true, 0), &target, Some(&goal(Method::Lsq, 8)), false).unwrap_err();
+    let error = Network::new(&network(true, 0), &target, Some(&goal(Method::Lsq, 8)), Fold::None).unwrap_err();
     assert!(matches!(&error, TrainError::NormBefore { norm, layer } if norm == "bn3" && layer == "conv3"), "{error}");
     assert!(error.hint().unwrap().contains("--fold merged"));
-    assert!(Network::new(&network(true, 0), &target, Some(&goal(Method::Lsq, 8)), true).is_ok());
-    assert!(Network::new(&network(true, 0), &target, None, false).is_ok(), "float training keeps it");
+    assert!(Network::new(&network(true, 0), &target, Some(&goal(Method::Lsq, 8)), Fold::Merged).is_ok());
+    assert!(Network::new(&network(true, 0), &target, None, Fold::None).is_ok(), "float training keeps it");
 }

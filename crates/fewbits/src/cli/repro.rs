@@ -58,9 +58,9 @@ pub struct Args {
     /// Bits whose bytes no row of zero-point and mixed-clipping exceeds [default: 4]
     #[arg(long, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
     weights: Option<u8>,
-    /// Bits of activations in zero-point and mixed-clipping
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
-    activations: u8,
+    /// Bits of activations in zero-point and mixed-clipping [default: 8]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
+    activations: Option<u8>,
     /// Assignments of bits that a search of zero-point and mixed-clipping tries [default: 600; 40 with --quick]
     #[arg(long, value_parser = super::count(), value_name = "N")]
     evaluations: Option<usize>,
@@ -97,6 +97,13 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
         return post::run(table, args, out);
     }
     let table = find(&args.table)?;
+    let posts = post_tables().iter().map(|table| table.name).collect::<Vec<_>>().join(" and ");
+    super::check_idle(&[
+        (args.weights.is_some(), "--weights", &posts),
+        (args.activations.is_some(), "--activations", &posts),
+        (args.evaluations.is_some(), "--evaluations", &posts),
+        (args.val_images.is_some(), "--val-images", &posts),
+    ])?;
     let training = Arc::new(args.preprocess.open(&args.data)?);
     let labelled = PreprocessArgs { labels: args.val_labels.clone(), ..args.preprocess.clone() };
     let validation = Arc::new(labelled.open_held_out(&args.val)?);

@@ -52,12 +52,12 @@ pub struct Args {
     /// Bits of the activations that layers multiply; others keep 8
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
     activations: u8,
-    /// Bits of single layers as a plan of this model has them, in place of --weights and --activations
-    #[arg(long, conflicts_with_all = ["weights", "activations"], value_name = "PLAN.json")]
+    /// Bits of single layers as a plan of this model has them, in place of --weights, --activations and --edge-bits
+    #[arg(long, conflicts_with_all = ["weights", "activations", "edge_bits"], value_name = "PLAN.json")]
     plan: Option<PathBuf>,
-    /// Bits of weights and inputs of first and last layers, if more than the above
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
-    edge_bits: u8,
+    /// Bits of weights and inputs of first and last layers, if more than the above [default: 8]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(2..=8), value_name = "N")]
+    edge_bits: Option<u8>,
     /// One weight scale per output channel, or one per tensor
     #[arg(long, default_value = "channel", value_parser = ["channel", "tensor"], value_name = "channel|tensor")]
     granularity: String,
@@ -94,6 +94,9 @@ pub struct Args {
     preprocess: PreprocessArgs,
 }
 
+/// Default of `--edge-bits`.
+const EDGE_BITS: u8 = 8;
+
 pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let target: Target = args.target.parse()?;
     let method = match args.method.as_str() {
@@ -104,8 +107,10 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     super::check_idle(&[
         (is_float && args.weights.min(args.activations) < 8, "--weights or --activations", LOW),
         (is_float && args.plan.is_some(), "--plan", LOW),
+        (is_float && args.edge_bits.is_some(), "--edge-bits", LOW),
         (is_float && args.granularity == "tensor", "--granularity", LOW),
         (is_float && args.no_equalize, "--no-equalize", LOW),
+        (args.no_equalize && args.granularity == "channel", "--no-equalize", "--granularity tensor"),
     ])?;
     let path = args.output.clone().unwrap_or_else(|| args.out.join("model.onnx"));
     if let Some(method) = method.filter(|method| !method.is_deployable() && args.output.is_some()) {
@@ -142,15 +147,16 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let [weight_bits_of, activation_bits_of] = planned.unwrap_or_default();
     // A plan says which tensors have few bits.
     let widths = if args.plan.is_some() { [8, 8] } else { [args.weights, args.activations] };
+    let edge_bits = args.edge_bits.unwrap_or(EDGE_BITS);
     let policy = Policy {
         per_channel: args.granularity == "channel",
         weight_bits_of,
         activation_bits_of,
-        ..Policy::new(widths[0], widths[1], args.edge_bits)
+        ..Policy::new(widths[0], widths[1], edge_bits)
     };
     let recipe = args.recipe.recipe(method, &policy, out.global.seed)?;
-    if method.is_some() && args.edge_bits > args.weights.min(args.activations) {
-        out.note(&format!("first and last layers keep {} bits (--edge-bits)", args.edge_bits));
+    if method.is_some() && edge_bits > args.weights.min(args.activations) {
+        out.note(&format!("first and last layers keep {edge_bits} bits (--edge-bits)"));
     }
     let teacher = match args.recipe.distill.as_deref() {
         None => None,

@@ -118,8 +118,8 @@ impl Stage {
         };
         let walked: Box<dyn BlockMethod> = match method {
             Method::MixedClipping => Box::new(MixedClipping::default()),
-            Method::Aciq => Box::new(Aciq),
-            Method::Omse => Box::new(Omse),
+            Method::Aciq => Box::new(Aciq::default()),
+            Method::Omse => Box::new(Omse::default()),
             Method::SeqMse => Box::new(SeqMse::default()),
             Method::Comq => Box::new(Comq::default()),
             Method::AdaRound => Box::new(AdaRound::new(learned(AdaRound::default().config))),

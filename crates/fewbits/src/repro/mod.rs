@@ -144,6 +144,7 @@ impl Request<'_> {
 
     fn setup(&self) -> Setup {
         Setup {
+            fewbits: env!("CARGO_PKG_VERSION").into(),
             table: self.table.name.into(),
             here: self.subject.describe(),
             proxy: self.subject.is_proxy() || self.effort.limit.is_some(),

@@ -8,7 +8,7 @@ use fewbits_quant::calibrate::Policy;
 use fewbits_train::{
     network::Goal,
     quantizers::{Method, Settings},
-    recipe::{Phase, Recipe},
+    recipe::{Fold, Phase, Recipe},
 };
 use fewbits_zoo::{Options, ZooError};
 
@@ -144,7 +144,7 @@ fn recipe(phase: Phase, learning_rate: f64, batch: usize, weight_decay: f64, see
 pub fn float_recipe(subject: &Subject, effort: &Effort, seed: u64) -> Recipe {
     let phase = Phase { epochs: effort.float_epochs, goal: None };
     let weight_decay = if subject.is_small() { 5e-4 } else { 4e-5 };
-    Recipe { warmup: 1.0, ..recipe(phase, 0.1, effort.batch, weight_decay, seed) }
+    Recipe { warmup: 1.0, ..recipe(phase, Recipe::usual_rate(None, Fold::None), effort.batch, weight_decay, seed) }
 }
 
 /// The recipe of a row that is trained, from `images` training images; `None` for one that is not.
@@ -157,12 +157,7 @@ pub fn row_recipe(row: &Row, effort: &Effort, images: usize, seed: u64) -> Optio
         policy: Policy { per_channel: false, ..Policy::new(row.weights, row.activations, EDGE_BITS) },
         offsets_everywhere: *method == Method::LsqPlus,
     };
-    let learning_rate = match row.weights.min(row.activations) {
-        8 => 0.001,
-        // Frozen normalizations do not bear large steps.
-        _ if fold.on_folded() => 0.0025,
-        _ => 0.01,
-    };
+    let learning_rate = Recipe::usual_rate(Some(&goal), *fold);
     let phase = Phase { epochs: effort.epochs, goal: Some(goal) };
     Some(Recipe { fold: *fold, freeze_at: fold.freeze_at(), ..recipe(phase, learning_rate, effort.batch, 1e-4, seed) })
 }

@@ -3,7 +3,7 @@
 use super::table::{Accuracy, Row, Table};
 use crate::Error;
 use fewbits_files::write_atomically;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs,
     io::{self, Write},
@@ -13,6 +13,9 @@ use std::{
 /// What every row has in common. Rows found under another setup are never mixed with these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Setup {
+    /// Version of the program.
+    #[serde(default)]
+    pub fewbits: String,
     /// The table's name.
     pub table: String,
     /// The network and the data in words, such as `10 classes of 32x32, swishnet proxy`.
@@ -113,8 +116,28 @@ pub struct Line {
     pub compression: (f64, Option<f64>),
 }
 
-const JSON: &str = "results.json";
+/// Results.
+pub(super) const JSON: &str = "results.json";
 const CSV: &str = "results.csv";
+
+/// What the file at `path` holds, if there is one.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read; [`Error::Usage`] if it is not of the same setup.
+pub(super) fn earlier<T: DeserializeOwned>(path: &Path, is_same: impl Fn(&T) -> bool) -> Result<Option<T>, Error> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let broken = |e: serde_json::Error| Error::io("read", path)(io::Error::new(io::ErrorKind::InvalidData, e));
+    match serde_json::from_str(&text).map_err(broken)? {
+        found if is_same(&found) => Ok(Some(found)),
+        _ => Err(Error::Usage {
+            what: format!("`{}` holds results of another setup, or of another version", path.display()),
+            hint: "repeat the flags it was made with, or choose another --out".into(),
+        }),
+    }
+}
 
 impl Results {
     /// What `folder` holds of `setup`, or nothing yet.
@@ -122,20 +145,8 @@ impl Results {
     /// # Errors
     /// [`Error::Io`] if the file cannot be read; [`Error::Usage`] if it is of another setup.
     pub fn open(folder: &Path, setup: Setup) -> Result<Self, Error> {
-        let path = folder.join(JSON);
-        if !path.exists() {
-            return Ok(Results { setup, float: None, runs: vec![] });
-        }
-        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let broken = |e: serde_json::Error| Error::io("read", &path)(io::Error::new(io::ErrorKind::InvalidData, e));
-        let found: Results = serde_json::from_str(&text).map_err(broken)?;
-        if found.setup == setup {
-            return Ok(found);
-        }
-        Err(Error::Usage {
-            what: format!("`{}` holds results of another setup", path.display()),
-            hint: "repeat the flags it was made with, or choose another --out".into(),
-        })
+        let found = earlier(&folder.join(JSON), |found: &Results| found.setup == setup)?;
+        Ok(found.unwrap_or(Results { setup, float: None, runs: vec![] }))
     }
 
     /// Writes both files.

@@ -3,6 +3,7 @@
 
 use crate::Error;
 use fewbits_files::write_atomically;
+use fewbits_search::problem::Problem;
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
@@ -58,6 +59,24 @@ impl Journal {
         Ok(journal)
     }
 
+    /// Refuses what is no assignment of `problem`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`].
+    pub fn check(&self, problem: &Problem) -> Result<(), Error> {
+        let is_one = |choices: &Vec<usize>| {
+            choices.len() == problem.items.len()
+                && problem.items.iter().zip(choices).all(|(item, &choice)| choice < item.widths.len())
+        };
+        match &self.file {
+            Some((_, path)) if !self.known.keys().all(is_one) => Err(Error::Usage {
+                what: format!("`{}` holds assignments of other layers or widths", path.display()),
+                hint: "begin anew without --resume".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn remember(&mut self, choices: Vec<usize>, damage: f64) {
         if !damage.is_nan() && self.best.as_ref().is_none_or(|(_, least)| damage < *least) {
             self.best = Some((choices.clone(), damage));
@@ -92,6 +111,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fewbits_search::problem::{Item, Kind};
 
     #[test]
     fn what_was_measured_is_known_again_and_a_torn_line_is_not() {
@@ -118,6 +138,16 @@ mod tests {
         assert!(error.to_string().contains("line 3") && error.hint().is_some(), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), broken, "nothing is lost");
         assert!(Journal::open(Some(&folder), &asked, true).is_err(), "a folder is no empty journal");
+        let item = |widths: &[u8]| Item { name: "w".into(), kind: Kind::Weight, widths: widths.into(), damage: vec![] };
+        let mut problem = Problem { items: vec![item(&[2, 4]), item(&[2, 4, 8])], limits: vec![] };
+        let mut short = Journal::open(Some(&path), &asked, false).unwrap();
+        short.add(&[1, 2], 0.5).unwrap();
+        let again = Journal::open(Some(&path), &asked, true).unwrap();
+        assert!(again.check(&problem).is_ok());
+        problem.items[1].widths.pop();
+        assert!(again.check(&problem).unwrap_err().to_string().contains("other layers or widths"));
+        problem.items.pop();
+        assert!(again.check(&problem).is_err());
         let anew = Journal::open(Some(&path), &asked, false).unwrap();
         assert_eq!(anew.get(&[1, 2]), None);
         std::fs::remove_dir_all(folder).unwrap();

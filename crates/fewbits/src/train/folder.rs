@@ -61,7 +61,7 @@ struct StepLine {
     learning_rate: f64,
 }
 
-/// Scales behind an epoch, a line of `scales.jsonl`.
+/// Scales after an epoch, a line of `scales.jsonl`.
 #[derive(Deserialize, Serialize)]
 struct ScaleLine {
     epoch: usize,
@@ -113,7 +113,7 @@ impl<'a> Folder<'a> {
         found["settings"]["fewbits"].is_string()
     }
 
-    /// Begins the log; of a run that goes on, what is behind `step` is cut off.
+    /// Begins the log; of a run that goes on, what came after `step` is cut off.
     fn open(&mut self, step: usize) -> io::Result<()> {
         let [steps, epochs, scales] = [STEPS, EPOCHS, SCALES].map(|name| self.out.join(name));
         fs::create_dir_all(&self.out)?;

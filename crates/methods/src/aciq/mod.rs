@@ -38,13 +38,16 @@ pub mod bits;
 use crate::{
     BlockMethod, Draft, MethodError, Walk,
     clipping::{Clip, Rounded, Weights, mean_and_width, round_layers, rounded},
+    moments::Left,
 };
 use fewbits_kernels::Threads;
 use fewbits_quant::ranges::Prior;
 
 /// The method.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Aciq;
+#[derive(Debug, Default)]
+pub struct Aciq {
+    left: Left,
+}
 
 impl BlockMethod for Aciq {
     fn name(&self) -> &'static str {
@@ -52,7 +55,11 @@ impl BlockMethod for Aciq {
     }
 
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
-        round_layers(walk, draft, |weights, _, _| round(weights, walk.threads()))
+        round_layers(walk, draft, &self.left, |weights, _, _| round(weights, walk.threads()))
+    }
+
+    fn findings(&self) -> Vec<String> {
+        self.left.findings()
     }
 }
 

@@ -8,7 +8,7 @@ fn channels_keep_their_deviation_and_their_weights_stay_codes() {
     let (samples, threads) = (testing::images(24, &network.shape), Threads::new(2));
     let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
     let mut draft = network.draft.clone();
-    walk_through::<MethodError>(&mut walk, &mut draft, &[&Aciq], None, &Silent, |_, _| Ok(())).unwrap();
+    walk_through::<MethodError>(&mut walk, &mut draft, &[&Aciq::default()], None, &Silent, |_, _| Ok(())).unwrap();
     for layer in crate::layers(&network.graph, &network.placement) {
         let values = |graph: &fewbits_graph::Graph| graph.constant(&layer.weight).unwrap().as_f32().unwrap().to_vec();
         let (old, new, params) = (values(&network.graph), values(&draft.graph), draft.grids.params(&layer.weight));

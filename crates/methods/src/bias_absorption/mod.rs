@@ -6,7 +6,7 @@
 //! that samples showed. Channels that reach the bound of a Clip `0…m` are left alone.
 //!
 //! # When it helps
-//! Channels far above zero take up range that no number uses; most behind equalization, which enlarges biases along with weights.
+//! Channels far above zero take up range that no number uses; most after equalization, which enlarges biases along with weights.
 //!
 //! # When it fails
 //! Between a layer and one with zero padding the border would see another constant than the inside: such places are left alone.

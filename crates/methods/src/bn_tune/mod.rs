@@ -7,7 +7,7 @@
 //! `r b + μ − r μ̂`. Codes stay. Layers come one after the other, each measured with those before it in their final form.
 //!
 //! # When it helps
-//! At few bits, where rounding shrinks or stretches whole channels, and behind methods that look at weights alone.
+//! At few bits, where rounding shrinks or stretches whole channels, and after methods that look at weights alone.
 //!
 //! # When it fails
 //! Where the error of a channel is noise and not a factor: stretching makes noise larger. Samples that are held back decide for each
@@ -33,7 +33,7 @@ use crate::{
 };
 use fewbits_graph::{Granularity, Graph, Op, Tensor, exec::Mode};
 
-/// Of how many samples one is held back for judging.
+/// Of how many samples one is held back for judging; a divisor of what other methods have, as mirror images go by that.
 const HELD_BACK: usize = 4;
 /// Channels whose variance is below this part of the layer's mean variance keep their scale.
 const SILENT: f64 = 1e-4;

@@ -7,7 +7,7 @@
 //! outputs depend on counts more.
 //!
 //! # When it helps
-//! Below eight bits, most with four-bit activations and in depthwise networks; behind COMQ, whose codes it begins with.
+//! Below eight bits, most with four-bit activations and in depthwise networks; after COMQ, whose codes it begins with.
 //!
 //! # When it fails
 //! With fewer than some hundred samples it learns them by heart; a block is then left as it was. Blocks that reshape images into one
@@ -27,7 +27,7 @@
 //! The Fisher information is averaged over samples, not one for each, and that of the float network's own outputs, as no labels are there.
 //! Where the rest of the network has no derivative, all elements count the same, but for positions with far larger activations, which
 //! count less. Hundreds of steps at a higher rate in place of 20,000, of batches of 16 in place of 32; biases and scales of activations are
-//! learned in the same steps, not after the roundings.
+//! learned in the same steps, not after the roundings, and scales grow to half as much again at most.
 //!
 //! Half of the elements of the block's input, drawn anew in each step, are the float network's ([`Config::mix`] = 0.5, as QDrop has it); in
 //! the paper all are the quantized network's. `λ` is 0.01 for every network (the authors take 0.1 for MobileNetV2), a quarter

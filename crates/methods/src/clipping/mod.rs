@@ -29,10 +29,12 @@ mod weights;
 
 use fewbits_graph::Grid;
 use fewbits_kernels::Threads;
+pub use fewbits_quant::weights::largest;
 use fewbits_quant::{
     Mapping, RangeRule, TensorStats,
     ranges::{self, Prior},
     stats::SAMPLES_PER_IMAGE,
+    weights::nearest,
 };
 use fewbits_train::quantizers::{Deployable, Sawb};
 use std::fmt;
@@ -135,13 +137,6 @@ pub fn rounded(row: &[f32], scale: f32, bits: u8) -> Vec<f32> {
     row.iter().map(|w| nearest((w / scale).clamp(-top, top)) * scale).collect()
 }
 
-/// Half to even, of a number of magnitude below 2^22: what is added leaves no bits behind the point. Instruction sets without rounding do
-/// this several times faster than a call.
-fn nearest(code: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0; // 1.5 · 2^23
-    (code + MAGIC) - MAGIC
-}
-
 /// Mean of `values`, and their width as `prior` measures it.
 pub fn mean_and_width(values: &[f32], prior: Prior) -> (f64, f64) {
     let count = values.len().max(1) as f64;
@@ -152,11 +147,6 @@ pub fn mean_and_width(values: &[f32], prior: Prior) -> (f64, f64) {
         Prior::Gauss => (distances.map(|d| d * d).sum::<f64>() / (count - 1.0).max(1.0)).sqrt(),
     };
     (mean, width)
-}
-
-/// The largest magnitude.
-pub fn largest(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |most, w| most.max(w.abs()))
 }
 
 fn root_mean_square(values: &[f32]) -> f32 {

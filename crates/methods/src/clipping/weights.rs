@@ -7,7 +7,7 @@ use super::{Clip, rounded};
 use crate::{
     Draft, Ground, Layer, MethodError, Walk,
     bias_correction::{corrections, means},
-    moments::{Group, Moments, Shape},
+    moments::{Group, Left, Moments, Shape},
 };
 use fewbits_graph::{Granularity, QuantParams, Tensor};
 use fewbits_kernels::Threads;
@@ -154,18 +154,19 @@ fn difference(old: &[f32], new: &[f32]) -> Vec<f32> {
     old.iter().zip(new).map(|(old, new)| new - old).collect()
 }
 
-/// Rounds each layer of the walk's block as `round` says; mean errors go into the biases.
+/// Rounds each layer of the walk's block as `round` says; mean errors go into the biases. Those without moments go into `left`.
 ///
 /// # Errors
 /// Those of [`Moments::of`].
 pub fn round_layers(
     walk: &Walk<'_>,
     draft: &mut Draft,
+    left: &Left,
     round: impl Fn(&Weights<'_>, &Moments, &Layer) -> Rounded,
 ) -> Result<(), MethodError> {
     let Some(block) = walk.block() else { return Ok(()) };
     for layer in &block.layers {
-        let Some(moments) = Moments::of(walk, draft, layer)? else { continue };
+        let Some(moments) = left.moments(walk, draft, layer)? else { continue };
         if let Some(weights) = Weights::of(walk.ground(), draft, layer, &moments.shape) {
             let rounded = round(&weights, &moments, layer);
             let shifts = weights.shifts(&moments, &rounded.rows);

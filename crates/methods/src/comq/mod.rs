@@ -36,11 +36,10 @@ mod descent;
 use crate::{
     BlockMethod, Draft, Layer, MethodError, Walk,
     clipping::{Rounded, Weights},
-    moments::{Group, Moments},
+    moments::{Group, Left, Moments},
 };
 use descent::{Descent, Point, codes_of};
 use fewbits_graph::{Granularity, QuantParams};
-use std::sync::{Mutex, PoisonError};
 
 /// How the search is made.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,8 +73,7 @@ const LEAST_FACTOR: f32 = 0.4;
 pub struct Comq {
     /// How the search is made.
     pub config: Config,
-    /// Weights of the layers that it did not take.
-    left: Mutex<Vec<String>>,
+    left: Left,
 }
 
 impl BlockMethod for Comq {
@@ -86,20 +84,15 @@ impl BlockMethod for Comq {
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
         let Some(block) = walk.block() else { return Ok(()) };
         for layer in &block.layers {
-            match Moments::of(walk, draft, layer)? {
-                Some(moments) => self.layer(walk, draft, layer, &moments),
-                None => self.left.lock().unwrap_or_else(PoisonError::into_inner).push(layer.weight.clone()),
+            if let Some(moments) = self.left.moments(walk, draft, layer)? {
+                self.layer(walk, draft, layer, &moments);
             }
         }
         Ok(())
     }
 
     fn findings(&self) -> Vec<String> {
-        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let line = || {
-            format!("left as they were, being no convolutions or products of a size that it takes: {}", left.join(", "))
-        };
-        if left.is_empty() { vec![] } else { vec![line()] }
+        self.left.findings()
     }
 }
 

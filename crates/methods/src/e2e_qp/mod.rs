@@ -7,7 +7,7 @@
 //! close too, far larger positions less so: some hundred samples say little by a class each, and much by all of their features.
 //!
 //! # When it helps
-//! Behind methods that work layer by layer or block by block: errors that add up from block to block, gains and means that drift, are
+//! After methods that work layer by layer or block by block: errors that add up from block to block, gains and means that drift, are
 //! put right. There are few numbers to learn, so that a few hundred samples do, mirrored and laid over one another.
 //!
 //! # When it fails

@@ -34,7 +34,7 @@ mod network;
 use crate::{
     BlockMethod, Draft, MethodError, Walk,
     clipping::{CLIPS, Clip, Rounded, Weights, round_layers},
-    moments::Moments,
+    moments::{Left, Moments},
 };
 use fewbits_kernels::Threads;
 use std::{
@@ -78,6 +78,7 @@ pub struct MixedClipping {
     /// Which rules are tried.
     pub config: Config,
     choices: Mutex<Vec<Choice>>,
+    left: Left,
 }
 
 impl MixedClipping {
@@ -106,7 +107,7 @@ impl BlockMethod for MixedClipping {
     }
 
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
-        round_layers(walk, draft, |weights, moments, layer| {
+        round_layers(walk, draft, &self.left, |weights, moments, layer| {
             let Some((clip, rounded)) = self.choose(weights, moments, walk.threads()) else {
                 return weights.rounded(weights.params.scale.clone());
             };
@@ -117,7 +118,7 @@ impl BlockMethod for MixedClipping {
     }
 
     fn findings(&self) -> Vec<String> {
-        self.choices().iter().map(Choice::to_string).collect()
+        self.choices().iter().map(Choice::to_string).chain(self.left.findings()).collect()
     }
 }
 

@@ -1,5 +1,12 @@
 use super::*;
-use crate::{Part, clipping::with_scales, moments::Shape, progress::Silent, testing, walk::walk_through};
+use crate::{
+    Part,
+    clipping::with_scales,
+    moments::{Left, Shape},
+    progress::Silent,
+    testing,
+    walk::walk_through,
+};
 use fewbits_quant::ranges::Prior;
 use std::convert::Infallible;
 
@@ -31,7 +38,7 @@ fn the_chosen_rule_has_the_least_output_error_of_all() {
     let walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
     let method = MixedClipping::default();
     let mut draft = network.draft.clone();
-    round_layers(&walk, &mut draft, |weights, moments, _| {
+    round_layers(&walk, &mut draft, &Left::default(), |weights, moments, _| {
         let (clip, best) = method.choose(weights, moments, &threads).unwrap();
         let error = |rounded: &Rounded| -> f64 {
             let k = weights.shape.inputs;

@@ -6,11 +6,13 @@
 //! judged without looking at data again. `f` is what the network notices of an output (`window.rs`): a difference that is clipped away
 //! behind the layer is no error.
 
+mod left;
 mod shape;
 mod window;
 
 use crate::{
     Draft, Layer, MethodError, Walk,
+    samples::is_held,
     walk::{LANES, Run, Side},
 };
 use fewbits_graph::exec::{Mode, rounded_constant};
@@ -21,6 +23,7 @@ use fewbits_kernels::{
         vectors::{axpy, dot},
     },
 };
+pub use left::Left;
 pub use shape::Shape;
 use std::sync::Arc;
 use window::Window;
@@ -35,8 +38,6 @@ const LEAST_ROWS_OF_FEW: usize = 8_192;
 const MANY_INPUTS: usize = 48;
 /// Rows that are multiplied at once.
 const BLOCK: usize = 256;
-/// Of how many samples one is held back for judging.
-const HELD_BACK: usize = 8;
 
 /// Bytes of running sums that a layer may take. VGG's first fully connected layer would take 23 GB.
 const MEMORY: usize = 2 << 30;
@@ -173,7 +174,7 @@ impl Moments {
                 };
                 let rounded = rounded_constant(&layer.input, &rounded, &draft.grids);
                 if let (Some(x), Some(rounded)) = (x.as_f32(), rounded.as_f32()) {
-                    let part = usize::from(sample % HELD_BACK == HELD_BACK - 1);
+                    let part = usize::from(is_held(sample));
                     plan.add(sums[part].get_or_insert_with(|| plan.sums()), sample, x, rounded);
                 }
                 Ok(())

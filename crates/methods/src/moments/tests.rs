@@ -1,12 +1,24 @@
 use super::*;
-use crate::{layers, testing};
+use crate::{
+    BlockMethod,
+    aciq::Aciq,
+    comq::Comq,
+    layers,
+    omse::Omse,
+    progress::Silent,
+    seq_mse::SeqMse,
+    testing,
+    walk::walk_through,
+    zero_point::weights::{Shift, WeightShift},
+};
+use fewbits_graph::{Attrs, DType, Graph, Node, Op, Tensor, ValueInfo};
 
 /// What a layer's rounded weights add to its error, by its moments, is what the executor measures.
 #[test]
 fn moments_give_the_error_that_the_executor_measures() {
     let network = testing::residual();
     let samples = testing::images(9, &network.shape);
-    let learned: Vec<_> = samples.iter().enumerate().filter(|(i, _)| i % HELD_BACK != HELD_BACK - 1).collect();
+    let learned: Vec<_> = samples.iter().enumerate().filter(|(i, _)| !is_held(*i)).collect();
     let threads = Threads::new(2);
     let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
     let (mut checked, mut windows) = (0, 0);
@@ -114,4 +126,38 @@ fn layers_of_very_many_inputs_have_no_moments() {
     // VGG-16's first fully connected layer; ResNet-50's widest convolution; VGG-16's second one.
     assert!(bytes(&shape(25_088, 4096)) > MEMORY);
     assert!(bytes(&shape(4608, 512)) < MEMORY && bytes(&shape(4096, 4096)) < MEMORY);
+}
+
+/// Methods that search by moments say which layers they left as they were.
+#[test]
+fn layers_without_moments_are_named() {
+    let value = |name: &str| ValueInfo { name: name.into(), dtype: DType::F32, dims: None };
+    let mut graph = Graph { inputs: vec![value("x")], outputs: vec![value("y")], opset: 17, ..Graph::default() };
+    // The second has so many inputs that the sums of their products would not fit in memory.
+    for (weight, dims, input, output) in [("u", [4, 9000], "x", "a"), ("v", [9000, 2], "a", "y")] {
+        let numbers = (0..dims[0] * dims[1]).map(|i| (i as f32 * 0.37).sin()).collect();
+        graph.constants.insert(weight.into(), Arc::new(Tensor::f32(&dims, numbers)));
+        graph.nodes.push(Node {
+            name: output.into(),
+            op: Op::from_attrs("MatMul", &Attrs::default()).unwrap(),
+            inputs: vec![input.into(), weight.into()],
+            outputs: vec![output.into()],
+        });
+    }
+    let network = testing::quantized(&graph, &[1, 4], 4, 8);
+    let (samples, threads) = (testing::images(9, &network.shape), Threads::new(1));
+    let methods: [Box<dyn BlockMethod>; 5] = [
+        Box::new(Aciq::default()),
+        Box::new(Omse::default()),
+        Box::new(SeqMse::default()),
+        Box::new(Comq::default()),
+        Box::new(WeightShift::new(Shift::Window, false)),
+    ];
+    for method in methods {
+        let mut walk = Walk::new(network.ground(), &samples, usize::MAX, &threads).unwrap();
+        let mut draft = network.draft.clone();
+        walk_through::<MethodError>(&mut walk, &mut draft, &[&*method], None, &Silent, |_, _| Ok(())).unwrap();
+        let last = method.findings().pop().unwrap_or_default();
+        assert!(last.ends_with("size that it takes: v"), "{}: {last}", method.name());
+    }
 }

@@ -29,6 +29,7 @@
 use crate::{
     BlockMethod, Draft, MethodError, Walk,
     clipping::{largest, round_layers, rounded},
+    moments::Left,
 };
 use fewbits_graph::Grid;
 use fewbits_kernels::float::vectors::dot;
@@ -40,8 +41,10 @@ const STARTS: usize = 90;
 const TURNS: usize = 30;
 
 /// The method.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Omse;
+#[derive(Debug, Default)]
+pub struct Omse {
+    left: Left,
+}
 
 impl BlockMethod for Omse {
     fn name(&self) -> &'static str {
@@ -49,10 +52,14 @@ impl BlockMethod for Omse {
     }
 
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
-        round_layers(walk, draft, |weights, _, _| {
+        round_layers(walk, draft, &self.left, |weights, _, _| {
             let best = |group| best_scale(weights.group(group), weights.bits()).unwrap_or(weights.params.scale[group]);
             weights.rounded(weights.each_group(walk.threads(), best))
         })
+    }
+
+    fn findings(&self) -> Vec<String> {
+        self.left.findings()
     }
 }
 

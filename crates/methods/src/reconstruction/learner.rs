@@ -18,6 +18,8 @@ use std::{ops::Range, sync::Arc};
 const DECIDING: [f64; 2] = [0.3, 0.9];
 /// To what share of itself the rate falls, along a cosine.
 const LEAST_RATE: f64 = 0.05;
+/// Most that a scale of activations may grow by: on a few hundred samples a larger one looks better than it is.
+const MOST_GROWTH: f32 = 1.5;
 /// In how many goes, if they took all steps.
 const SETTLED_TIMES: usize = 50;
 
@@ -46,8 +48,8 @@ pub(super) struct Learner<'a> {
     gradients: Vec<f32>,
     optimizer: Optimizer,
     layers: Vec<Rounded>,
-    /// Activations whose scale is learned.
-    scales: Vec<String>,
+    /// Activations whose scale is learned, and the largest that it may become.
+    scales: Vec<(String, f32)>,
     /// Positions of each output per sample.
     positions: Vec<usize>,
     /// [`Unit::importance`].
@@ -87,7 +89,7 @@ impl<'a> Learner<'a> {
             let Some(rounding) = Rounding::new(params, fact.len() * batch, drop) else { continue };
             tape_config.quantizers.insert(name.into(), Laid { quantizer: Arc::new(rounding), groups: 1, axis: 0 });
             if config.scales && params.grid.bits < 8 && !unit.inputs.iter().any(|i| i == name) {
-                scales.push(name.to_string());
+                scales.push((name.to_string(), MOST_GROWTH * params.scale[0]));
             }
         }
         let mut leaves = Leaves::new(part, &tape_config.quantizers);
@@ -128,7 +130,7 @@ impl<'a> Learner<'a> {
                 groups.push(Group { range: bias.range.clone(), learning_rate, weight_decay: 0.0 });
             }
         }
-        for name in &scales {
+        for (name, _) in &scales {
             if let Some(leaf) = leaves.parameter(&quantizer_leaf(name)) {
                 let range = leaf.range.start..leaf.range.start + 1;
                 let learning_rate = 1e-3 * leaves.values[range.start];
@@ -218,10 +220,10 @@ impl<'a> Learner<'a> {
         // Fewer steps must each go further.
         let pace = (1000.0 / self.steps as f64).clamp(0.1, 10.0);
         self.optimizer.step((pace * rate) as f32, &mut self.values, &self.gradients, threads);
-        for name in &self.scales {
+        for (name, largest) in &self.scales {
             if let Some(leaf) = self.leaves.parameter(&quantizer_leaf(name)) {
                 let scale = &mut self.values[leaf.range.start];
-                *scale = scale.max(f32::MIN_POSITIVE);
+                *scale = scale.clamp(f32::MIN_POSITIVE, *largest);
             }
         }
         Ok(())
@@ -277,10 +279,9 @@ impl<'a> Learner<'a> {
                 learned.set_constant(&leaf.name, Tensor::f32(&leaf.dims, self.values[leaf.range.clone()].to_vec()));
             }
         }
-        for name in &self.scales {
-            let leaf = self.leaves.parameter(&quantizer_leaf(name));
-            if let (Some(leaf), Some(params)) = (leaf, draft.grids.params(name)) {
-                learned.set_scale(&ground, name, self.values[leaf.range.start].min(params.scale[0] * 1.5));
+        for (name, _) in &self.scales {
+            if let Some(leaf) = self.leaves.parameter(&quantizer_leaf(name)) {
+                learned.set_scale(&ground, name, self.values[leaf.range.start]);
             }
         }
         learned

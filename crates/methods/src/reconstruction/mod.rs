@@ -13,7 +13,7 @@ mod rounding;
 mod soft;
 mod tally;
 
-use crate::{Draft, Layer, MethodError, Walk, walk::Side};
+use crate::{Draft, Layer, MethodError, Walk, samples::is_held, walk::Side};
 use fewbits_graph::{
     Graph, Tensor,
     exec::{Executor, Mode},
@@ -24,8 +24,6 @@ pub(crate) use rounding::{NUMBERS, Rounding};
 use std::{sync::Arc, time::Instant};
 pub(crate) use tally::{Outcome, Tally};
 
-/// Of how many samples one is held back for judging.
-const HELD_BACK: usize = 8;
 /// Steps whose time says how many there can be, and the least that are worth it.
 const TIMED_STEPS: usize = 5;
 const LEAST_STEPS: usize = 50;
@@ -130,7 +128,7 @@ pub(crate) fn learn(
     examples: &dyn Examples,
     config: &Config,
 ) -> Result<Outcome, MethodError> {
-    let is_held = |i: &usize| i / examples.per_sample() % HELD_BACK == HELD_BACK - 1;
+    let is_held = |i: &usize| is_held(i / examples.per_sample());
     let (held, seen): (Vec<usize>, Vec<usize>) = (0..walk.samples() * examples.per_sample()).partition(is_held);
     if seen.is_empty() {
         return Ok(Outcome::NoTime);

@@ -27,7 +27,7 @@
 use crate::{
     BlockMethod, Draft, MethodError, Walk,
     clipping::{Weights, largest, round_layers, rounded},
-    moments::Moments,
+    moments::{Left, Moments},
 };
 
 /// Which scales are tried.
@@ -44,10 +44,11 @@ impl Default for Config {
 }
 
 /// The method.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct SeqMse {
     /// Which scales are tried.
     pub config: Config,
+    left: Left,
 }
 
 impl BlockMethod for SeqMse {
@@ -56,10 +57,14 @@ impl BlockMethod for SeqMse {
     }
 
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
-        round_layers(walk, draft, |weights, moments, _| {
+        round_layers(walk, draft, &self.left, |weights, moments, _| {
             let scale = weights.each_group(walk.threads(), |group| self.scale(weights, moments, group));
             weights.rounded(scale)
         })
+    }
+
+    fn findings(&self) -> Vec<String> {
+        self.left.findings()
     }
 }
 

@@ -276,7 +276,7 @@ pub trait BlockMethod {
 }
 
 /// Takes `draft` through the rest of the walk, each block by `methods` one after the other, until `deadline`; blocks behind it stay as they
-/// are. `done` is told the draft behind each block.
+/// are. `done` is told the draft after each block.
 ///
 /// # Errors
 /// Those of the methods, of the walk, and of `done`.

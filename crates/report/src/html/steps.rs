@@ -12,10 +12,10 @@ pub(super) fn section(out: &mut String, report: &Report) -> fmt::Result {
     write!(
         out,
         "<h2>What each step bought</h2><p class=\"soft\">SQNR of the outputs, in {seconds:.1} s. Equalization, absorption and bias \
-         correction are measured on the first calibration samples and with weights of at least 8 bits; the steps behind them with the bits \
+         correction are measured on the first calibration samples and with weights of at least 8 bits; the steps after them with the bits \
          asked for, on samples held back from their methods.</p>"
     )?;
-    out.write_str("<div class=\"scroll\"><table><tr><th>methods<th class=\"n\">before<th>behind, dB<th class=\"n\">gain<th class=\"n\">time<th></tr>")?;
+    out.write_str("<div class=\"scroll\"><table><tr><th>methods<th class=\"n\">before<th>after, dB<th class=\"n\">gain<th class=\"n\">time<th></tr>")?;
     let most = report.steps.iter().map(|s| s.after_db).filter(|db| db.is_finite()).fold(1.0, f64::max).min(FULL_SQNR);
     for step in &report.steps {
         write!(out, "<tr><td><code>{}</code>", escape(&step.methods))?;

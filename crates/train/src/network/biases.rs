@@ -27,12 +27,11 @@ impl Unrounded {
 }
 
 impl Network {
-    /// Moves biases to where they round to. `fold` says that quantizers are on folded weights. Layers whose quantizers have no grid yet are
-    /// left alone.
-    pub fn round_biases(&self, quantizers: &Quantizers, leaves: &mut Leaves, fold: bool) -> Unrounded {
+    /// Moves biases to where they round to. Layers whose quantizers have no grid yet are left alone.
+    pub fn round_biases(&self, quantizers: &Quantizers, leaves: &mut Leaves) -> Unrounded {
         let mut before = Vec::new();
         for layer in &self.layers {
-            let Some((range, moved)) = self.rounded_bias(layer, quantizers, leaves, fold) else { continue };
+            let Some((range, moved)) = self.rounded_bias(layer, quantizers, leaves) else { continue };
             before.push((range.clone(), leaves.values[range.clone()].to_vec()));
             leaves.values[range].copy_from_slice(&moved);
         }
@@ -45,25 +44,23 @@ impl Network {
         layer: &Layer,
         quantizers: &Quantizers,
         leaves: &Leaves,
-        fold: bool,
     ) -> Option<(Range<usize>, Vec<f32>)> {
         let input = layer.bias_input.as_deref()?;
         let (_, input_scale, _) = quantizers.get(input)?.grid(leaves.get(&quantizer_leaf(input))?).ok()?;
         let quantizer = quantizers.get(&layer.trained)?;
         let factors = self.factors(layer, leaves);
-        let fold = fold && layer.folds;
         let leaf = leaves.parameter(&layer.trained)?;
         let mut weight = Vec::new();
         if quantizer.derived() > 0 {
             weight.extend_from_slice(&leaves.values[leaf.range.clone()]);
-            if let (true, Some(factors)) = (fold, &factors) {
+            if let (true, Some(factors)) = (layer.folds, &factors) {
                 scale_rows(&mut weight, factors);
             }
         }
         let numbers = leaves.get(&quantizer_leaf(&layer.trained))?;
         let groups = quantizers.all.get(&layer.trained)?.groups;
         let (_, scales) =
-            layer.deployed_grid(quantizer.as_ref(), groups, numbers, (&weight, &leaf.dims), &factors, fold).ok()?;
+            layer.deployed_grid(quantizer.as_ref(), groups, numbers, (&weight, &leaf.dims), &factors).ok()?;
         let own = layer.bias.as_ref().and_then(|name| leaves.get(name));
         let (name, shift) = match &layer.norm {
             None => (layer.bias.as_ref()?, vec![0.0; layer.channels]),

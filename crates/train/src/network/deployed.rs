@@ -10,29 +10,28 @@ use fewbits_quant::{WeightRule, placement::Site, weights::weight_params};
 use std::{collections::BTreeMap, sync::Arc};
 
 impl Network {
-    /// The graph that ships, and its grids. `fold` says that quantizers are on folded weights.
+    /// The graph that ships, and its grids.
     ///
     /// # Errors
     /// [`TrainError::NotDeployable`] if a quantizer has no grid.
-    pub fn deploy(&self, quantizers: &Quantizers, leaves: &Leaves, fold: bool) -> Result<(Graph, Grids), TrainError> {
+    pub fn deploy(&self, quantizers: &Quantizers, leaves: &Leaves) -> Result<(Graph, Grids), TrainError> {
         let mut base = leaves.apply(&self.base);
         let mut weights: BTreeMap<String, QuantParams> = BTreeMap::new();
         for layer in &self.layers {
             let Some(quantizer) = quantizers.deployable.get(&layer.trained) else { continue };
             let laid = &quantizers.all[&layer.trained];
-            let fold = fold && layer.folds;
             let leaf =
                 leaves.parameter(&layer.trained).ok_or_else(|| TrainError::Lost { tensor: layer.trained.clone() })?;
             let factors = self.factors(layer, leaves);
             let mut weight = leaves.values[leaf.range.clone()].to_vec();
-            if let (true, Some(factors)) = (fold, &factors) {
+            if let (true, Some(factors)) = (layer.folds, &factors) {
                 scale_rows(&mut weight, factors);
             }
             let numbers = leaves.get(&quantizer_leaf(&layer.trained)).unwrap_or_default();
             let mut rounded = laid.apply(numbers, &leaf.dims, &weight);
             let (grid, scales) =
-                layer.deployed_grid(quantizer.as_ref(), laid.groups, numbers, (&weight, &leaf.dims), &factors, fold)?;
-            if let (true, Some(factors)) = (fold, &factors) {
+                layer.deployed_grid(quantizer.as_ref(), laid.groups, numbers, (&weight, &leaf.dims), &factors)?;
+            if let (true, Some(factors)) = (layer.folds, &factors) {
                 let inverse: Vec<f32> = factors.iter().map(|f| if f.is_normal() { 1.0 / f } else { 0.0 }).collect();
                 scale_rows(&mut rounded, &inverse);
             }
@@ -86,8 +85,8 @@ impl Network {
 }
 
 impl Layer {
-    /// Grid and scales of the weight that ships, from the quantizer's `numbers`. `weight`, and its dimensions, is what is rounded: with
-    /// `fold` it is folded with `factors` already. A quantizer that derives nothing from it does not look at it.
+    /// Grid and scales of the weight that ships, from the quantizer's `numbers`. `weight`, and its dimensions, is what is rounded:
+    /// folded with `factors` already where the layer is. A quantizer that derives nothing from it does not look at it.
     pub(super) fn deployed_grid(
         &self,
         quantizer: &dyn Deployable,
@@ -95,7 +94,6 @@ impl Layer {
         numbers: &[f32],
         (weight, dims): (&[f32], &[usize]),
         factors: &Option<Vec<f32>>,
-        fold: bool,
     ) -> Result<(Grid, Vec<f32>), TrainError> {
         let (mut grid, mut scales) = (Grid::weights(8), Vec::new());
         for g in 0..groups {
@@ -110,7 +108,7 @@ impl Layer {
             grid = own_grid;
             scales.push(scale);
         }
-        if let (false, Some(factors)) = (fold, factors) {
+        if let (false, Some(factors)) = (self.folds, factors) {
             let scale = |(c, f): (usize, &f32)| scales[if scales.len() == 1 { 0 } else { c }] * f.abs();
             scales = factors.iter().enumerate().map(scale).collect();
             // A channel that is switched off has any scale.

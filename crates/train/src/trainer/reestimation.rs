@@ -13,7 +13,7 @@ use fewbits_graph::{
 };
 
 impl Run<'_> {
-    /// Gives `leaves` the mean statistics of the first batches of the epoch behind `epoch`, as many as the recipe says. Statistics that are
+    /// Gives `leaves` the mean statistics of the first batches of the epoch after `epoch`, as many as the recipe says. Statistics that are
     /// frozen stay, as weights have learned with them; so do those that weights are folded with, which are trained with running averages.
     pub(super) fn reestimate(&self, epoch: usize, leaves: &mut Leaves) -> Result<(), TrainError> {
         let recipe = self.recipe();
@@ -38,7 +38,7 @@ impl Run<'_> {
                 Some(tape) => tape,
                 None => tape.insert(Tape::compile(&graph, leaves, std::slice::from_ref(&batch.shape), &config)?),
             };
-            let unrounded = self.network.round_biases(&self.quantizers, leaves, false);
+            let unrounded = self.network.round_biases(&self.quantizers, leaves);
             tape.forward(leaves, &[&batch.data], self.setup.threads);
             unrounded.restore(leaves);
             for (mean, found) in means.iter_mut().zip(&mut leaves.statistics) {

@@ -1,16 +1,20 @@
 //! A training taken down as a [`Checkpoint`], and gone on from one.
 
 use super::{Setup, run::Run};
-use crate::{TrainError, checkpoint::Checkpoint, random::Random, recipe::Recipe};
+use crate::{
+    TrainError,
+    checkpoint::{Checkpoint, Identity},
+    random::Random,
+    recipe::Recipe,
+};
 use fewbits_data::Loader;
 use fewbits_graph::tape::Leaves;
 use fewbits_quant::plan::model_sha256;
 
 impl Run<'_> {
     pub(super) fn go_on(&mut self, checkpoint: Checkpoint) -> Result<(), TrainError> {
-        if checkpoint.identity != self.identity {
-            let what = "it was made with other settings, another network or other data".into();
-            return Err(TrainError::Checkpoint { path: "state.safetensors".into(), what });
+        if let Some(what) = self.identity.difference(&checkpoint.identity) {
+            return Err(TrainError::OtherRun { what });
         }
         self.step = checkpoint.step;
         // The state is of the stage of the last step made; the next one is entered when its first step is made.
@@ -24,8 +28,7 @@ impl Run<'_> {
                 .is_none_or(|both| [0, 1].iter().all(|&i| both[i].values.len() == checkpoint.average[i].len()))
             && [0, checkpoint.statistics.len()].contains(&checkpoint.best[1].len());
         if !fits {
-            let what = "it holds another number of parameters".into();
-            return Err(TrainError::Checkpoint { path: "state.safetensors".into(), what });
+            return Err(TrainError::OtherRun { what: "another number of parameters" });
         }
         self.leaves.values = checkpoint.values;
         self.leaves.statistics = checkpoint.statistics;
@@ -56,18 +59,23 @@ impl Run<'_> {
 }
 
 /// What must be the same for a run to go on.
-pub(super) fn identity(setup: &Setup<'_>) -> String {
+pub(super) fn identity(setup: &Setup<'_>) -> Identity {
     let leaves = Leaves::new(setup.graph, &Default::default());
     let parameters: Vec<String> =
         leaves.parameters.iter().map(|leaf| format!("{}{:?}", leaf.name, leaf.dims)).collect();
-    let data = [setup.training, setup.validation].map(|l| (fingerprint(l), l.batches(), l.settings()));
+    let loaders = [setup.training, setup.validation];
+    let batches = loaders.map(|loader| (loader.batches(), loader.settings()));
     // Recomputing changes no number.
     let recipe = Recipe { recompute: false, ..setup.recipe.clone() };
     let teacher = setup.teacher.map(model_sha256);
     let start = model_sha256(setup.graph);
     let scaled = setup.scaled.iter().map(|(name, factors)| (name, mixed(factors.iter().map(|f| f.to_bits().into()))));
     let scaled: Vec<_> = scaled.collect();
-    format!("{recipe:?} {} {data:?} {start} {scaled:?} {teacher:?} {}", setup.target.name, parameters.join(" "))
+    Identity {
+        settings: format!("{recipe:?} {} {batches:?}", setup.target.name),
+        network: format!("{start} {scaled:?} {teacher:?} {}", parameters.join(" ")),
+        data: format!("{:?}", loaders.map(fingerprint)),
+    }
 }
 
 /// A number that other files or labels would change.

@@ -3,7 +3,7 @@
 use super::{Setup, StepReport, Watcher, resume::identity};
 use crate::{
     TrainError,
-    checkpoint::{Checkpoint, Tally},
+    checkpoint::{Checkpoint, Identity, Tally},
     ema::MovingAverage,
     loss::{Loss, LossError},
     network::{Goal, Network, Quantizers},
@@ -48,7 +48,7 @@ pub(super) struct Run<'a> {
     pub(super) best: [Vec<f32>; 2],
     pub(super) best_score: Option<(f64, usize)>,
     pub(super) tally: Tally,
-    pub(super) identity: String,
+    pub(super) identity: Identity,
 }
 
 impl<'a> Run<'a> {
@@ -57,7 +57,7 @@ impl<'a> Run<'a> {
         // The phase with the fewest bits says where slots are; of equal ones the last, whose single layers have the fewest.
         let goals = recipe.phases.iter().rev().filter_map(|phase| phase.goal.as_ref());
         let narrowest = goals.min_by_key(|goal| goal.policy.activation_bits);
-        let network = Network::new(setup.graph, setup.target, narrowest, recipe.fold == Fold::Merged)?;
+        let network = Network::new(setup.graph, setup.target, narrowest, recipe.fold)?;
         let mut run = Run {
             setup,
             network,
@@ -103,7 +103,9 @@ impl<'a> Run<'a> {
             }
         }
         for Phase { epochs, goal } in &self.recipe().phases {
-            let batches = epochs * training.batches();
+            // What is left over at the end of an epoch makes no step.
+            let accumulate = self.recipe().accumulate.max(1);
+            let batches = epochs * (training.batches() / accumulate * accumulate);
             if let Some(Goal { method: Method::MovingAverage, settings, .. }) = goal
                 && batches < settings.delay as usize
             {
@@ -167,8 +169,7 @@ impl<'a> Run<'a> {
             let old = std::mem::replace(&mut self.leaves, Leaves::new(self.network.graph(), &self.quantizers.all));
             self.carry_over(&old);
             if start && phase.goal.is_some() {
-                let fold = self.recipe().fold.on_folded();
-                self.network.start_weights(&self.quantizers, &mut self.leaves, fold);
+                self.network.start_weights(&self.quantizers, &mut self.leaves);
                 self.start_activations()?;
             }
             let decay = self.recipe().average;
@@ -327,10 +328,9 @@ impl<'a> Run<'a> {
     /// What a step computes in this stage.
     pub(super) fn config(&self) -> Config {
         let statistics = if self.stage.frozen { Statistics::Running } else { Statistics::Batch };
-        let fold = self.recipe().fold;
-        let mut config = self.network.config(&self.quantizers, statistics, fold.on_folded(), false);
+        let mut config = self.network.config(&self.quantizers, statistics);
         config.recompute = self.recipe().recompute;
-        config.fold_batch = fold == Fold::Batch;
+        config.fold_batch = self.recipe().fold == Fold::Batch;
         config
     }
 }

@@ -13,8 +13,7 @@ impl Run<'_> {
     ) -> Result<EpochReport, TrainError> {
         let mut leaves = self.scored_leaves();
         self.reestimate(epoch, &mut leaves)?;
-        let fold = self.recipe().fold.on_folded();
-        let top1 = score(&self.network, &self.quantizers, &leaves, fold, self.setup.validation, self.setup.threads)?;
+        let top1 = score(&self.network, &self.quantizers, &leaves, self.setup.validation, self.setup.threads)?;
         let not_final = self.not_final(&leaves);
         let best = not_final.is_none() && self.best_score.is_none_or(|(score, _)| top1 > score);
         if best {

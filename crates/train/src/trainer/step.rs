@@ -31,7 +31,7 @@ impl<'a> Run<'a> {
     pub(super) fn gradient(&mut self, batch: &LabelledBatch) -> Result<Loss, TrainError> {
         let (recipe, threads, step) = (self.setup.recipe, self.setup.threads, self.step);
         let position = self.tape(&batch.shape)?;
-        let unrounded = self.network.round_biases(&self.quantizers, &mut self.leaves, recipe.fold.on_folded());
+        let unrounded = self.network.round_biases(&self.quantizers, &mut self.leaves);
         let tape = &mut self.tapes[position].1;
         tape.forward(&mut self.leaves, &[&batch.data], threads);
         let taught = match &mut self.teacher {
@@ -71,10 +71,9 @@ impl<'a> Run<'a> {
         if recipe.kure > 0.0 {
             let weights: Vec<_> = self.leaves.parameters.iter().filter(|leaf| leaf.kind == Kind::Weight).collect();
             let factor = recipe.kure / weights.len().max(1) as f64;
-            let fold = recipe.fold.on_folded();
             for leaf in &weights {
                 // What is rounded is what is to be flat.
-                let folding = fold.then(|| self.network.folding(&leaf.name, &self.leaves)).flatten();
+                let folding = self.network.folding(&leaf.name, &self.leaves);
                 let mut weight = self.leaves.values[leaf.range.clone()].to_vec();
                 let mut gradient = vec![0.0; weight.len()];
                 folding.iter().for_each(|factors| scale_rows(&mut weight, factors));

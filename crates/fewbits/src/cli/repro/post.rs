@@ -14,8 +14,11 @@ use std::fmt::Write;
 const SAMPLES: (usize, usize) = (256, 64);
 /// Assignments that a search tries; with `--quick`.
 const EVALUATIONS: (usize, usize) = (600, 40);
-/// Bits that rows may take in the mean.
+/// Bits that rows may take in the mean, and bits of activations.
 const WEIGHTS: u8 = 4;
+const ACTIVATIONS: u8 = 8;
+/// What flags of a training go with.
+const TRAIN: &str = "tables that train";
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -25,6 +28,12 @@ struct Report<'a> {
 }
 
 pub fn run(table: &PostTable, args: &Args, out: &Output) -> Result<Verdict, Error> {
+    crate::cli::check_idle(&[
+        (args.seeds.is_some(), "--seeds", TRAIN),
+        (args.epochs.is_some(), "--epochs", TRAIN),
+        (args.float_epochs.is_some(), "--float-epochs", TRAIN),
+        (args.batch.is_some(), "--batch", TRAIN),
+    ])?;
     let model = Model::load(args.model.as_deref().ok_or_else(|| Error::Usage {
         what: format!("`{}` is found on a trained float network", table.name),
         hint: "give it as --model".into(),
@@ -58,7 +67,7 @@ pub fn run(table: &PostTable, args: &Args, out: &Output) -> Result<Verdict, Erro
         },
         target: &"ort".parse()?,
         weights: args.weights.unwrap_or(WEIGHTS),
-        activations: args.activations,
+        activations: args.activations.unwrap_or(ACTIVATIONS),
         evaluations: args.evaluations.unwrap_or(if args.quick { EVALUATIONS.1 } else { EVALUATIONS.0 }),
         samples: SAMPLES.1.min(limit),
         seed: out.global.seed,

@@ -119,6 +119,8 @@ pub struct RecipeArgs {
 
 /// What flags of quantizers go with.
 pub(super) const LOW: &str = "training in few bits, not with --method float";
+/// Default of `--learning-rate` with Adam and AdamW.
+const ADAM_RATE: f64 = 1e-3;
 /// Default of `--momentum`.
 const MOMENTUM: f64 = 0.9;
 /// Default of `--bn-reestimation`.
@@ -238,15 +240,9 @@ impl RecipeArgs {
                 "adamw" => Rule::AdamW(moments),
                 name => Rule::Sgd { momentum: self.momentum.unwrap_or(MOMENTUM) as f32, nesterov: name == "nesterov" },
             },
-            learning_rate: self.learning_rate.unwrap_or(match (method, self.optimizer.as_str()) {
-                (_, "adam" | "adamw") => 1e-3,
-                (None, _) => 0.1,
-                // Without normalization, large steps diverge.
-                _ if fold == Fold::Merged => 0.0005,
-                (Some(_), _) if !policy.is_low() => 0.001,
-                // Nor with one that is frozen half of the time.
-                _ if fold.on_folded() => 0.0025,
-                (Some(_), _) => 0.01,
+            learning_rate: self.learning_rate.unwrap_or(match self.optimizer.as_str() {
+                "adam" | "adamw" => ADAM_RATE,
+                _ => Recipe::usual_rate(goal(0)?.as_ref(), fold),
             }),
             quantizer_rate: self.scale_rate.unwrap_or(method.map_or(1.0, Method::quantizer_rate)),
             weight_decay: self.weight_decay,

@@ -89,6 +89,7 @@ pub fn run(
 impl PostRequest<'_> {
     fn setup(&self) -> PostSetup {
         PostSetup {
+            fewbits: env!("CARGO_PKG_VERSION").into(),
             table: self.table.name.into(),
             model: self.model.path.display().to_string(),
             model_sha256: model_sha256(&self.model.graph),

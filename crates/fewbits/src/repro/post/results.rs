@@ -1,19 +1,20 @@
 //! What was measured, on disk.
 
-use super::{Paired, PostTable};
+use super::{
+    super::results::{JSON, earlier},
+    Paired, PostTable,
+};
 use crate::Error;
 use fewbits_files::write_atomically;
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{self, Write},
-    path::Path,
-};
+use std::{collections::BTreeMap, io::Write, path::Path};
 
 /// What results belong to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PostSetup {
+    /// Version of the program.
+    #[serde(default)]
+    pub fewbits: String,
     /// Name of the table.
     pub table: String,
     /// The float model.
@@ -97,28 +98,16 @@ pub struct PostResults {
     pub rows: Vec<Measured>,
 }
 
-const JSON: &str = "results.json";
-
 impl PostResults {
     /// What `folder` holds of `setup`, or nothing yet. The command line itself may differ.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read; [`Error::Usage`] if it is of another setup.
     pub fn open(folder: &Path, setup: PostSetup) -> Result<Self, Error> {
-        let path = folder.join(JSON);
-        if !path.exists() {
-            return Ok(PostResults { setup, ..PostResults::default() });
-        }
-        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let broken = |e: serde_json::Error| Error::io("read", &path)(io::Error::new(io::ErrorKind::InvalidData, e));
-        let found: PostResults = serde_json::from_str(&text).map_err(broken)?;
-        if (PostSetup { command: setup.command.clone(), ..found.setup.clone() }) == setup {
-            return Ok(found);
-        }
-        Err(Error::Usage {
-            what: format!("`{}` holds results of another setup", path.display()),
-            hint: "repeat the flags it was made with, or choose another --out".into(),
-        })
+        let is_same =
+            |found: &PostResults| (PostSetup { command: setup.command.clone(), ..found.setup.clone() }) == setup;
+        let found = earlier(&folder.join(JSON), is_same)?;
+        Ok(found.unwrap_or_else(|| PostResults { setup, ..PostResults::default() }))
     }
 
     /// Writes the file.

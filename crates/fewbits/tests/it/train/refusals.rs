@@ -105,7 +105,7 @@ fn flags_that_nothing_looks_at_are_errors() {
     let studio = Studio::new(32, 16);
     let (model, out) = (studio.desk.path("demo.onnx"), studio.desk.path("run"));
     // Method, flags, and what they go with.
-    let idle: [(&str, &[&str], &str); 16] = [
+    let idle: [(&str, &[&str], &str); 18] = [
         ("lsq", &["--configuration", "2"], "--configuration does nothing here"),
         ("pact", &["--offset", "learned"], "it goes with --method lsq+"),
         ("lsq+", &["--offset", "minimum", "--configuration", "2"], "it goes with --configuration 3 or 4"),
@@ -118,6 +118,9 @@ fn flags_that_nothing_looks_at_are_errors() {
         ("float", &["--weights", "4"], "not with --method float"),
         ("float", &["--granularity", "tensor"], "not with --method float"),
         ("float", &["--no-equalize"], "not with --method float"),
+        ("float", &["--edge-bits", "4"], "not with --method float"),
+        // With a scale for each channel there is nothing to equalize for.
+        ("lsq-bn", &["--no-equalize"], "it goes with --granularity tensor"),
         ("lsq", &["--optimizer", "adam", "--momentum", "0.9"], "it goes with --optimizer sgd or nesterov"),
         ("lsq-bn", &["--bn-reestimation", "8"], "it goes with --fold none"),
         ("lsq", &["--bn-reestimation", "8", "--freeze-at", "0.5"], "without --freeze-at"),
@@ -129,5 +132,21 @@ fn flags_that_nothing_looks_at_are_errors() {
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(2) && error.contains(expected), "{method} {flags:?}: {error}");
         assert!(!Path::new(&out).exists(), "{method} {flags:?}");
+    }
+}
+
+#[test]
+fn tables_refuse_flags_of_other_tables() {
+    let desk = Desk::new();
+    let out = desk.path("table");
+    for (table, flag, expected) in [
+        ("lsqplus-table2", "--evaluations", "it goes with zero-point and mixed-clipping"),
+        ("lsqplus-table2", "--weights", "it goes with zero-point and mixed-clipping"),
+        ("zero-point", "--epochs", "it goes with tables that train"),
+        ("zero-point", "--seeds", "it goes with tables that train"),
+    ] {
+        let output = program(&["repro", table, "--data", "a", "--val", "b", flag, "4", "--out", &out]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && error.contains(expected), "{table} {flag}: {error}");
     }
 }

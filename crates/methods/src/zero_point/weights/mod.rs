@@ -31,7 +31,7 @@
 use crate::{
     BlockMethod, Draft, Layer, MethodError, Walk,
     clipping::{Rounded, Weights, largest},
-    moments::{Group, Moments},
+    moments::{Group, Left, Moments},
 };
 use fewbits_graph::TensorQuant;
 use std::sync::{Mutex, PoisonError};
@@ -65,6 +65,7 @@ pub struct WeightShift {
     /// Whether the mean error is taken off the bias.
     pub bias: bool,
     layers: Mutex<Vec<Outcome>>,
+    left: Left,
 }
 
 /// What became of a layer.
@@ -89,7 +90,7 @@ struct Choice {
 impl WeightShift {
     /// The method for `shift`; with `bias`, mean errors are taken off the biases.
     pub fn new(shift: Shift, bias: bool) -> Self {
-        WeightShift { shift, bias, layers: Mutex::default() }
+        WeightShift { shift, bias, layers: Mutex::default(), left: Left::default() }
     }
 
     fn layer(&self, walk: &Walk<'_>, draft: &mut Draft, layer: &Layer, moments: &Moments) {
@@ -138,7 +139,7 @@ impl BlockMethod for WeightShift {
     fn improve(&self, walk: &Walk<'_>, draft: &mut Draft) -> Result<(), MethodError> {
         let Some(block) = walk.block() else { return Ok(()) };
         for layer in &block.layers {
-            if let Some(moments) = Moments::of(walk, draft, layer)? {
+            if let Some(moments) = self.left.moments(walk, draft, layer)? {
                 self.layer(walk, draft, layer, &moments);
             }
         }
@@ -148,7 +149,7 @@ impl BlockMethod for WeightShift {
     fn findings(&self) -> Vec<String> {
         let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         if layers.is_empty() {
-            return vec![];
+            return self.left.findings();
         }
         let sum = |count: fn(&Outcome) -> usize| layers.iter().map(count).sum::<usize>();
         let off = layers.iter().filter(|layer| layer.shifted > 0).count();
@@ -158,7 +159,7 @@ impl BlockMethod for WeightShift {
             let logs = with_error.iter().map(|layer| (layer.errors[i] / layer.errors[0]).ln()).sum::<f64>();
             100.0 * (logs / with_error.len().max(1) as f64).exp()
         };
-        vec![
+        let lines = [
             format!(
                 "{} of {} scales shifted, {} by half a code or more; error of rounding {:.1} % with scales alone, {:.1} % with shifts",
                 sum(|layer| layer.shifted),
@@ -170,7 +171,8 @@ impl BlockMethod for WeightShift {
             format!(
                 "not deployable in integers: {off} layers have shifted weights, which the file holds as float numbers"
             ),
-        ]
+        ];
+        lines.into_iter().chain(self.left.findings()).collect()
     }
 }
 

@@ -41,7 +41,7 @@ use replay::{STATE, Step};
 
 /// The last episode whose actions are random, counted from 0.
 const WARM_UP: usize = 20;
-/// Deviation of the noise behind the warm-up, and what is left of it from episode to episode.
+/// Deviation of the noise after the warm-up, and what is left of it from episode to episode.
 const NOISE: f64 = 0.5;
 const NOISE_DECAY: f64 = 0.99;
 /// Steps that are remembered, for each layer.
