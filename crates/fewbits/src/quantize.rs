@@ -1,6 +1,7 @@
 //! Post-training quantization: prepare, place, observe, choose ranges, and hand over to [`crate::refine`].
 
 mod check;
+mod choice;
 mod grounds;
 mod layout;
 mod reshape;
@@ -16,9 +17,8 @@ use crate::{
     stream::{Source, outputs},
 };
 use fewbits_graph::{
-    Graph, Grids, QuantParams, Tensor,
+    Graph, Grids, Tensor,
     exec::{self, Mode},
-    op::Fact,
     passes::{self, Change},
 };
 use fewbits_kernels::Threads;
@@ -29,14 +29,15 @@ use fewbits_methods::{
     expectation::{self, Normals},
     layers,
 };
-use fewbits_quant::{Range, RangeRule, Stats, calibrate, importance, placement::Placement};
+use fewbits_quant::{RangeRule, Stats, calibrate, importance, placement::Placement};
 use serde::Serialize;
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 pub(crate) use check::data_shapes;
 use check::{check_channel_bits, check_names, check_same};
+use choice::{Basis, Choice, Chosen, Compared, choose_rule};
 pub use layout::laid_out;
-use layout::{observed_tensors, patched, placed};
+use layout::{observed_tensors, placed};
 pub use reshape::Reshaped;
 use reshape::{RESHAPING_SAMPLES, reshape};
 pub use settings::{CANDIDATES, Ranges, Settings, TIME_BUDGET};
@@ -163,38 +164,10 @@ pub fn quantize(
         weights: &judged_grids,
         means: &means,
     };
-    let mut choices = Vec::new();
-    progress.begin("choosing ranges", compared.indices.len() * rules.len());
-    for &rule in &rules {
-        let choice = choose(&basis, settings, rule)?;
-        let trial = match references.is_empty() {
-            true => None,
-            false => {
-                let patched = patched(&graph, &choice.biases);
-                let mode = Mode::Integer(&choice.grids);
-                let sqnr_db = output_sqnr(&patched, mode, &compared, &references, threads, progress)?;
-                Some(Trial { rule, sqnr_db })
-            }
-        };
-        choices.push((choice, trial));
-    }
-    progress.end();
-    let trials: Vec<Trial> = choices.iter().filter_map(|(_, trial)| trial.clone()).collect();
-    // Of equals the first: the simpler rule.
-    let best = (0..trials.len()).rev().max_by(|&a, &b| trials[a].sqnr_db.total_cmp(&trials[b].sqnr_db)).unwrap_or(0);
-    let (judged, _) = choices.swap_remove(best);
-    let doubted = !judged.biases.is_empty() && settings.methods.are_measured();
-    let mut corrects = true;
-    if let Some(Trial { sqnr_db, .. }) = trials.get(best).filter(|_| doubted) {
-        let mode = Mode::Integer(&judged.grids);
-        let (begun, after_db) = (Instant::now(), *sqnr_db);
-        let before_db = output_sqnr(&graph, mode, &compared, &references, threads, progress)?;
-        corrects = before_db <= after_db;
-        let (methods, seconds) = (Method::BiasCorrection.to_string(), begun.elapsed().as_secs_f64());
-        steps.push(Step { methods, before_db, after_db, kept: corrects, findings: vec![], seconds });
-    }
-    let choice = choose(&Basis { weights: &weight_grids, ..basis }, settings, rules[best])?;
-    let Choice { mut grids, mut biases, guarded } = choice;
+    let compared = Compared { source: compared, references, threads, progress };
+    let Chosen { rule, trials, corrects, step } = choose_rule(basis, settings, &rules, &compared)?;
+    steps.extend(step);
+    let Choice { mut grids, mut biases, guarded } = Basis { weights: &weight_grids, ..basis }.choose(settings, rule)?;
     let mut channel_bits = None;
     if settings.policy.channel_bits {
         let ground = Ground { float: &graph, placement: &placement, facts: &facts, stats: &stats };
@@ -217,7 +190,7 @@ pub fn quantize(
         placement,
         grids,
         patches,
-        rule: rules[best],
+        rule,
         trials,
         stats,
         channel_bits,
@@ -232,35 +205,6 @@ pub fn quantize(
         grounds::explain(&mut quantized.steps, &before, &rescaled, settings.policy.per_channel);
     }
     Ok(quantized)
-}
-
-/// Grids under one rule, and the biases that go with them.
-struct Choice {
-    grids: Grids,
-    biases: Patches,
-    guarded: Vec<String>,
-}
-
-/// What grids are chosen from.
-struct Basis<'a> {
-    graph: &'a Graph,
-    placement: &'a Placement,
-    facts: &'a BTreeMap<String, Fact>,
-    stats: &'a Stats,
-    /// Ranges that are given.
-    ranges: &'a BTreeMap<String, Range>,
-    weights: &'a BTreeMap<String, QuantParams>,
-    /// `E[x]` by channel of what layers multiply, if biases are corrected.
-    means: &'a BTreeMap<String, Vec<f64>>,
-}
-
-fn choose(basis: &Basis<'_>, settings: &Settings, rule: RangeRule) -> Result<Choice, Error> {
-    let Basis { graph, placement, facts, stats, ranges, weights, means } = *basis;
-    let ranges = calibrate::with_known(ranges, graph, placement, facts);
-    let mut grids = calibrate::activations(graph, placement, stats, &settings.policy, &settings.target, rule, &ranges)?;
-    let guarded = calibrate::add_weights(graph, placement, weights, &mut grids);
-    let biases = bias_correction::corrections(graph, &grids, facts, means);
-    Ok(Choice { grids, biases, guarded })
 }
 
 /// The means that biases are corrected with: those of the samples, and in their place those of `normals` with the analytic form.

@@ -6,7 +6,7 @@
 /// steps whose memory grows with their number, so that the initial values are soon forgotten (TensorFlow's
 /// `ExponentialMovingAverage` with `num_updates`).
 #[derive(Debug, Clone, PartialEq)]
-pub struct MovingAverage {
+pub struct Ema {
     /// The averages.
     pub values: Vec<f32>,
     /// Updates so far.
@@ -15,7 +15,7 @@ pub struct MovingAverage {
     pub decay: f64,
 }
 
-impl MovingAverage {
+impl Ema {
     /// Starts at the present values.
     pub fn new(values: &[f32], decay: f64) -> Self {
         Self { values: values.to_vec(), updates: 0, decay }
@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn warm_up_by_hand() {
-        let mut average = MovingAverage::new(&[0.0, 4.0], 0.15);
+        let mut average = Ema::new(&[0.0, 4.0], 0.15);
         // d = 1/10, then 0.15 in place of 2/11.
         average.update(&[1.0, 4.0]);
         assert!((average.values[0] - 0.9).abs() < 1e-6);
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn memory_is_that_of_the_decay() {
-        let mut average = MovingAverage::new(&[1.0], 0.9);
+        let mut average = Ema::new(&[1.0], 0.9);
         (0..2000).for_each(|_| average.update(&[1.0]));
         (0..10).for_each(|_| average.update(&[0.0]));
         assert!((average.values[0] - 0.9f32.powi(10)).abs() < 1e-5);
@@ -58,13 +58,13 @@ mod tests {
 
     #[test]
     fn a_stored_average_continues() {
-        let mut whole = MovingAverage::new(&[0.0], 0.99);
+        let mut whole = Ema::new(&[0.0], 0.99);
         (0..5).for_each(|i| whole.update(&[i as f32]));
-        let mut parts = MovingAverage::new(&[0.0], 0.99);
+        let mut parts = Ema::new(&[0.0], 0.99);
         (0..3).for_each(|i| parts.update(&[i as f32]));
         // What a checkpoint holds.
         let (values, updates) = (parts.values, parts.updates);
-        let mut parts = MovingAverage { values, updates, ..MovingAverage::new(&[7.0], 0.99) };
+        let mut parts = Ema { values, updates, ..Ema::new(&[7.0], 0.99) };
         (3..5).for_each(|i| parts.update(&[i as f32]));
         assert_eq!(whole, parts);
     }

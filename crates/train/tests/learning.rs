@@ -285,7 +285,7 @@ fn every_epoch_can_be_the_result_unless_something_is_still_to_change() {
     for method in [Method::LsqPlus, Method::Pact] {
         assert_eq!(first_best(&graph, &recipe(Some(goal(method)), 4)), Some(2), "snapped at half the epochs");
     }
-    assert_eq!(first_best(&graph, &recipe(Some(goal(Method::MovingAverage)), 4)), Some(1), "ten steps are watched");
+    assert_eq!(first_best(&graph, &recipe(Some(goal(Method::Qat)), 4)), Some(1), "ten steps are watched");
     let frozen = Recipe { freeze_at: 0.5, ..recipe(Some(goal(Method::Lsq)), 4) };
     assert_eq!(first_best(&graph, &frozen), Some(2));
     assert_eq!(first_best(&network(false), &frozen), Some(0), "without statistics nothing is frozen");

@@ -13,7 +13,7 @@ use fewbits::{
     train::{Request, Trained, is_result, train},
 };
 use fewbits_data::Augment;
-use fewbits_graph::DType;
+use fewbits_graph::{DType, Graph};
 use fewbits_quant::{calibrate::Policy, target::Target};
 use fewbits_train::quantizers::Method;
 use recipe::{LOW, RecipeArgs, parse};
@@ -158,27 +158,7 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     if method.is_some() && edge_bits > args.weights.min(args.activations) {
         out.note(&format!("first and last layers keep {edge_bits} bits (--edge-bits)"));
     }
-    let teacher = match args.recipe.distill.as_deref() {
-        None => None,
-        Some("self") => Some(model.graph.clone()),
-        Some(path) => {
-            let teacher = Model::load(path.as_ref())?;
-            if teacher.grids.is_some() {
-                return Err(Error::Model {
-                    path: path.into(),
-                    what: "it is quantized".into(),
-                    hint: "give a float network as --distill",
-                });
-            }
-            Some(teacher.graph)
-        }
-    };
-    if teacher.as_ref().is_some_and(|graph| graph.outputs.first().is_none_or(|info| info.dtype != DType::F32)) {
-        return Err(Error::Usage {
-            what: "the teacher's first output is not float32".into(),
-            hint: "--distill needs a network that puts out scores of classes".into(),
-        });
-    }
+    let teacher = teacher(args, &model)?;
     let usual = if training.is_prepared() { "none" } else { "crop4,flip" };
     let augment = args.recipe.augment.as_deref().unwrap_or(usual);
     let request = Request {
@@ -209,6 +189,32 @@ pub fn run(args: &Args, out: &Output) -> Result<Verdict, Error> {
     let result = trained.summary.integer_top1.unwrap_or(trained.summary.fake_top1);
     let missed = args.at_least.is_some_and(|least| result < least);
     Ok(if missed { Verdict::Missed } else { Verdict::Done })
+}
+
+/// The float network that is learned from too: `model` itself, or one of its own.
+fn teacher(args: &Args, model: &Model) -> Result<Option<Graph>, Error> {
+    let graph = match args.recipe.distill.as_deref() {
+        None => return Ok(None),
+        Some("self") => model.graph.clone(),
+        Some(path) => {
+            let teacher = Model::load(path.as_ref())?;
+            if teacher.grids.is_some() {
+                return Err(Error::Model {
+                    path: path.into(),
+                    what: "it is quantized".into(),
+                    hint: "give a float network as --distill",
+                });
+            }
+            teacher.graph
+        }
+    };
+    if graph.outputs.first().is_none_or(|info| info.dtype != DType::F32) {
+        return Err(Error::Usage {
+            what: "the teacher's first output is not float32".into(),
+            hint: "--distill needs a network that puts out scores of classes".into(),
+        });
+    }
+    Ok(Some(graph))
 }
 
 fn text(trained: &Trained, path: &Path) -> String {

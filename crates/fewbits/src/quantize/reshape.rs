@@ -2,7 +2,7 @@
 //! absorption of biases. (Where activations have few bits, equalization lets a Clip take what is not worth resolving.)
 
 use super::{
-    Basis, choose,
+    choice::Basis,
     layout::{observed_tensors, patched, placed},
     output_sqnr, source_means,
 };
@@ -101,7 +101,7 @@ pub(super) fn reshape(
             means: &means,
         };
         let by = |&rule: &RangeRule| {
-            let choice = choose(&basis, settings, rule)?;
+            let choice = basis.choose(settings, rule)?;
             let mode = Mode::Integer(&choice.grids);
             output_sqnr(&patched(&graph, &choice.biases), mode, source, &references, threads, progress)
         };

@@ -18,7 +18,7 @@ pub fn table() -> Table {
     let methods = [
         ("LSQ-BN", trained(Method::LsqBn, Fold::Corrected), [72.3, 69.8]),
         ("PTQ", Way::Quantize, [68.7, 67.2]),
-        ("QAT", trained(Method::MovingAverage, Fold::Corrected), [70.9, 62.0]),
+        ("QAT", trained(Method::Qat, Fold::Corrected), [70.9, 62.0]),
         ("LSQ", trained(Method::Lsq, Fold::None), [72.9, 70.3]),
     ];
     let mut rows = Vec::new();

@@ -141,5 +141,5 @@ impl Quantizers {
 
 /// Whether the method's own quantizers serve 8-bit tensors of any sign too.
 fn keeps_ranges(method: Method) -> bool {
-    matches!(method, Method::Lsq | Method::LsqPlus | Method::LsqBn | Method::MovingAverage | Method::Tqt)
+    matches!(method, Method::Lsq | Method::LsqPlus | Method::LsqBn | Method::Qat | Method::Tqt)
 }

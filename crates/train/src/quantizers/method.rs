@@ -25,7 +25,7 @@ pub enum Method {
     /// `sawb`: SAWB weights and PACT activations (PACT-SAWB).
     Sawb,
     /// `qat`: ranges observed by moving averages.
-    MovingAverage,
+    Qat,
 }
 
 impl Method {
@@ -40,7 +40,7 @@ impl Method {
         Method::DoReFa,
         Method::Tqt,
         Method::Sawb,
-        Method::MovingAverage,
+        Method::Qat,
     ];
 
     /// Its name on the command line.
@@ -55,7 +55,7 @@ impl Method {
             Method::DoReFa => "dorefa",
             Method::Tqt => "tqt",
             Method::Sawb => "sawb",
-            Method::MovingAverage => "qat",
+            Method::Qat => "qat",
         }
     }
 
@@ -67,7 +67,7 @@ impl Method {
 
     /// Whether activations have a zero point whatever their signs are.
     pub fn has_zero_points(self) -> bool {
-        matches!(self, Method::Dsq | Method::MovingAverage)
+        matches!(self, Method::Dsq | Method::Qat)
     }
 
     /// Whether activations have a form that integer kernels compute.
@@ -120,7 +120,7 @@ pub fn weight_quantizer(
         Method::Dsq => Arc::new(DsqWeights::new(bits, settings.dsq_alpha, settings.learn_dsq_alpha)),
         Method::Qil => Arc::new(Qil::weights(bits, settings.learn_gamma, settings.keep_magnitude)),
         Method::Tqt => Arc::new(Tqt::weights(bits)),
-        Method::MovingAverage => Arc::new(StepRange::new(bits)),
+        Method::Qat => Arc::new(StepRange::new(bits)),
     })
 }
 
@@ -166,7 +166,7 @@ pub fn activation_quantizer(
         Method::Qil => Arc::new(Qil::activations(bits, signed, settings.keep_magnitude)),
         Method::DoReFa => Arc::new(DoReFaActivations::new(bits, signed)),
         Method::Tqt => Arc::new(Tqt::activations(bits, signed)),
-        Method::MovingAverage => Arc::new(MovingAverage::new(bits, settings.delay, settings.decay)),
+        Method::Qat => Arc::new(MovingAverage::new(bits, settings.delay, settings.decay)),
     })
 }
 

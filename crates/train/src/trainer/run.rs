@@ -4,7 +4,7 @@ use super::{Setup, StepReport, Watcher, resume::identity};
 use crate::{
     TrainError,
     checkpoint::{Checkpoint, Identity, Tally},
-    ema::MovingAverage,
+    ema::Ema,
     loss::{Loss, LossError},
     network::{Goal, Network, Quantizers},
     optimizer::{Group, Optimizer, State},
@@ -40,7 +40,7 @@ pub(super) struct Run<'a> {
     pub(super) leaves: Leaves,
     pub(super) optimizer: Optimizer,
     /// Of values and of statistics.
-    pub(super) average: Option<[MovingAverage; 2]>,
+    pub(super) average: Option<[Ema; 2]>,
     pub(super) gradients: Vec<f32>,
     pub(super) tapes: Vec<(Vec<usize>, Tape)>,
     pub(super) teacher: Option<Executor<'a>>,
@@ -106,7 +106,7 @@ impl<'a> Run<'a> {
             // What is left over at the end of an epoch makes no step.
             let accumulate = self.recipe().accumulate.max(1);
             let batches = epochs * (training.batches() / accumulate * accumulate);
-            if let Some(Goal { method: Method::MovingAverage, settings, .. }) = goal
+            if let Some(Goal { method: Method::Qat, settings, .. }) = goal
                 && batches < settings.delay as usize
             {
                 return Err(TrainError::Delay { batches, delay: settings.delay });
@@ -173,7 +173,7 @@ impl<'a> Run<'a> {
                 self.start_activations()?;
             }
             let decay = self.recipe().average;
-            let both = || [&self.leaves.values, &self.leaves.statistics].map(|now| MovingAverage::new(now, decay));
+            let both = || [&self.leaves.values, &self.leaves.statistics].map(|now| Ema::new(now, decay));
             self.average = (decay > 0.0).then(both);
         }
         Ok(())

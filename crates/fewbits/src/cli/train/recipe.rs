@@ -143,7 +143,7 @@ impl RecipeArgs {
             (self.offset.is_some() && !is(Method::LsqPlus), "--offset", "--method lsq+"),
             (self.offset.is_some() && bounded, "--offset", "--configuration 3 or 4"),
             (self.pact_weights.is_some() && !is(Method::Pact), "--pact-weights", "--method pact"),
-            (self.delay.is_some() && !is(Method::MovingAverage), "--delay", "--method qat"),
+            (self.delay.is_some() && !is(Method::Qat), "--delay", "--method qat"),
             // Where a method has no quantizer of its own, LSQ+ looks at these.
             (self.snap_at.is_some() && is_float, "--snap-at", LOW),
             (self.include_batch && is_float, "--include-batch", LOW),
