@@ -6,7 +6,7 @@
 pub mod bench;
 pub mod compare;
 pub mod demo;
-pub mod distill;
+pub mod drawn;
 pub mod error;
 pub mod evaluate;
 pub mod export;

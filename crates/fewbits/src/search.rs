@@ -67,26 +67,11 @@ pub fn search(
 ) -> Result<(Found, Quantized), Error> {
     let begun = Instant::now();
     inside::check(search.inside)?;
-    // The network that is measured is reshaped as the final one, but what comes after grids is left out. Any width below 8 gives every
-    // input that others read too a grid of its own.
-    let mut plain =
-        quantize::Settings { time_budget: Duration::ZERO, partial: None, reshaped: None, ..settings.clone() };
-    match &mut plain.methods {
-        // Reshaping is judged by the fewest bits that there may be.
-        Methods::Auto => plain.policy.weight_bits = search.widths.first().map_or(8, |&bits| bits),
-        Methods::Basic => {}
-        Methods::List(list) => list.retain(|&method| Stage::of(method, settings, None).is_none()),
-    }
-    if let Some(&least) = search.input_widths.first() {
-        plain.policy.activation_bits = least.min(7);
-    }
-    let first = quantize(model, source, &plain, threads, progress)?;
+    let first = measured_network(model, source, settings, search, threads, progress)?;
     let facts = exec::infer(&first.float, &quantize::data_shapes(model, source)?).map_err(Error::graph(&model.path))?;
     let ground = Ground { float: &first.float, placement: &first.placement, facts: &facts, stats: &first.stats };
-    let stride = source.indices.len().div_ceil(search.samples.max(1)).max(1);
-    let seen = Source { indices: source.indices.iter().copied().step_by(stride).collect(), ..*source };
-    let stride = seen.indices.len().div_ceil(TABLE_SAMPLES).max(1);
-    let few = Source { indices: seen.indices.iter().copied().step_by(stride).collect(), ..*source };
+    let seen = thinned(source, search.samples);
+    let few = thinned(&seen, TABLE_SAMPLES);
     let (pool, runs) = (Threads::new(threads), Runs::of(&few, &first.float));
     // What the drop of a network is measured on has grids everywhere; else those of 8 bits make no difference.
     let counts = settings.policy.activation_bits < 8 || search.max_drop.is_some();
@@ -207,6 +192,36 @@ pub fn search(
         given.rest += more;
         problem = Problem::new(&table, &budgets, given)?;
     }
+}
+
+/// The network that damage is measured on. It is reshaped as the final one, but what comes after grids is left out. Any width below 8 gives
+/// every input that others read too a grid of its own.
+fn measured_network(
+    model: &Model,
+    source: &Source<'_>,
+    settings: &quantize::Settings,
+    search: &Settings,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Quantized, Error> {
+    let mut plain =
+        quantize::Settings { time_budget: Duration::ZERO, partial: None, reshaped: None, ..settings.clone() };
+    match &mut plain.methods {
+        // Reshaping is judged by the fewest bits that there may be.
+        Methods::Auto => plain.policy.weight_bits = search.widths.first().map_or(8, |&bits| bits),
+        Methods::Basic => {}
+        Methods::List(list) => list.retain(|&method| Stage::of(method, settings, None).is_none()),
+    }
+    if let Some(&least) = search.input_widths.first() {
+        plain.policy.activation_bits = least.min(7);
+    }
+    quantize(model, source, &plain, threads, progress)
+}
+
+/// Every n-th sample of `source`, so that there are `most` at most.
+fn thinned<'a>(source: &Source<'a>, most: usize) -> Source<'a> {
+    let stride = source.indices.len().div_ceil(most.max(1)).max(1);
+    Source { indices: source.indices.iter().copied().step_by(stride).collect(), ..*source }
 }
 
 /// Tries assignments as the strategy says; the one with the least measured damage is chosen.

@@ -7,7 +7,7 @@ use super::{
 };
 use fewbits::stream::Source;
 use fewbits::{
-    Error, Model, distill, export,
+    Error, Model, drawn, export,
     methods::{self, Method, Methods},
     plan,
     quantize::{Quantized, Ranges, Settings, TIME_BUDGET, quantize},
@@ -222,7 +222,7 @@ fn dataset(model: &Model, args: &Args, out: &Output) -> Result<Dataset, Error> {
                 ..usual
             };
             let preprocess = args.preprocess.stated(model)?;
-            distill::dataset(model, preprocess.as_ref(), &config, out.global.threads, &*out.progress())
+            drawn::dataset(model, preprocess.as_ref(), &config, out.global.threads, &*out.progress())
         }
         (Some(_), true) => Err(Error::Usage {
             what: "--method zeroq-data makes its own calibration data".into(),

@@ -120,7 +120,7 @@ impl Default for Config {
 /// # Errors
 /// [`MethodError::Unsupported`] if the graph has several inputs, or no BatchNormalization to match; [`MethodError::Graph`] if it cannot
 /// be differentiated.
-pub fn distill(
+pub fn draw(
     graph: &Graph,
     shape: &[usize],
     config: &Config,

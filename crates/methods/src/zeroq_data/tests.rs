@@ -75,7 +75,7 @@ fn images_come_to_match_whatever_the_number_of_threads() {
     let graph = trained(&network());
     let pixels = vec![Pixels { mean: 0.1, deviation: 0.7, least: -0.9, most: 1.2 }; 3];
     let config = Config { images: 3, smooth: false, class_weight: 0.0, pixels, ..Config::default() };
-    let made = |threads| distill(&graph, &SHAPE, &config, &Threads::new(threads), &Silent).unwrap();
+    let made = |threads| draw(&graph, &SHAPE, &config, &Threads::new(threads), &Silent).unwrap();
     let images = made(2);
     assert_eq!(images, made(1));
     assert_eq!(images.len(), 3);
@@ -95,7 +95,7 @@ fn classifiers_find_the_classes_that_were_drawn() {
     let graph = trained(&network());
     let made = |class_weight| {
         let config = Config { images: 4, class_weight, ..Config::default() };
-        distill(&graph, &SHAPE, &config, &Threads::new(1), &Silent).unwrap()
+        draw(&graph, &SHAPE, &config, &Threads::new(1), &Silent).unwrap()
     };
     let hits = |images: Vec<Vec<Tensor>>| {
         let found = |(i, image): (u64, &Vec<Tensor>)| {
@@ -138,6 +138,6 @@ fn trained(graph: &Graph) -> Graph {
 fn without_normalizations_it_says_so() {
     let folded = fewbits_graph::passes::prepare(&network()).unwrap().0;
     let config = Config { images: 1, iterations: 20, ..Config::default() };
-    let error = distill(&folded, &SHAPE, &config, &Threads::new(1), &Silent).unwrap_err();
+    let error = draw(&folded, &SHAPE, &config, &Threads::new(1), &Silent).unwrap_err();
     assert!(error.to_string().contains("no BatchNormalization") && error.hint().is_some());
 }

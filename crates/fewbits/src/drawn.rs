@@ -4,7 +4,7 @@ use crate::{Error, Model, progress::Progress};
 use fewbits_data::{Dataset, Preprocess};
 use fewbits_graph::passes;
 use fewbits_kernels::Threads;
-use fewbits_methods::zeroq_data::{Config, Pixels, distill};
+use fewbits_methods::zeroq_data::{Config, Pixels, draw};
 
 /// Mean of the pixels of photographs, 0…255.
 const MEAN: f32 = 115.0;
@@ -30,7 +30,7 @@ pub fn dataset(
     let channels = shape.get(1).copied().unwrap_or_default();
     let pixels = preprocess.map_or(vec![], |preprocess| (0..channels).map(|c| pixels(preprocess, c)).collect());
     let config = Config { pixels, ..config.clone() };
-    let images = distill(&graph, &shape, &config, &Threads::new(threads), progress)?;
+    let images = draw(&graph, &shape, &config, &Threads::new(threads), progress)?;
     let rows = images.into_iter().flatten().filter_map(|image| image.as_f32().map(<[f32]>::to_vec)).collect();
     Ok(Dataset::from_tensors(shape[1..].to_vec(), rows))
 }
