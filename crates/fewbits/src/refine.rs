@@ -123,6 +123,8 @@ pub fn refine(
     let spent = Duration::try_from_secs_f64(earlier).unwrap_or(settings.time_budget);
     let deadline = deadline(spent.min(settings.time_budget));
     let stages = stages(settings, deadline);
+    let mirrors = settings.mirrors && !source.dataset.is_prepared();
+    let road = Road { prepared, ground, seen: &seen, mirrors, pool: &pool, progress };
     for (number, stage) in stages.iter().enumerate().skip(mark.done.len()) {
         // A step under way ends with what it has.
         if is_over(deadline) && mark.blocks == 0 {
@@ -131,31 +133,15 @@ pub fn refine(
             break;
         }
         let stage_begun = Instant::now();
-        let runs = Runs::of(&seen, float);
         // Of the blocks that a killed run was through with.
         let (found, spent) = (mark.findings.clone(), mark.seconds);
         let seconds = || spent + stage_begun.elapsed().as_secs_f64();
         let findings = || [&found[..], &stage.findings()].concat();
-        let mut agreed = true;
-        match stage {
-            Stage::Walk(methods) => {
-                let mirrored = Mirrored(&runs);
-                let mirrors = settings.mirrors && !source.dataset.is_prepared();
-                let samples: &dyn Samples = if mirrors { &mirrored } else { &runs };
-                let mut walk = Walk::new(ground, samples, MEMORY, &pool)?;
-                let methods: Vec<&dyn BlockMethod> = methods.iter().map(|m| &**m).collect();
-                for _ in 0..mark.blocks {
-                    walk.advance(&next)?;
-                }
-                walk_through(&mut walk, &mut next, &methods, deadline, progress, |blocks, next| {
-                    (mark.blocks, mark.findings, mark.seconds) = (blocks, findings(), seconds());
-                    mark.spent = earlier + begun.elapsed().as_secs_f64();
-                    partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
-                })?;
-            }
-            Stage::Outputs(method) => agreed = method.run(prepared, ground, &mut next, &seen, &pool, progress)?,
-            Stage::Whole(config) => agreed = e2e_qp::tune(ground, &mut next, &runs, config, &pool, progress)?,
-        }
+        let agreed = road.take(stage, &mut next, mark.blocks, deadline, |blocks, next| {
+            (mark.blocks, mark.findings, mark.seconds) = (blocks, findings(), seconds());
+            mark.spent = earlier + begun.elapsed().as_secs_f64();
+            partial.as_mut().map_or(Ok(()), |partial| partial.write(&best, next, &mark, false))
+        })?;
         guard_biases(&ground, &mut next);
         let (before_db, after_db) = (mark.best_db, closeness(&next)?);
         let kept = !exploring || after_db > before_db + stage.margin_db();
@@ -191,6 +177,50 @@ pub fn refine(
     }
     let steps = [&quantized.steps[..], &mark.done].concat();
     Ok(Quantized { graph, placement, grids: best.grids, patches, steps, ..quantized })
+}
+
+/// What every stage works with.
+struct Road<'a> {
+    /// The float network before it was rescaled.
+    prepared: &'a Graph,
+    ground: Ground<'a>,
+    /// Samples that methods learn from.
+    seen: &'a Source<'a>,
+    /// Whether those who walk see them mirrored, too.
+    mirrors: bool,
+    pool: &'a Threads,
+    progress: &'a dyn Progress,
+}
+
+impl Road<'_> {
+    /// Takes `draft` through `stage`, which is to be over by `deadline`, from its block `first` on; `done` is told the draft after each
+    /// block. Returns false if it could not change anything.
+    fn take(
+        &self,
+        stage: &Stage,
+        draft: &mut Draft,
+        first: usize,
+        deadline: Option<Instant>,
+        done: impl FnMut(usize, &Draft) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let Road { prepared, ground, seen, mirrors, pool, progress } = *self;
+        let runs = Runs::of(seen, ground.float);
+        match stage {
+            Stage::Walk(methods) => {
+                let mirrored = Mirrored(&runs);
+                let samples: &dyn Samples = if mirrors { &mirrored } else { &runs };
+                let mut walk = Walk::new(ground, samples, MEMORY, pool)?;
+                let methods: Vec<&dyn BlockMethod> = methods.iter().map(|m| &**m).collect();
+                for _ in 0..first {
+                    walk.advance(draft)?;
+                }
+                walk_through(&mut walk, draft, &methods, deadline, progress, done)?;
+                Ok(true)
+            }
+            Stage::Outputs(method) => method.run(prepared, ground, draft, seen, pool, progress),
+            Stage::Whole(config) => Ok(e2e_qp::tune(ground, draft, &runs, config, pool, progress)?),
+        }
+    }
 }
 
 /// What the float network makes of `source`, one list of outputs per run.
