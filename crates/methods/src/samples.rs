@@ -35,7 +35,7 @@ pub(crate) fn is_held(i: usize) -> bool {
 
 /// Samples and their mirror images: left and right change places in every input of four dimensions. What is learned from a few hundred
 /// images does better on others if it is learned from these too. A run and its mirror image are both held back, or neither; so the last few
-/// of a number that is no multiple of [`HELD_BACK`] have none.
+/// of a number that is no multiple of 8 have none.
 pub struct Mirrored<'a>(pub &'a dyn Samples);
 
 impl Mirrored<'_> {
