@@ -34,12 +34,12 @@ impl Tally {
 /// What a run goes on with only if it is the same, in words and digests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// Recipe, target and batches.
+    /// Recipe, target, and how batches are made.
     pub settings: String,
-    /// The network, with its weights, and the teacher.
-    pub network: String,
-    /// Names and labels of images.
+    /// Names and labels of images, and how many batches they make.
     pub data: String,
+    /// The network, with its weights as they are trained, and the teacher.
+    pub network: String,
 }
 
 impl Identity {
@@ -47,8 +47,8 @@ impl Identity {
     pub fn difference(&self, other: &Identity) -> Option<&'static str> {
         let parts = [
             (self.settings != other.settings, "other settings"),
-            (self.network != other.network, "another network or teacher"),
             (self.data != other.data, "other data"),
+            (self.network != other.network, "another network or teacher, or channels equalized in another way"),
         ];
         parts.into_iter().find(|(differs, _)| *differs).map(|(_, what)| what)
     }
@@ -131,7 +131,8 @@ impl Checkpoint {
         let fraction = |key: &str| counters.get(key).and_then(serde_json::Value::as_f64);
         let count = |key: &str| number(key).map(|n| n as usize).ok_or_else(missing);
         Ok(Checkpoint {
-            identity: Identity::deserialize(&counters["identity"]).map_err(|e| refuse(e.to_string()))?,
+            identity: Identity::deserialize(&counters["identity"])
+                .map_err(|_| refuse("it was written by another version".into()))?,
             step: count("step")?,
             values: take("values"),
             statistics: take("statistics"),

@@ -175,7 +175,13 @@ impl Stage {
     /// What its methods decided, a line each.
     pub fn findings(&self) -> Vec<String> {
         match self {
-            Stage::Walk(methods) => methods.iter().flat_map(|m| m.findings()).collect(),
+            Stage::Walk(methods) if methods.len() == 1 => methods[0].findings(),
+            Stage::Walk(methods) => {
+                let of = |m: &dyn BlockMethod| -> Vec<String> {
+                    m.findings().into_iter().map(|line| format!("{}: {line}", m.name())).collect()
+                };
+                methods.iter().flat_map(|m| of(&**m)).collect()
+            }
             Stage::Outputs(ByOutputs::MixedClipping(method)) => method.findings(),
             Stage::Outputs(_) | Stage::Whole(_) => vec![],
         }

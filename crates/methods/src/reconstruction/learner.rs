@@ -223,7 +223,7 @@ impl<'a> Learner<'a> {
         for (name, largest) in &self.scales {
             if let Some(leaf) = self.leaves.parameter(&quantizer_leaf(name)) {
                 let scale = &mut self.values[leaf.range.start];
-                *scale = scale.clamp(f32::MIN_POSITIVE, *largest);
+                *scale = scale.min(*largest).max(f32::MIN_POSITIVE);
             }
         }
         Ok(())

